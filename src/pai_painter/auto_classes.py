@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes transformers' Auto classes know the painter, the codec and EasyNLP's folders."""
+
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    BertTokenizer,
+)
+
+from .configuration_pai_painter import EasyNLPArtistConfig, PaiPainterConfig, PaiPainterVQConfig
+from .image_processing_pai_painter import PaiPainterImageProcessor
+from .modeling_pai_painter import PaiPainterForImageGeneration
+from .modeling_vqgan import PaiPainterVQModel
+from .processing_pai_painter import PaiPainterProcessor
+from .weight_mapping import register_easynlp_names
+
+__all__ = ["register_auto_classes"]
+
+
+class EasyNLPArtist(PaiPainterForImageGeneration):
+    """Stands in AutoModel for an EasyNLP folder whose codec isn't known, to say so."""
+
+    config_class = EasyNLPArtistConfig
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, config: EasyNLPArtistConfig, **kwargs: Any) -> Any:
+        """
+        Raises:
+            ValueError: always, with what to pass.
+        """
+        return PaiPainterConfig.from_dict(config.to_dict())
+
+
+def register_auto_classes() -> None:
+    """Called once by `import pai_painter`; calling it again changes nothing."""
+    AutoConfig.register("pai_painter", PaiPainterConfig, exist_ok=True)
+    AutoConfig.register("pai_painter_vqgan", PaiPainterVQConfig, exist_ok=True)
+    AutoConfig.register("artist", EasyNLPArtistConfig, exist_ok=True)
+    AutoModel.register(PaiPainterConfig, PaiPainterForImageGeneration, exist_ok=True)
+    AutoModel.register(PaiPainterVQConfig, PaiPainterVQModel, exist_ok=True)
+    AutoModelForCausalLM.register(PaiPainterConfig, PaiPainterForImageGeneration, exist_ok=True)
+    AutoModel.register(EasyNLPArtistConfig, EasyNLPArtist, exist_ok=True)
+    AutoModelForCausalLM.register(EasyNLPArtistConfig, EasyNLPArtist, exist_ok=True)
+    for config in (PaiPainterConfig, EasyNLPArtistConfig):
+        AutoTokenizer.register(config, tokenizer_class=BertTokenizer, exist_ok=True)
+        AutoImageProcessor.register(config, image_processor_classes={"pil": PaiPainterImageProcessor}, exist_ok=True)
+        AutoProcessor.register(config, PaiPainterProcessor, exist_ok=True)
+    AutoImageProcessor.register(PaiPainterVQConfig, image_processor_classes={"pil": PaiPainterImageProcessor}, exist_ok=True)
+    register_easynlp_names()

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configurations of the codec (VQGAN) and of the painter (GPT over image codes)."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+__all__ = ["EasyNLPArtistConfig", "PaiPainterConfig", "PaiPainterVQConfig"]
+
+
+@strict
+class PaiPainterVQConfig(PreTrainedConfig):
+    r"""
+    Shape of a VQGAN codec. The defaults are taming-transformers' `f16_16384`: 256×256 pixels ⇄ 16×16 codes of 16,384.
+
+    Args:
+        resolution (`int`, *optional*, defaults to 256): Side of the square pictures, in pixels.
+        in_channels (`int`, *optional*, defaults to 3): Channels of the pictures that are encoded.
+        out_channels (`int`, *optional*, defaults to 3): Channels of the pictures that are decoded.
+        base_channels (`int`, *optional*, defaults to 128): Channels of the first level (taming's `ch`).
+        channel_multiplier (`list[int]`, *optional*, defaults to `[1, 1, 2, 2, 4]`):
+            Channels of each level as multiples of `base_channels`. Each level but the last halves the resolution.
+        num_res_blocks (`int`, *optional*, defaults to 2): Residual blocks at each level of the encoder; the
+            decoder has one more.
+        attn_resolutions (`list[int]`, *optional*, defaults to `[16]`): Resolutions whose residual blocks are
+            followed by self-attention.
+        encoder_attention (`bool`, *optional*, defaults to `True`): `False` leaves every attention layer out of
+            the encoder, so that a code says more about its own patch and less about its neighbours.
+        latent_channels (`int`, *optional*, defaults to 256): Channels between encoder and quantiser
+            (taming's `z_channels`).
+        embed_dim (`int`, *optional*, defaults to 256): Width of a codebook entry.
+        num_embeddings (`int`, *optional*, defaults to 16384): Number of codebook entries (taming's `n_embed`).
+        dropout (`float`, *optional*, defaults to 0.0): Dropout inside the residual blocks.
+        norm_num_groups (`int`, *optional*, defaults to 32): Groups of every GroupNorm.
+        norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of every GroupNorm.
+
+    Raises:
+        ValueError: if the sizes don't fit together (StrictDataclassClassValidationError, a `ValueError`).
+    """
+
+    model_type = "pai_painter_vqgan"
+    base_config_key = "vq_config"
+
+    resolution: int = 256
+    in_channels: int = 3
+    out_channels: int = 3
+    base_channels: int = 128
+    channel_multiplier: list[int] | tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: list[int] | tuple[int, ...] = (16,)
+    encoder_attention: bool = True
+    latent_channels: int = 256
+    embed_dim: int = 256
+    num_embeddings: int = 16384
+    dropout: float | int = 0.0
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-6
+
+    @property
+    def image_grid(self) -> int:
+        """Codes along one side of a picture."""
+        return self.resolution // 2 ** (len(self.channel_multiplier) - 1)
+
+    @property
+    def num_image_codes(self) -> int:
+        """Codes of one picture."""
+        return self.image_grid**2
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Reads a native configuration; EasyNLP's `config.json` says nothing of its codec, which is the default."""
+        return super().from_dict(_codec_of_easynlp(config_dict), **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """Reads the file; see [`~PaiPainterVQConfig.from_dict`]."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _codec_of_easynlp(config_dict), kwargs
+
+    @classmethod
+    def from_ddconfig(
+        cls, ddconfig: dict[str, Any], n_embed: int, embed_dim: int, **kwargs: Any
+    ) -> "PaiPainterVQConfig":
+        """
+        Reads the names of taming-transformers (`model.params` of its YAML files).
+
+        Args:
+            ddconfig: taming's `ddconfig`: `z_channels`, `resolution`, `in_channels`, `out_ch`, `ch`, `ch_mult`,
+                `num_res_blocks`, `attn_resolutions`, `dropout`, and perhaps `double_z`.
+            n_embed: number of codebook entries.
+            embed_dim: width of a codebook entry.
+
+        Raises:
+            ValueError: if an entry is missing or unknown, or if `double_z` is true (a KL autoencoder, not a VQGAN).
+        """
+        given = dict(ddconfig)
+        if given.pop("double_z", False):
+            raise ValueError("`double_z: true` belongs to a KL autoencoder; a VQGAN has `double_z: false`.")
+        names = {
+            "z_channels": "latent_channels",
+            "resolution": "resolution",
+            "in_channels": "in_channels",
+            "out_ch": "out_channels",
+            "ch": "base_channels",
+            "ch_mult": "channel_multiplier",
+            "num_res_blocks": "num_res_blocks",
+            "attn_resolutions": "attn_resolutions",
+            "dropout": "dropout",
+        }
+        unknown, missing = sorted(set(given) - set(names)), sorted(set(names) - set(given))
+        if unknown or missing:
+            raise ValueError(
+                f"A VQGAN's `ddconfig` has exactly {sorted(names)} (and `double_z`); "
+                f"missing here: {missing or 'none'}, unknown: {unknown or 'none'}."
+            )
+        fields = {ours: given[theirs] for theirs, ours in names.items()}
+        for name in ("channel_multiplier", "attn_resolutions"):
+            fields[name] = list(fields[name])
+        return cls(num_embeddings=n_embed, embed_dim=embed_dim, **fields, **kwargs)
+
+    def validate_architecture(self) -> None:
+        """Part of `@strict`'s checks: sizes that can't be built are refused with the value that is wrong."""
+        sizes = ("resolution", "in_channels", "out_channels", "base_channels", "num_res_blocks")
+        sizes += ("latent_channels", "embed_dim", "num_embeddings", "norm_num_groups")
+        _require_positive(self, sizes)
+        if not self.channel_multiplier or min(self.channel_multiplier) < 1:
+            raise ValueError(
+                f"`channel_multiplier` must be a list of positive integers, got {self.channel_multiplier}."
+            )
+        halvings = 2 ** (len(self.channel_multiplier) - 1)
+        if self.resolution % halvings:
+            raise ValueError(
+                f"`resolution` ({self.resolution}) must be divisible by {halvings}: "
+                f"{len(self.channel_multiplier)} levels halve it {len(self.channel_multiplier) - 1} times."
+            )
+        for multiplier in (1, *self.channel_multiplier):
+            if self.base_channels * multiplier % self.norm_num_groups:
+                raise ValueError(
+                    f"`base_channels` × {multiplier} = {self.base_channels * multiplier} must be divisible by "
+                    f"`norm_num_groups` ({self.norm_num_groups})."
+                )
+        _require_rates(self, ("dropout",))
+
+
+@strict
+class PaiPainterConfig(PreTrainedConfig):
+    r"""
+    Shape of a painter: a GPT that reads `text_length` caption ids and writes the codes of one picture, and its codec.
+    The defaults are `pai-painter-base-zh`.
+
+    Ids `0 … image_vocab_size - 1` are image codes; caption token `t` has the id `image_vocab_size + t`.
+
+    Args:
+        vq_config (`PaiPainterVQConfig` or `dict`, *optional*): The codec; f16_16384 if not given.
+        image_vocab_size (`int`, *optional*, defaults to 16384): Number of image codes, the width of the head.
+        text_vocab_size (`int`, *optional*, defaults to 21128): Number of caption tokens.
+        text_length (`int`, *optional*, defaults to 32): Caption positions before the first code.
+        hidden_size (`int`, *optional*, defaults to 768): Width of the transformer.
+        num_hidden_layers (`int`, *optional*, defaults to 12): Number of blocks.
+        num_attention_heads (`int`, *optional*, defaults to 12): Attention heads of a block.
+        intermediate_size (`int`, *optional*): Width of the MLP; 4 × `hidden_size` if not given.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the MLP; `"gelu"` is the exact (erf) one.
+        embd_pdrop, resid_pdrop, attn_pdrop (`float`, *optional*, defaults to 0.0): Dropout after the embeddings, on
+            the residual branches and on the attention weights.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of every LayerNorm.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of new weights.
+        num_unmasked (`int`, *optional*, defaults to 0): The first `num_unmasked` positions see each other in both
+            directions (minGPT's `n_unmasked`); at most `text_length`.
+
+    Raises:
+        ValueError: if the sizes don't fit together (StrictDataclassClassValidationError, a `ValueError`).
+    """
+
+    model_type = "pai_painter"
+    sub_configs_defaults = {"vq_config": PaiPainterVQConfig}
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vq_config: dict | PreTrainedConfig | None = None
+    image_vocab_size: int = 16384
+    text_vocab_size: int = 21128
+    text_length: int = 32
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    embd_pdrop: float | int = 0.0
+    resid_pdrop: float | int = 0.0
+    attn_pdrop: float | int = 0.0
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    num_unmasked: int = 0
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """
+        Reads a native configuration or EasyNLP's (`model_type: "artist"`).
+
+        EasyNLP doesn't write down the codec: its code builds VQGAN f16_16384 and nothing else. For another one pass
+        `vq_config`, a [`PaiPainterVQConfig`] or a `dict`.
+
+        Raises:
+            ValueError: if a size is missing or doesn't fit the codec.
+        """
+        return super().from_dict(_translate_easynlp(config_dict, kwargs), **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """Reads the file; EasyNLP's names are translated here already, lest it be taken for another model's."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _translate_easynlp(config_dict, kwargs), kwargs
+
+    @property
+    def image_grid(self) -> int:
+        """Codes along one side of a picture."""
+        return self.vq_config.image_grid
+
+    @property
+    def num_image_codes(self) -> int:
+        """Codes of one picture, all of which are painted."""
+        return self.vq_config.num_image_codes
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model reads: image codes and caption tokens. (It writes `image_vocab_size` of them.)"""
+        return self.image_vocab_size + self.text_vocab_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Positions of a sequence: the caption and one picture."""
+        return self.text_length + self.num_image_codes
+
+    def validate_architecture(self) -> None:
+        """Part of `@strict`'s checks: sizes that can't be built are refused with the value that is wrong."""
+        sizes = ("image_vocab_size", "text_vocab_size", "text_length", "hidden_size", "num_hidden_layers")
+        sizes += ("num_attention_heads", "intermediate_size")
+        _require_positive(self, sizes)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must be divisible by `num_attention_heads` "
+                f"({self.num_attention_heads})."
+            )
+        if self.image_vocab_size != self.vq_config.num_embeddings:
+            raise ValueError(
+                f"`image_vocab_size` ({self.image_vocab_size}) must be the codec's number of codes "
+                f"(`vq_config.num_embeddings` = {self.vq_config.num_embeddings})."
+            )
+        if not 0 <= self.num_unmasked <= self.text_length:
+            raise ValueError(
+                f"`num_unmasked` must lie between 0 and `text_length` ({self.text_length}), "
+                f"got {self.num_unmasked}: an unmasked image code would see the codes that it predicts."
+            )
+        _require_rates(self, ("embd_pdrop", "resid_pdrop", "attn_pdrop"))
+
+
+class EasyNLPArtistConfig(PreTrainedConfig):
+    """
+    Stands for EasyNLP's `model_type: "artist"` in AutoConfig.
+
+    Reading such a `config.json` gives a [`PaiPainterConfig`]. Only if it doesn't fit the codec of the published models
+    and no `vq_config` is given, it stays as it is: enough for tokenizer and processor, which don't need the codec.
+    """
+
+    model_type = "artist"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """See [`PaiPainterConfig.from_dict`]."""
+        if kwargs.get("vq_config") is None and not _fits(config_dict, PaiPainterVQConfig()):
+            return super().from_dict(config_dict, **kwargs)
+        return PaiPainterConfig.from_dict(config_dict, **kwargs)
+
+
+def _codec_of_easynlp(config_dict: dict[str, Any]) -> dict[str, Any]:
+    return {"model_type": "pai_painter_vqgan"} if config_dict.get("model_type") == "artist" else config_dict
+
+
+def _translate_easynlp(config_dict: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    EasyNLP's names in ours (takes `vq_config` out of `kwargs`); any other configuration is given back as it is.
+
+    The caption's length is `block_size` minus the number of codes.
+    """
+    if config_dict.get("model_type") != "artist":
+        return config_dict
+    vq_config = kwargs.pop("vq_config", None) or {}
+    if not isinstance(vq_config, PaiPainterVQConfig):
+        vq_config = PaiPainterVQConfig(**vq_config)
+    required = {
+        "img_vocab_size": "image_vocab_size",
+        "text_vocab_size": "text_vocab_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_embd": "hidden_size",
+    }
+    optional = {
+        "embd_pdrop": "embd_pdrop",
+        "resid_pdrop": "resid_pdrop",
+        "attn_pdrop": "attn_pdrop",
+        "n_unmasked": "num_unmasked",
+    }
+    missing = sorted((set(required) | {"block_size"}) - set(config_dict))
+    if missing:
+        raise ValueError(f"This config.json says it is EasyNLP's (`artist`) but lacks {', '.join(missing)}.")
+    if not _fits(config_dict, vq_config):
+        raise ValueError(
+            f"This EasyNLP folder has {config_dict['block_size']} positions and {config_dict['img_vocab_size']} image "
+            f"codes, which doesn't fit a codec of {vq_config.num_image_codes} codes a picture out of "
+            f"{vq_config.num_embeddings}. EasyNLP doesn't store its codec's shape: please pass "
+            f"`vq_config=PaiPainterVQConfig(...)`."
+        )
+    fields = {ours: config_dict[theirs] for theirs, ours in (required | optional).items() if theirs in config_dict}
+    text_length = config_dict["block_size"] - vq_config.num_image_codes
+    return {**fields, "model_type": "pai_painter", "text_length": text_length, "vq_config": vq_config.to_dict()}
+
+
+def _fits(easynlp: dict[str, Any], vq_config: PaiPainterVQConfig) -> bool:
+    return easynlp.get("block_size", 0) > vq_config.num_image_codes and (
+        easynlp.get("img_vocab_size") == vq_config.num_embeddings
+    )
+
+
+def _require_positive(config: PreTrainedConfig, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}.")
+
+
+def _require_rates(config: PreTrainedConfig, names: tuple[str, ...]) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"`{name}` is a dropout rate and must lie in [0, 1), got {getattr(config, name)}.")

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The painter: caption ids → image codes → pixels.
+
+A GPT in minGPT's shape (MIT, https://github.com/karpathy/minGPT, as used by taming-transformers and EasyNLP) over one
+sequence, `text_length` caption ids and then the codes of one picture in raster order. It reads both kinds of ids and
+predicts codes only. Pads of the caption are attended to like any other token: the model was trained so.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_pai_painter import PaiPainterConfig
+from .modeling_vqgan import PaiPainterVQModel
+from .sampling_pai_painter import GumbelSampler, check_sampling_options, picture_seeds
+from .weight_mapping import StrictLoadingMixin
+
+__all__ = ["PaiPainterForImageGeneration", "PaiPainterImageOutput", "PaiPainterModel", "PaiPainterPreTrainedModel"]
+
+
+@dataclass
+class PaiPainterImageOutput(ModelOutput):
+    """
+    Pictures in the order of the captions, `n` of each = `num_images_per_prompt`.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(captions * n, 3, resolution, resolution)`, *optional*): About
+            [-1, 1], not clipped. `None` if `decode=False`.
+        image_codes (`torch.LongTensor` of shape `(captions * n, num_image_codes)`): Raster order.
+        scores (`torch.FloatTensor` of shape `(captions * n,)`): Mean log-likelihood of a code under the model, in
+            nats; nearer to 0 means surer.
+        seeds (`list[int]`): The seed of each picture, with which it is painted again alone.
+    """
+
+    pixel_values: torch.FloatTensor | None = None
+    image_codes: torch.LongTensor | None = None
+    scores: torch.FloatTensor | None = None
+    seeds: list[int] | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,  # (B, nh, T, hs)
+    key: torch.Tensor,  # (B, nh, S, hs)
+    value: torch.Tensor,  # (B, nh, S, hs)
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weights = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights  # (B, T, nh, hs), (B, nh, T, S)
+
+
+class PaiPainterAttention(nn.Module):
+    def __init__(self, config: PaiPainterConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, T, C)
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, nh, T, hs)
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, nh, S, hs)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attn_pdrop if self.training else 0.0
+        attended, weights = attention(
+            self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
+        )
+        return self.out_proj(attended.flatten(2)), weights
+
+
+class PaiPainterMLP(nn.Module):
+    def __init__(self, config: PaiPainterConfig):
+        super().__init__()
+        self.fc_1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.fc_2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc_2(self.act(self.fc_1(hidden_states)))
+
+
+class PaiPainterBlock(GradientCheckpointingLayer):
+    def __init__(self, config: PaiPainterConfig, layer_idx: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = PaiPainterAttention(config, layer_idx)
+        self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = PaiPainterMLP(config)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        attended, _ = self.attn(self.ln_1(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.resid_dropout(attended)
+        return hidden_states + self.resid_dropout(self.mlp(self.ln_2(hidden_states)))
+
+
+class PaiPainterPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+    """What both classes share: how weights start, are loaded and saved."""
+
+    config_class = PaiPainterConfig
+    base_model_prefix = "model"
+    input_modalities = ("text",)
+    output_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["PaiPainterBlock", "VQResnetBlock", "VQAttentionBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": PaiPainterBlock,
+        "attentions": OutputRecorder(PaiPainterAttention, index=1),
+    }
+    _keys_to_ignore_on_load_unexpected = [r"\.attn\.mask$"]  # minGPT keeps its causal mask as a buffer
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, PaiPainterModel):
+            init.normal_(module.embed_positions, mean=0.0, std=self.config.initializer_range)
+
+
+class PaiPainterModel(PaiPainterPreTrainedModel):
+    """The transformer without its head: ids → hidden states."""
+
+    # The rest of a painter's folder, when the transformer is loaded alone.
+    _keys_to_ignore_on_load_unexpected = [r"\.attn\.mask$", r"^vqgan\.", r"^lm_head\."]
+
+    def __init__(self, config: PaiPainterConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = nn.Parameter(torch.zeros(1, config.max_position_embeddings, config.hidden_size))
+        self.embd_dropout = nn.Dropout(config.embd_pdrop)
+        self.layers = nn.ModuleList(PaiPainterBlock(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, length)`): Caption ids (from `image_vocab_size` on), then
+                image codes. With `past_key_values`, only what comes after them.
+            attention_mask (`torch.Tensor`, *optional*): Leave it out: captions are attended to with their pads.
+            past_key_values (`Cache`, *optional*): Keys and values of earlier positions.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, length, hidden_size)`, *optional*): Instead of ids.
+            use_cache (`bool`, *optional*): Give `past_key_values` back.
+
+        Raises:
+            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, or if flash attention is asked
+                to draw a prefix mask.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Please give exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length  # (T,)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=positions.unsqueeze(0),
+            or_mask_function=self._prefix_mask(),
+        )
+        hidden_states = self.embd_dropout(inputs_embeds + self.embed_positions[:, positions])
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask=mask, past_key_values=past_key_values, **kwargs)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+        )
+
+    def _prefix_mask(self) -> Callable | None:
+        """The first `num_unmasked` positions see each other both ways."""
+        unmasked = self.config.num_unmasked
+        if not unmasked:
+            return None
+        if "flash" in self.config._attn_implementation:
+            raise ValueError(
+                "Flash attention can't draw this model's prefix mask (`num_unmasked`); "
+                "please load it with `attn_implementation='sdpa'`."
+            )
+        return lambda batch, head, query, key: (query < unmasked) & (key < unmasked)
+
+
+class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
+    """
+    The painter with its head and its codec.
+
+    [`~PaiPainterForImageGeneration.generate`] is transformers' own and gives caption ids and codes;
+    [`~PaiPainterForImageGeneration.generate_images`] gives pixels and follows the seed rule.
+    """
+
+    def __init__(self, config: PaiPainterConfig):
+        super().__init__(config)
+        self.model = PaiPainterModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.image_vocab_size, bias=False)
+        self.vqgan = PaiPainterVQModel(config.vq_config)
+        self.loss_type = "ForCausalLM"
+        self.generation_config = default_generation_config(config)
+        self.post_init()
+
+    def adjust_generation_fn(self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any) -> None:
+        """On loading: a folder without generation_config.json (EasyNLP's) paints as published, 256 steps, no end."""
+        super().adjust_generation_fn(generation_config, *args, **kwargs)
+        if self.generation_config._from_model_config or self.generation_config.max_length is None:
+            self.generation_config = default_generation_config(self.config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, length)`): Caption ids, then image codes; at most
+                `text_length + num_image_codes`.
+            attention_mask, past_key_values, inputs_embeds, use_cache: see [`PaiPainterModel`].
+            labels (`torch.LongTensor` of shape `(batch, length)`, *optional*): `input_ids` with -100 on the caption;
+                shifted inside, so that each position predicts the next.
+            logits_to_keep (`int`, *optional*, defaults to 0): Compute the head at the last so many positions only
+                (and the loss on their labels); 0 means all.
+
+        Returns:
+            `CausalLMOutputWithPast`: `loss` (mean cross-entropy in nats, if there are labels) and `logits`
+            (batch, length, image_vocab_size).
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits, labels[:, -logits_to_keep:], vocab_size=self.config.image_vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def generate_images(
+        self,
+        input_ids: torch.LongTensor,
+        num_images_per_prompt: int = 1,
+        seed: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        best_of: int | None = None,
+        decode: bool = True,
+        **generate_kwargs: Any,
+    ) -> PaiPainterImageOutput:
+        """
+        Paints captions. Options left out are those of `generation_config`, the model's recommendation.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(captions, text_length)`): Captions from the processor.
+            num_images_per_prompt: pictures of each caption.
+            seed, generator: see [`~sampling_pai_painter.picture_seeds`].
+            temperature, top_k, top_p: see [`~sampling_pai_painter.warp_logits`].
+            best_of: paint so many candidates for each picture and keep the likeliest by the model's own measure.
+            decode: `False` leaves the codec out and gives codes only.
+            generate_kwargs: passed on to `generate`, such as `cache_implementation` or `stopping_criteria`.
+
+        Raises:
+            ValueError: if an option is out of range or the captions have another length.
+        """
+        recommended = self.generation_config
+        temperature = recommended.temperature if temperature is None else temperature
+        top_k = recommended.top_k if top_k is None else top_k
+        top_p = recommended.top_p if top_p is None else top_p
+        best_of = recommended.best_of if best_of is None else best_of
+        check_sampling_options(temperature, top_k, top_p, best_of)
+        self._check_captions(input_ids, num_images_per_prompt)
+
+        captions, pictures = len(input_ids), len(input_ids) * num_images_per_prompt
+        seeds = picture_seeds(captions, num_images_per_prompt, best_of, seed, generator)
+        sampler = GumbelSampler(seeds, temperature, top_k, top_p)
+        sequences = self.generate(
+            input_ids.repeat_interleave(num_images_per_prompt * best_of, dim=0),
+            logits_processor=[sampler],
+            do_sample=False,
+            num_beams=1,
+            max_length=self.config.max_position_embeddings,
+            **generate_kwargs,
+        )
+        image_codes = sequences[:, self.config.text_length :].unflatten(0, (pictures, best_of))
+        scores = (sampler.log_likelihood / image_codes.shape[-1]).view(pictures, best_of)
+        chosen = scores.argmax(1)  # the first of equals
+        rows = torch.arange(pictures, device=chosen.device)
+        image_codes = image_codes[rows, chosen]
+        return PaiPainterImageOutput(
+            pixel_values=self.vqgan.decode(image_codes) if decode else None,
+            image_codes=image_codes,
+            scores=scores[rows, chosen],
+            seeds=[seeds[row * best_of + best] for row, best in enumerate(chosen.tolist())],
+        )
+
+    def _check_captions(self, input_ids: torch.LongTensor, num_images_per_prompt: int) -> None:
+        if input_ids.ndim != 2 or input_ids.shape[1] != self.config.text_length or not len(input_ids):
+            raise ValueError(
+                f"`input_ids` must be captions of shape (captions, {self.config.text_length}) from "
+                f"PaiPainterProcessor, got {tuple(input_ids.shape)}."
+            )
+        if num_images_per_prompt < 1:
+            raise ValueError(f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt}.")
+
+
+def default_generation_config(config: PaiPainterConfig) -> GenerationConfig:
+    """Sampling as published: temperature 1, top-k 100, all codes of the picture, no end token."""
+    return GenerationConfig(
+        max_length=config.max_position_embeddings, do_sample=True, temperature=1.0, top_k=100, top_p=1.0, best_of=1
+    )

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The codec: pixels ⇄ image codes.
+
+A convolutional encoder shrinks a picture to a small grid of vectors, each is replaced by the nearest entry of a
+codebook, and a decoder paints the picture back. The network and its parameter names are those of VQGAN
+(taming-transformers, MIT, https://github.com/CompVis/taming-transformers, `VQModel`), so that its weights fit.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_pai_painter import PaiPainterVQConfig
+from .weight_mapping import StrictLoadingMixin
+
+__all__ = ["PaiPainterVQEncoderOutput", "PaiPainterVQModel", "PaiPainterVQOutput"]
+
+
+@dataclass
+class PaiPainterVQEncoderOutput(ModelOutput):
+    """
+    Args:
+        image_codes (`torch.LongTensor` of shape `(batch, num_image_codes)`): Indices of the codebook, raster order.
+        quantized (`torch.FloatTensor` of shape `(batch, embed_dim, image_grid, image_grid)`): Their codebook entries.
+    """
+
+    image_codes: torch.LongTensor | None = None
+    quantized: torch.FloatTensor | None = None
+
+
+@dataclass
+class PaiPainterVQOutput(ModelOutput):
+    """
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(batch, out_channels, resolution, resolution)`): The picture after
+            going through the codes, about [-1, 1], not clipped.
+        image_codes (`torch.LongTensor` of shape `(batch, num_image_codes)`): The codes it went through.
+    """
+
+    pixel_values: torch.FloatTensor | None = None
+    image_codes: torch.LongTensor | None = None
+
+
+def _norm(channels: int, config: PaiPainterVQConfig) -> nn.GroupNorm:
+    return nn.GroupNorm(config.norm_num_groups, channels, eps=config.norm_eps)
+
+
+class VQResnetBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, config: PaiPainterVQConfig):
+        super().__init__()
+        self.norm1 = _norm(in_channels, config)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels, config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        else:
+            self.nin_shortcut = nn.Identity()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # (B, in, h, w) -> (B, out, h, w)
+        branch = self.conv1(F.silu(self.norm1(hidden_states)))
+        branch = self.conv2(self.dropout(F.silu(self.norm2(branch))))
+        return self.nin_shortcut(hidden_states) + branch
+
+
+class VQAttentionBlock(nn.Module):
+    """Single-head self-attention over all positions of the grid."""
+
+    def __init__(self, channels: int, config: PaiPainterVQConfig):
+        super().__init__()
+        self.norm = _norm(channels, config)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # (B, C, h, w)
+        normed = self.norm(hidden_states)
+        query, key, value = (  # (B, 1, h*w, C): one head
+            layer(normed).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = attended.squeeze(1).transpose(1, 2).unflatten(2, hidden_states.shape[2:])
+        return hidden_states + self.proj_out(attended)
+
+
+class VQDownsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # (B, C, h, w) -> (B, C, h/2, w/2)
+        return self.conv(F.pad(hidden_states, (0, 1, 0, 1)))
+
+
+class VQUpsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # (B, C, h, w) -> (B, C, 2h, 2w)
+        return self.conv(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
+
+
+class VQLevel(nn.Module):
+    """The blocks of one resolution, each followed by attention if `attention` is set."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, attention: bool, config: PaiPainterVQConfig
+    ):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * (num_blocks - 1)
+        self.block = nn.ModuleList(VQResnetBlock(width, out_channels, config) for width in widths)
+        self.attn = nn.ModuleList(VQAttentionBlock(out_channels, config) for _ in widths if attention)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        for index, block in enumerate(self.block):
+            hidden_states = block(hidden_states)
+            if len(self.attn):
+                hidden_states = self.attn[index](hidden_states)
+        return hidden_states
+
+
+class VQMiddle(nn.Module):
+    def __init__(self, channels: int, attention: bool, config: PaiPainterVQConfig):
+        super().__init__()
+        self.block_1 = VQResnetBlock(channels, channels, config)
+        self.attn_1 = VQAttentionBlock(channels, config) if attention else nn.Identity()
+        self.block_2 = VQResnetBlock(channels, channels, config)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.block_2(self.attn_1(self.block_1(hidden_states)))
+
+
+class PaiPainterVQEncoder(nn.Module):
+    """Pixels (batch, 3, resolution, resolution) → latents (batch, latent_channels, image_grid, image_grid)."""
+
+    def __init__(self, config: PaiPainterVQConfig):
+        super().__init__()
+        self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        width, resolution = config.base_channels, config.resolution
+        for level, multiplier in enumerate(config.channel_multiplier):
+            attention = config.encoder_attention and resolution in config.attn_resolutions
+            out_width = config.base_channels * multiplier
+            stage = VQLevel(width, out_width, config.num_res_blocks, attention, config)
+            width = out_width
+            if level < len(config.channel_multiplier) - 1:
+                stage.downsample = VQDownsample(width)
+                resolution //= 2
+            self.down.append(stage)
+        self.mid = VQMiddle(width, config.encoder_attention, config)
+        self.norm_out = _norm(width, config)
+        self.conv_out = nn.Conv2d(width, config.latent_channels, 3, padding=1)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.conv_in(pixel_values)
+        for level, stage in enumerate(self.down):
+            hidden_states = stage(hidden_states)
+            if level < len(self.down) - 1:
+                hidden_states = stage.downsample(hidden_states)
+        hidden_states = self.mid(hidden_states)
+        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+
+
+class PaiPainterVQDecoder(nn.Module):
+    """Latents (batch, latent_channels, image_grid, image_grid) → pixels (batch, 3, resolution, resolution)."""
+
+    def __init__(self, config: PaiPainterVQConfig):
+        super().__init__()
+        width = config.base_channels * config.channel_multiplier[-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
+        self.mid = VQMiddle(width, True, config)
+        stages, resolution = [], config.image_grid
+        for level, multiplier in reversed(list(enumerate(config.channel_multiplier))):
+            out_width = config.base_channels * multiplier
+            attention = resolution in config.attn_resolutions
+            stage = VQLevel(width, out_width, config.num_res_blocks + 1, attention, config)
+            width = out_width
+            if level > 0:
+                stage.upsample = VQUpsample(width)
+                resolution *= 2
+            stages.append(stage)
+        self.up = nn.ModuleList(reversed(stages))  # taming numbers levels by resolution, finest first
+        self.norm_out = _norm(width, config)
+        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.mid(self.conv_in(latents))
+        for level in reversed(range(len(self.up))):
+            hidden_states = self.up[level](hidden_states)
+            if level > 0:
+                hidden_states = self.up[level].upsample(hidden_states)
+        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+
+
+class PaiPainterVQCodebook(nn.Module):
+    """The entries that stand for codes, and the search for the nearest."""
+
+    def __init__(self, config: PaiPainterVQConfig):
+        super().__init__()
+        self.embedding = nn.Embedding(config.num_embeddings, config.embed_dim)
+
+    def nearest(self, latents: torch.Tensor) -> torch.LongTensor:
+        """
+        Index of the entry with the smallest squared distance, for each position.
+
+        Args:
+            latents (`torch.FloatTensor` of shape `(batch, embed_dim, h, w)`)
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, h * w)`, raster order.
+        """
+        vectors = latents.flatten(2).transpose(1, 2)  # (B, h*w, D)
+        entries = self.embedding.weight  # (N, D)
+        # |v - e|² = |v|² + |e|² - 2 v·e, in taming's order of operations, so that near-ties fall alike.
+        distances = vectors.pow(2).sum(-1, keepdim=True) + entries.pow(2).sum(-1) - 2 * vectors @ entries.t()
+        return distances.argmin(-1)
+
+    def forward(self, image_codes: torch.LongTensor, grid: int) -> torch.Tensor:
+        """Codes (batch, grid²) → their entries (batch, embed_dim, grid, grid)."""
+        return self.embedding(image_codes).transpose(1, 2).unflatten(2, (grid, grid))
+
+
+class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
+    """
+    The VQGAN codec. [`~PaiPainterVQModel.encode`] turns pixels into codes, [`~PaiPainterVQModel.decode`] codes into
+    pixels; calling the model does both.
+
+    `from_pretrained` takes a codec's folder or a painter's, of which it loads the codec alone.
+    """
+
+    config_class = PaiPainterVQConfig
+    base_model_prefix = "vqgan"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = ["VQResnetBlock", "VQAttentionBlock"]
+    # The rest of a painter's folder (native, EasyNLP's), when the codec is loaded alone.
+    _keys_to_ignore_on_load_unexpected = [r"^model\.", r"^lm_head\.", r"^transformer\."]
+
+    def __init__(self, config: PaiPainterVQConfig):
+        super().__init__(config)
+        self.encoder = PaiPainterVQEncoder(config)
+        self.decoder = PaiPainterVQDecoder(config)
+        self.quantize = PaiPainterVQCodebook(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """PyTorch's own start for convolutions and norms, taming's for the codebook."""
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.GroupNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.uniform_(module.weight, -1.0 / module.num_embeddings, 1.0 / module.num_embeddings)
+
+    def encode_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels → latents (batch, embed_dim, image_grid, image_grid) before they are replaced by codebook entries."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"`pixel_values` must have the shape (batch, {self.config.in_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}."
+            )
+        return self.quant_conv(self.encoder(pixel_values))
+
+    def decode_latents(self, quantized: torch.Tensor) -> torch.Tensor:
+        """Codebook entries (batch, embed_dim, image_grid, image_grid) → pixels, not clipped."""
+        return self.decoder(self.post_quant_conv(quantized))
+
+    def encode(self, pixel_values: torch.Tensor) -> PaiPainterVQEncoderOutput:
+        """
+        Finds the codes of pictures.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, resolution, resolution)`): In [-1, 1].
+
+        Returns:
+            [`PaiPainterVQEncoderOutput`] with `image_codes` and `quantized`.
+
+        Raises:
+            ValueError: if the shape is another one.
+        """
+        side = self.config.resolution
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[-2:]) != (side, side):
+            raise ValueError(
+                f"This codec encodes pictures of {side}×{side} pixels, (batch, {self.config.in_channels}, {side}, "
+                f"{side}); got {tuple(pixel_values.shape)}. PaiPainterImageProcessor prepares them."
+            )
+        image_codes = self.quantize.nearest(self.encode_latents(pixel_values))
+        return PaiPainterVQEncoderOutput(
+            image_codes=image_codes, quantized=self.quantize(image_codes, self.config.image_grid)
+        )
+
+    def decode(self, image_codes: torch.LongTensor) -> torch.Tensor:
+        """
+        Paints codes.
+
+        Args:
+            image_codes (`torch.LongTensor` of shape `(batch, num_image_codes)`): Values `0 … num_embeddings - 1`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, out_channels, resolution, resolution)`: about [-1, 1], not clipped.
+
+        Raises:
+            ValueError: if there are too few or too many codes for a picture.
+        """
+        if image_codes.ndim != 2 or image_codes.shape[1] != self.config.num_image_codes:
+            raise ValueError(
+                f"This codec decodes (batch, {self.config.num_image_codes}) codes, got {tuple(image_codes.shape)}."
+            )
+        return self.decode_latents(self.quantize(image_codes, self.config.image_grid))
+
+    def forward(self, pixel_values: torch.Tensor) -> PaiPainterVQOutput:
+        """
+        Encodes and decodes: what the codec alone loses.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, resolution, resolution)`): In [-1, 1].
+        """
+        image_codes = self.encode(pixel_values).image_codes
+        return PaiPainterVQOutput(pixel_values=self.decode(image_codes), image_codes=image_codes)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the codec is trained to do: paint a picture back from its codes."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..modeling_vqgan import PaiPainterVQModel
+from .arguments import CodecTrainingArguments
+
+__all__ = ["CodecObjective", "blank_patches"]
+
+# Of white's 1.0: an 8-bit picture's next level is 0.992.
+_WHITE = 0.995
+
+
+class CodecObjective(nn.Module):
+    """
+    One training step's forward, as a module so that DDP sees it.
+
+    The loss is L1 + `l2_weight`·L2 + `gradient_weight`·L1 of the differences of neighbouring pixels, plus
+    `commitment_weight`·squared distance of the latents to their codes. The codebook itself is moved by
+    [`~pai_painter.training.codebook.CodebookLearner`], not by gradients.
+    """
+
+    def __init__(self, codec: PaiPainterVQModel, arguments: CodecTrainingArguments):
+        super().__init__()
+        self.codec = codec
+        self.l2_weight, self.gradient_weight = arguments.l2_weight, arguments.gradient_weight
+        self.commitment_weight, self.blank_code = arguments.commitment_weight, arguments.blank_code
+
+    def forward(self, pixel_values: torch.Tensor, quantise: bool) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, resolution, resolution)`): In [-1, 1].
+            quantise: go through the codes; before the codebook starts, latents are passed on as they are.
+
+        Returns:
+            `loss` (scalar), `pixels_loss` (scalar), and for the codebook `latents` (n, embed_dim), `codes` (n,),
+            `errors` (n,), `blank` (n,), where n = batch × codes of a picture.
+        """
+        codec = self.codec
+        latents = codec.encode_latents(pixel_values).float()  # (B, D, g, g)
+        vectors = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (B*g*g, D)
+        blank = blank_patches(pixel_values, codec.config.image_grid).flatten()
+        if not quantise:
+            reconstruction = codec.decode_latents(latents).float()
+            commitment = latents.new_zeros(())
+            codes = torch.zeros(len(vectors), dtype=torch.long, device=vectors.device)
+        else:
+            image_codes = codec.quantize.nearest(latents.detach())  # (B, g*g)
+            if self.blank_code:
+                image_codes = image_codes.masked_fill(blank.view_as(image_codes), 0)
+            quantized = codec.quantize(image_codes, codec.config.image_grid)
+            commitment = F.mse_loss(latents, quantized)
+            # Straight through: the decoder sees the codes, the encoder gets the decoder's gradient.
+            reconstruction = codec.decode_latents(latents + (quantized - latents).detach()).float()
+            codes = image_codes.flatten()
+        pixels_loss = self._pixels_loss(reconstruction, pixel_values)
+        patch_errors = F.adaptive_avg_pool2d((reconstruction - pixel_values).abs().detach(), codec.config.image_grid)
+        return {
+            "loss": pixels_loss + self.commitment_weight * commitment,
+            "pixels_loss": pixels_loss.detach(),
+            "latents": vectors,
+            "codes": codes,
+            "errors": patch_errors.mean(1).flatten(),
+            "blank": blank,
+        }
+
+    def _pixels_loss(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        difference = reconstruction - pixel_values
+        edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+        return difference.abs().mean() + self.l2_weight * difference.pow(2).mean() + self.gradient_weight * edges
+
+
+def blank_patches(pixel_values: torch.Tensor, grid: int) -> torch.Tensor:
+    """Which of the grid's patches are plain white: (batch, channels, height, width) → bool (batch, grid, grid)."""
+    darkest = -F.adaptive_max_pool2d(-pixel_values.amin(1, keepdim=True), grid)
+    return darkest.squeeze(1) > _WHITE

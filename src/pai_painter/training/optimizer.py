@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdamW with minGPT's groups: matrices and kernels decay; embeddings, norms and biases don't."""
+
+import torch
+from torch import nn
+
+from .arguments import TrainingArguments
+
+__all__ = ["build_optimizer"]
+
+
+def build_optimizer(model: nn.Module, training: TrainingArguments) -> torch.optim.AdamW:
+    """An AdamW over the trainable parameters of `model`, betas (0.9, `adam_beta2`)."""
+    decayed, others = [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                decays = name == "weight" and isinstance(module, nn.Linear | nn.Conv2d)
+                (decayed if decays else others).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": training.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)

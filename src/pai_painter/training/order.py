@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which rows a step sees: a pure function of (seed, step, process), so that a resumed run goes on exactly."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+__all__ = ["StepBatches", "seed_of"]
+
+
+def seed_of(*numbers: int) -> int:
+    """One 63-bit seed out of several integers; neighbours give unrelated seeds (splitmix64's mixing steps)."""
+    state = 0
+    for number in numbers:
+        state = (state + 0x9E3779B97F4A7C15 * (number + 1)) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+class StepBatches(Sampler[list[tuple[int, int]]]):
+    """
+    For each step from `start` on, this process's share of the batch as (epoch, row) pairs.
+
+    The epochs' permutations stand one behind the other and are cut into batches without a gap, so every batch is
+    full and every row is seen once per epoch.
+
+    Args:
+        rows: number of training rows.
+        batch_size: rows per process and step.
+        rank, processes: this process and how many there are.
+        seed: fixes the permutations.
+        start, stop: first step, and the step before which to end.
+    """
+
+    def __init__(self, rows: int, batch_size: int, rank: int, processes: int, seed: int, start: int, stop: int):
+        self.rows, self.batch_size, self.rank, self.processes = rows, batch_size, rank, processes
+        self.seed, self.start, self.stop = seed, start, stop
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start, self.stop):
+            first = (step * self.processes + self.rank) * self.batch_size
+            yield [self._row_at(position) for position in range(first, first + self.batch_size)]
+
+    def _row_at(self, position: int) -> tuple[int, int]:
+        epoch, offset = divmod(position, self.rows)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+            self._epoch, self._order = epoch, torch.randperm(self.rows, generator=generator)
+        return epoch, int(self._order[offset])

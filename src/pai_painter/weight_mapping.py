@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Reading weights: EasyNLP's parameter names are translated while loading, and weights that don't fit are an error.
+
+EasyNLP keeps minGPT's and taming-transformers' names. The codec's are kept here as well, without their prefix.
+"""
+
+from typing import Any
+
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+__all__ = ["StrictLoadingMixin", "register_easynlp_names"]
+
+
+def register_easynlp_names() -> None:
+    """Makes `from_pretrained` read EasyNLP's names, and `save_pretrained(save_original_format=True)` write them."""
+    names = [
+        ("transformer.tok_emb.", "model.embed_tokens."),
+        ("transformer.pos_emb", "model.embed_positions"),
+        ("transformer.blocks.", "model.layers."),
+        ("transformer.ln_f.", "model.norm."),
+        ("transformer.head.", "lm_head."),
+        (".ln1.", ".ln_1."),
+        (".ln2.", ".ln_2."),
+        (".attn.query.", ".attn.q_proj."),
+        (".attn.key.", ".attn.k_proj."),
+        (".attn.value.", ".attn.v_proj."),
+        (".attn.proj.", ".attn.out_proj."),
+        (".mlp.0.", ".mlp.fc_1."),
+        (".mlp.2.", ".mlp.fc_2."),
+        ("first_stage_model.", "vqgan."),
+    ]
+    mapping = [WeightRenaming(theirs, ours) for theirs, ours in names]
+    register_checkpoint_conversion_mapping("pai_painter", mapping, overwrite=True)
+    register_checkpoint_conversion_mapping(
+        "pai_painter_vqgan", [WeightRenaming("first_stage_model.", "vqgan.")], overwrite=True
+    )
+
+
+class StrictLoadingMixin:
+    """`from_pretrained` that refuses weights which don't fit, and `save_pretrained` that writes native names."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """
+        Loads a native or an EasyNLP folder, or a repository of the Hub; see transformers'
+        [`~transformers.PreTrainedModel.from_pretrained`] for the options.
+
+        Raises:
+            ValueError: if a weight is missing, unexpected or of another shape; all of them are listed.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.pop("ignore_mismatched_sizes", None)
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        problems = [f"missing: {name}" for name in sorted(info["missing_keys"])]
+        problems += [f"unexpected: {name}" for name in sorted(info["unexpected_keys"])]
+        problems += [
+            f"ill-shaped: {name} is {tuple(found)}, must be {tuple(wanted)}"
+            for name, found, wanted in sorted(info["mismatched_keys"])
+        ]
+        problems += [f"unreadable: {message}" for message in info["error_msgs"]]
+        if problems:
+            raise ValueError(
+                f"The weights of {pretrained_model_name_or_path} don't fit {cls.__name__} with its configuration; "
+                f"{len(problems)} don't: {'; '.join(problems)}."
+            )
+        return (model, info) if wants_info else model
+
+    def save_pretrained(
+        self, save_directory: Any, is_main_process: bool = True, save_original_format: bool = False, **kwargs: Any
+    ) -> None:
+        """
+        Saves config and weights as safetensors.
+
+        Args:
+            save_directory: the folder.
+            is_main_process: whether this process writes.
+            save_original_format: write EasyNLP's parameter names instead of the native ones.
+        """
+        super().save_pretrained(  # type: ignore[misc]
+            save_directory, is_main_process=is_main_process, save_original_format=save_original_format, **kwargs
+        )
