@@ -195,10 +195,10 @@ def test_folders_that_are_neither(easynlp_folder, tmp_path) -> None:
         PaiPainterProcessor.from_pretrained(tmp_path / "none")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(OSError, match="neither a processor_config"):
+    with pytest.raises(OSError, match=r"neither a processor_config\.json nor a config\.json"):
         PaiPainterProcessor.from_pretrained(empty)
     (empty / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(OSError, match="neither a processor_config"):
+    with pytest.raises(OSError, match="of an EasyNLP model"):
         PaiPainterProcessor.from_pretrained(empty)
     (empty / "config.json").write_text("{")
     with pytest.raises(OSError, match="not valid JSON"):

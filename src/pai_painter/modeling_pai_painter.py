@@ -17,7 +17,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationConfig, GenerationMixin
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -204,8 +204,8 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
             use_cache (`bool`, *optional*): Give `past_key_values` back.
 
         Raises:
-            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, or if flash attention is asked
-                to draw a prefix mask.
+            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, if they are longer than caption
+                and picture, or if flash attention is asked to draw a prefix mask.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Please give exactly one of `input_ids` and `inputs_embeds`.")
@@ -213,15 +213,21 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length  # (T,)
+        length = inputs_embeds.shape[1]
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0  # static: a tensor
+        known_length = length + past_length if isinstance(past_length, int) else length
+        if known_length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"Caption and picture have {self.config.max_position_embeddings} positions, got {known_length}."
+            )
+        positions = torch.arange(length, device=inputs_embeds.device) + past_length  # (T,)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             position_ids=positions.unsqueeze(0),
-            or_mask_function=self._prefix_mask(),
+            or_mask_function=prefix_mask(self.config),
         )
         hidden_states = self.embd_dropout(inputs_embeds + self.embed_positions[:, positions])
         for layer in self.layers:
@@ -230,17 +236,18 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
 
-    def _prefix_mask(self) -> Callable | None:
-        """The first `num_unmasked` positions see each other both ways."""
-        unmasked = self.config.num_unmasked
-        if not unmasked:
-            return None
-        if "flash" in self.config._attn_implementation:
-            raise ValueError(
-                "Flash attention can't draw this model's prefix mask (`num_unmasked`); "
-                "please load it with `attn_implementation='sdpa'`."
-            )
-        return lambda batch, head, query, key: (query < unmasked) & (key < unmasked)
+
+def prefix_mask(config: PaiPainterConfig) -> Callable | None:
+    """What is added to the causal mask: the first `num_unmasked` positions see each other both ways."""
+    unmasked = config.num_unmasked
+    if not unmasked:
+        return None
+    if "flash" in config._attn_implementation:
+        raise ValueError(
+            "Flash attention can't draw this model's prefix mask (`num_unmasked`); "
+            "please load it with `attn_implementation='sdpa'`."
+        )
+    return lambda batch, head, query, key: (query < unmasked) & (key < unmasked)
 
 
 class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
@@ -265,6 +272,19 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
         super().adjust_generation_fn(generation_config, *args, **kwargs)
         if self.generation_config._from_model_config or self.generation_config.max_length is None:
             self.generation_config = default_generation_config(self.config)
+
+    @staticmethod
+    def create_masks_for_generate(config: PaiPainterConfig, **kwargs: Any) -> Any:
+        """The mask that `generate` draws ahead of `forward` for a static cache: it has the prefix, too."""
+        return create_masks_for_generate(config=config, or_mask_function=prefix_mask(config), **kwargs)
+
+    def _validate_generated_length(self, generation_config: GenerationConfig, *args: Any) -> None:
+        super()._validate_generated_length(generation_config, *args)
+        if generation_config.max_length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"Caption and picture are {self.config.max_position_embeddings} ids together, but `max_new_tokens` or "
+                f"`max_length` asks for {generation_config.max_length}."
+            )
 
     @can_return_tuple
     def forward(

@@ -243,6 +243,12 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ["VQResnetBlock", "VQAttentionBlock"]
+    # Its attention is always PyTorch's SDPA (one head, too wide for flash attention); whichever attention a painter
+    # is loaded with, its codec must not refuse it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     # The rest of a painter's folder (native, EasyNLP's), when the codec is loaded alone.
     _keys_to_ignore_on_load_unexpected = [r"^model\.", r"^lm_head\.", r"^transformer\."]
 

@@ -195,13 +195,18 @@ class PaiPainterProcessor(ProcessorMixin):
 
     @classmethod
     def _read_easynlp(cls, name_or_path: str | os.PathLike, hub_options: dict[str, Any]) -> dict[str, Any]:
-        config_file = _find(name_or_path, "config.json", hub_options)
-        config: dict[str, Any] = {}
-        if config_file is not None:
-            try:
-                config = json.loads(Path(config_file).read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise OSError(f"{config_file} is not valid JSON: {error}") from error
+        try:
+            config_file = cached_file(name_or_path, "config.json", **hub_options)
+        except OSError as error:  # for a folder that lacks it, transformers gives None instead
+            raise OSError(
+                f"{name_or_path} has neither a processor_config.json nor a config.json within reach: {error}"
+            ) from error
+        if config_file is None:
+            raise OSError(f"{name_or_path} has neither a processor_config.json nor a config.json: it holds no painter.")
+        try:
+            config = json.loads(Path(config_file).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OSError(f"{config_file} is not valid JSON: {error}") from error
         if not {"model_type", "img_vocab_size"} <= config.keys() or config["model_type"] != "artist":
             raise OSError(
                 f"{name_or_path} holds no processor of a painter: it has neither a processor_config.json "

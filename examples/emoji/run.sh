@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The demo model from nothing: data, codec, painter, evaluation. Every step is skipped or taken up again where it
+# stopped, so the script may be started again after any interruption. `make demo-model` calls it.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+here=examples/emoji
+
+# Two processes of one thread each hold their speed beside other work; one of two threads doesn't.
+export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1
+train() { torchrun --standalone --nproc_per_node 2 "$@" --resume_from_checkpoint latest; }
+
+[ -f $here/data/evaluation.json ] || python $here/build_dataset.py --output $here/data
+[ -f $here/runs/codec/model.safetensors ] || train train_codec.py $here/codec.yaml
+[ -f $here/runs/painter/model.safetensors ] || train train.py $here/painter.yaml
+python $here/pack.py --painter $here/runs/painter --output ${DEMO_OUTPUT:-$here/runs/demo_model}
+python $here/evaluate.py --model ${DEMO_OUTPUT:-$here/runs/demo_model} --output $here/runs/images
