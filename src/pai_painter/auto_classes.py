@@ -51,5 +51,7 @@ def register_auto_classes() -> None:
         AutoTokenizer.register(config, tokenizer_class=BertTokenizer, exist_ok=True)
         AutoImageProcessor.register(config, image_processor_classes={"pil": PaiPainterImageProcessor}, exist_ok=True)
         AutoProcessor.register(config, PaiPainterProcessor, exist_ok=True)
-    AutoImageProcessor.register(PaiPainterVQConfig, image_processor_classes={"pil": PaiPainterImageProcessor}, exist_ok=True)
+    AutoImageProcessor.register(
+        PaiPainterVQConfig, image_processor_classes={"pil": PaiPainterImageProcessor}, exist_ok=True
+    )
     register_easynlp_names()

@@ -27,7 +27,14 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pai_painter import PaiPainterConfig
 from .modeling_vqgan import PaiPainterVQModel
-from .sampling_pai_painter import GumbelSampler, check_sampling_options, picture_seeds
+from .sampling_pai_painter import (
+    GumbelSampler,
+    check_captions,
+    check_sampling_options,
+    complete_generation_config,
+    default_generation_config,
+    picture_seeds,
+)
 from .weight_mapping import StrictLoadingMixin
 
 __all__ = ["PaiPainterForImageGeneration", "PaiPainterImageOutput", "PaiPainterModel", "PaiPainterPreTrainedModel"]
@@ -213,13 +220,10 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        length = inputs_embeds.shape[1]
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0  # static: a tensor
-        known_length = length + past_length if isinstance(past_length, int) else length
-        if known_length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"Caption and picture have {self.config.max_position_embeddings} positions, got {known_length}."
-            )
+        length, table = inputs_embeds.shape[1], self.config.max_position_embeddings
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if length + (past_length if isinstance(past_length, int) else 0) > table:  # a static cache's is a tensor
+            raise ValueError(f"Caption and picture have {table} positions, got {length} ids after {past_length}.")
         positions = torch.arange(length, device=inputs_embeds.device) + past_length  # (T,)
         mask = create_causal_mask(
             config=self.config,
@@ -268,10 +272,9 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def adjust_generation_fn(self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any) -> None:
-        """On loading: a folder without generation_config.json (EasyNLP's) paints as published, 256 steps, no end."""
+        """Called on loading; see [`~sampling_pai_painter.complete_generation_config`]."""
         super().adjust_generation_fn(generation_config, *args, **kwargs)
-        if self.generation_config._from_model_config or self.generation_config.max_length is None:
-            self.generation_config = default_generation_config(self.config)
+        self.generation_config = complete_generation_config(self.generation_config, self.config)
 
     @staticmethod
     def create_masks_for_generate(config: PaiPainterConfig, **kwargs: Any) -> Any:
@@ -280,11 +283,9 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
 
     def _validate_generated_length(self, generation_config: GenerationConfig, *args: Any) -> None:
         super()._validate_generated_length(generation_config, *args)
-        if generation_config.max_length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"Caption and picture are {self.config.max_position_embeddings} ids together, but `max_new_tokens` or "
-                f"`max_length` asks for {generation_config.max_length}."
-            )
+        longest, asked = self.config.max_position_embeddings, generation_config.max_length
+        if asked > longest:
+            raise ValueError(f"Please lower `max_new_tokens` or `max_length`: {asked} ids are more than {longest}.")
 
     @can_return_tuple
     def forward(
@@ -361,7 +362,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
             generate_kwargs: passed on to `generate`, such as `cache_implementation` or `stopping_criteria`.
 
         Raises:
-            ValueError: if an option is out of range or the captions have another length.
+            ValueError: if an option is out of range, or if the captions have another length or other ids.
         """
         recommended = self.generation_config
         temperature = recommended.temperature if temperature is None else temperature
@@ -369,7 +370,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
         top_p = recommended.top_p if top_p is None else top_p
         best_of = recommended.best_of if best_of is None else best_of
         check_sampling_options(temperature, top_k, top_p, best_of)
-        self._check_captions(input_ids, num_images_per_prompt)
+        check_captions(input_ids, self.config)
 
         captions, pictures = len(input_ids), len(input_ids) * num_images_per_prompt
         seeds = picture_seeds(captions, num_images_per_prompt, best_of, seed, generator)
@@ -393,19 +394,3 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
             scores=scores[rows, chosen],
             seeds=[seeds[row * best_of + best] for row, best in enumerate(chosen.tolist())],
         )
-
-    def _check_captions(self, input_ids: torch.LongTensor, num_images_per_prompt: int) -> None:
-        if input_ids.ndim != 2 or input_ids.shape[1] != self.config.text_length or not len(input_ids):
-            raise ValueError(
-                f"`input_ids` must be captions of shape (captions, {self.config.text_length}) from "
-                f"PaiPainterProcessor, got {tuple(input_ids.shape)}."
-            )
-        if num_images_per_prompt < 1:
-            raise ValueError(f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt}.")
-
-
-def default_generation_config(config: PaiPainterConfig) -> GenerationConfig:
-    """Sampling as published: temperature 1, top-k 100, all codes of the picture, no end token."""
-    return GenerationConfig(
-        max_length=config.max_position_embeddings, do_sample=True, temperature=1.0, top_k=100, top_p=1.0, best_of=1
-    )

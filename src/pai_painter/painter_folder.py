@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a folder or a Hub repository holds, found out before its weights are read."""
 
+import errno
 import json
 import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 
-__all__ = ["PainterFolder", "find_file", "read_painter_folder"]
+__all__ = ["PainterFolder", "find_file", "naming_damaged_weights", "read_painter_folder"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ def read_painter_folder(
     name = os.fspath(name_or_path)
     config_file = find_file(name, "config.json", **hub_options)
     if config_file is None:
+        if not os.path.isdir(name):
+            raise OSError(f"There is no folder {name}, and the Hub does not give a config.json of that name either.")
         raise OSError(f"{name} holds no painter: it has no config.json.")
     with open(config_file, encoding="utf-8") as file:
         try:
@@ -85,3 +92,22 @@ def _check_repository_name(name: str) -> None:
     owner, _, repository = name.partition("/")
     if not owner or not repository or owner[0] in ".~" or "/" in repository or "\\" in name:
         raise OSError(f"There is no folder {name}, and it is no name of a Hub repository (owner/name) either.")
+
+
+@contextmanager
+def naming_damaged_weights(name: str) -> Iterator[None]:
+    """
+    For the time in which weights are read.
+
+    Raises:
+        ValueError: if a file of weights is damaged or was cut off.
+    """
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what mapping a cut file into memory gives
+            raise
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        reason = str(error).split(". ")[0].rstrip(".")
+        raise ValueError(f"The weights of {name} are damaged or cut off ({reason}).") from error

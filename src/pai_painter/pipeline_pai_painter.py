@@ -2,7 +2,6 @@
 """Captions → pictures, with the habits of diffusers."""
 
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -12,14 +11,13 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.generation import StoppingCriteria
 from transformers.utils import logging
 
 from .configuration_pai_painter import PaiPainterVQConfig
 from .modeling_pai_painter import PaiPainterForImageGeneration
-from .painter_folder import read_painter_folder
+from .painter_folder import naming_damaged_weights, read_painter_folder
 from .processing_pai_painter import PaiPainterProcessor
 
 __all__ = ["PaiPainterPipeline", "PaiPainterPipelineOutput"]
@@ -135,7 +133,7 @@ class PaiPainterPipeline(DiffusionPipeline):
         if folder.layout == "EasyNLP":  # whose processor says nothing of them
             sizes = {"text_length": folder.config.text_length, "size": folder.config.vq_config.resolution}
         processor = PaiPainterProcessor.from_pretrained(name, **sizes, **hub_options)
-        try:
+        with naming_damaged_weights(name):
             model = PaiPainterForImageGeneration.from_pretrained(
                 name,
                 config=folder.config,
@@ -143,8 +141,6 @@ class PaiPainterPipeline(DiffusionPipeline):
                 attn_implementation=attn_implementation,
                 **hub_options,
             )
-        except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(f"The weights of {name} are damaged or cut off: {error}.") from error
         pipeline = cls(model=model, processor=processor)
         pipeline.register_to_config(_name_or_path=name)
         return pipeline
@@ -265,9 +261,7 @@ class PaiPainterPipeline(DiffusionPipeline):
                 top_p=top_p,
                 best_of=best_of,
                 decode=False,  # an interrupted picture has too few codes
-                stopping_criteria=[
-                    _StepReporter(self, bar, callback_on_step_end, callback_on_step_end_tensor_inputs)
-                ],
+                stopping_criteria=[_StepReporter(self, bar, callback_on_step_end, callback_on_step_end_tensor_inputs)],
             )
         images = painted.image_codes
         if output_type != "codes":

@@ -6,12 +6,60 @@ Gumbel-max: the arg-max of (log-probabilities + Gumbel noise) is a sample of the
 own generator, which gives one vector of noise over all codes for each position, in order.
 """
 
-import torch
-from transformers import LogitsProcessor
+from typing import Any
 
-__all__ = ["GumbelSampler", "check_sampling_options", "picture_seeds", "warp_logits"]
+import torch
+from transformers import GenerationConfig, LogitsProcessor
+
+from .configuration_pai_painter import PaiPainterConfig
+
+__all__ = [
+    "GumbelSampler",
+    "check_captions",
+    "check_sampling_options",
+    "complete_generation_config",
+    "default_generation_config",
+    "picture_seeds",
+    "warp_logits",
+]
 
 _MAX_SEED = 2**63 - 1
+
+
+def default_generation_config(config: PaiPainterConfig) -> GenerationConfig:
+    """Sampling as published: temperature 1, top-k 100, all codes of the picture, no end token."""
+    return GenerationConfig(
+        max_length=config.max_position_embeddings, do_sample=True, temperature=1.0, top_k=100, top_p=1.0, best_of=1
+    )
+
+
+def complete_generation_config(given: GenerationConfig, config: PaiPainterConfig) -> GenerationConfig:
+    """
+    What a folder recommends, with what it leaves out: without a generation_config.json (EasyNLP's) sampling as
+    published; with one the length of a picture, temperature 1 and one candidate.
+    """
+    if given._from_model_config:
+        return default_generation_config(config)
+    required = {"max_length": config.max_position_embeddings, "temperature": 1.0, "best_of": 1}
+    return GenerationConfig(**required | given.to_diff_dict())
+
+
+def check_captions(input_ids: torch.LongTensor, config: PaiPainterConfig) -> None:
+    """
+    Raises:
+        ValueError: if these aren't captions as PaiPainterProcessor prepares them for this model.
+    """
+    if input_ids.ndim != 2 or input_ids.shape[1] != config.text_length or not len(input_ids):
+        raise ValueError(
+            f"`input_ids` must be captions of shape (captions, {config.text_length}) from PaiPainterProcessor, "
+            f"got {tuple(input_ids.shape)}."
+        )
+    lowest, highest = int(input_ids.min()), int(input_ids.max())
+    if lowest < config.image_vocab_size or highest >= config.vocab_size:
+        raise ValueError(
+            f"The ids of captions lie between {config.image_vocab_size} and {config.vocab_size - 1}, got {lowest} to "
+            f"{highest}; this model's own PaiPainterProcessor gives them."
+        )
 
 
 def check_sampling_options(temperature: float, top_k: int | None, top_p: float | None, best_of: int) -> None:
@@ -19,17 +67,25 @@ def check_sampling_options(temperature: float, top_k: int | None, top_p: float |
     Raises:
         ValueError: if one of the options is out of its range, with what to use instead.
     """
-    if not temperature > 0 or temperature == float("inf"):
+    if not _is_number(temperature) or not 0 < temperature < float("inf"):
         raise ValueError(
-            f"`temperature` must be a number above 0, got {temperature}. For the most likely code at each step use "
+            f"`temperature` must be a number above 0, got {temperature!r}. For the most likely code at each step use "
             f"`top_k=1`."
         )
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise ValueError(f"`top_k` must be a whole number of at least 1 (100 is usual), got {top_k}.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"`top_p` must lie in (0, 1], got {top_p}; 1 leaves all codes in.")
-    if isinstance(best_of, bool) or not isinstance(best_of, int) or best_of < 1:
-        raise ValueError(f"`best_of` must be a whole number of at least 1, got {best_of}.")
+    if top_k is not None and not _is_count(top_k):
+        raise ValueError(f"`top_k` must be a whole number of at least 1 (100 is usual), got {top_k!r}.")
+    if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
+        raise ValueError(f"`top_p` must lie in (0, 1], got {top_p!r}; 1 leaves all codes in.")
+    if not _is_count(best_of):
+        raise ValueError(f"`best_of` must be a whole number of at least 1, got {best_of!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def picture_seeds(
@@ -37,7 +93,7 @@ def picture_seeds(
     num_images_per_prompt: int,
     best_of: int,
     seed: int | None,
-    generator: torch.Generator | list[torch.Generator] | None = None,
+    generator: torch.Generator | list[torch.Generator] | tuple[torch.Generator, ...] | None = None,
 ) -> list[int]:
     """
     One seed for every candidate: caption by caption, picture by picture, candidate by candidate.
@@ -52,12 +108,20 @@ def picture_seeds(
             of which gives the first seed of its picture.
 
     Raises:
-        ValueError: if both `seed` and `generator` are given, a seed is out of range or the list's length doesn't fit.
+        ValueError: if both `seed` and `generator` are given, a seed or a number of pictures is out of range, or
+            `generator` is something else or a list of another length.
     """
+    if not _is_count(num_images_per_prompt):
+        raise ValueError(
+            f"`num_images_per_prompt` must be a whole number of at least 1, got {num_images_per_prompt!r}."
+        )
     if seed is not None and generator is not None:
         raise ValueError("Please give `seed` or `generator`, not both.")
     candidates = num_images_per_prompt * best_of
-    if isinstance(generator, list):
+    given = generator if isinstance(generator, list | tuple) else [generator]
+    if generator is not None and not all(isinstance(each, torch.Generator) for each in given):
+        raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
+    if isinstance(generator, list | tuple):
         pictures = num_captions * num_images_per_prompt
         if len(generator) != pictures:
             raise ValueError(f"`generator` has {len(generator)} generators for {pictures} pictures; give one for each.")
@@ -132,5 +196,7 @@ class GumbelSampler(LogitsProcessor):
         return noisy
 
     def _gumbel_noise(self, width: int) -> torch.Tensor:
-        # On the CPU, so that a seed paints the same picture on every device. -log of an exponential is Gumbel.
-        return torch.stack([-torch.empty(width).exponential_(generator=each).log() for each in self.generators])
+        # On the CPU and from uniform numbers, which PyTorch makes alike on every machine (its exponential_ is MKL's
+        # where there is MKL): a seed paints the same picture everywhere. Double precision, so that 0 and 1 are rare.
+        uniform = [torch.rand(width, generator=each, dtype=torch.float64) for each in self.generators]
+        return -torch.stack(uniform).log().neg().log().float()

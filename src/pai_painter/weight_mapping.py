@@ -41,6 +41,16 @@ def register_easynlp_names() -> None:
 class StrictLoadingMixin:
     """`from_pretrained` that refuses weights which don't fit, and `save_pretrained` that writes native names."""
 
+    _keys_to_ignore_on_load_unexpected: Any
+
+    def post_init(self) -> None:
+        """
+        As transformers' own, which also lets a whole ignore what its parts may ignore: a codec loaded alone passes over
+        the transformer's weights, but in a painter an unknown one among them is an error.
+        """
+        super().post_init()  # type: ignore[misc]
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or [])
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """

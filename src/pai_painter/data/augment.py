@@ -7,9 +7,7 @@ import torch.nn.functional as F
 __all__ = ["shift_and_flip"]
 
 
-def shift_and_flip(
-    pixel_values: torch.Tensor, max_shift: int, flip: bool, generator: torch.Generator
-) -> torch.Tensor:
+def shift_and_flip(pixel_values: torch.Tensor, max_shift: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
     """
     Moves each picture by up to `max_shift` pixels (its border is repeated) and, with `flip`, mirrors every second.
 

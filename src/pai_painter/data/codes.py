@@ -2,19 +2,21 @@
 """Pictures → image codes, once: training then reads the codes from the disk in every epoch."""
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..image_processing_pai_painter import PaiPainterImageProcessor
 from ..modeling_vqgan import PaiPainterVQModel
 from .augment import shift_and_flip
 from .pictures import open_picture
 
-__all__ = ["hash_of_model", "load_codes"]
+__all__ = ["architecture_of", "hash_of_model", "load_codes"]
 
 _BATCH = 32
 
@@ -49,7 +51,7 @@ def load_codes(
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "pai_painter_codes"
     folder.mkdir(parents=True, exist_ok=True)
     codec.eval()
-    return rows.map(
+    encoded = rows.map(
         _encode,
         batched=True,
         batch_size=_BATCH,
@@ -67,13 +69,24 @@ def load_codes(
         ),
         desc="Encoding pictures",
     )
+    # Read from the cache, a table gets a fingerprint of its file; by ours it is known again on resuming.
+    return datasets.Dataset(encoded.data, info=encoded.info, fingerprint=key)
 
 
-def hash_of_model(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's configuration and weights, in hexadecimal."""
-    digest = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())  # type: ignore[union-attr, operator]
+def architecture_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields that a configuration class itself declares, as JSON has them: not where the model was loaded from."""
+    fields = {name: getattr(config, name) for name in inspect.get_annotations(type(config))}
+    return {
+        name: architecture_of(value) if isinstance(value, PreTrainedConfig) else json.loads(json.dumps(value))
+        for name, value in fields.items()
+    }
+
+
+def hash_of_model(model: PreTrainedModel) -> str:
+    """SHA-256 of a model's architecture and weights, in hexadecimal; the same wherever it was loaded from."""
+    digest = hashlib.sha256(json.dumps(architecture_of(model.config), sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

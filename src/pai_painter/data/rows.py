@@ -4,12 +4,12 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
+from filelock import FileLock
 from torch.utils.data import Dataset
 
 from ..image_processing_pai_painter import PaiPainterImageProcessor
@@ -21,7 +21,17 @@ __all__ = ["PictureRows", "hash_of_file", "load_rows"]
 logger = logging.getLogger(__name__)
 
 # Raised whenever the table's columns or the checks of a row change, so that old caches are left alone.
-_LAYOUT = 1
+_LAYOUT = 2
+# Rows written at a time: pictures are large, and a thousand of them, the default, are not little memory.
+_BATCH = 32
+_TABLE, _REJECTED = "rows.arrow", "rejected_rows.jsonl"
+_FEATURES = datasets.Features(
+    {
+        "idx": datasets.Value("string"),
+        "captions": datasets.List(datasets.Value("string")),
+        "picture": datasets.Value("binary"),
+    }
+)
 
 
 def load_rows(
@@ -52,29 +62,28 @@ def load_rows(
     """
     path = Path(path)
     parsed = Schema.parse(schema)
-    key = hashlib.sha256(
-        json.dumps([_LAYOUT, hash_of_file(path), schema, caption_separator], ensure_ascii=False).encode()
-    ).hexdigest()[:24]
+    identity = [_LAYOUT, hash_of_file(path), parsed.columns, caption_separator]
+    key = hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()[:24]
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "pai_painter_rows" / key
-    table, rejected_copy = folder / "table", folder / "rejected_rows.jsonl"
-    if not (folder / "done").is_file():
-        _build_table(path, parsed, caption_separator, table, rejected_copy, key)
-        (folder / "done").touch()
-    rejected = rejected_copy.read_text(encoding="utf-8")
+    if not folder.is_dir():
+        _build(path, parsed, caption_separator, folder)
+    rejected = (folder / _REJECTED).read_text(encoding="utf-8")
     bad = rejected.count("\n")
-    if rejects is not None and bad:
-        Path(rejects).parent.mkdir(parents=True, exist_ok=True)
-        Path(rejects).write_text(rejected, encoding="utf-8")
-    if bad:
-        first = json.loads(rejected.partition("\n")[0])
-        logger.warning("%d rows of %s can't be used; line %d: %s", bad, path, first["line"], first["reason"])
-    rows = datasets.load_from_disk(str(table))
+    if rejects is not None:
+        _copy_rejected(rejected, Path(rejects))
+    table = datasets.Dataset.from_file(str(folder / _TABLE))
+    # Named by its content, so that what is computed from it can be found again by content, too.
+    rows = datasets.Dataset(table.data, info=table.info, fingerprint=key)
+    first = json.loads(rejected.partition("\n")[0]) if bad else {"line": 1, "reason": "it is empty"}
     if bad > max_bad_rows or not len(rows):
-        reason = json.loads(rejected.partition("\n")[0])["reason"] if bad else "it is empty"
         raise ValueError(
-            f"{path} has {bad} unusable and {len(rows)} usable rows (the first: {reason}); at most {max_bad_rows} "
-            f"unusable ones are allowed (`max_bad_rows`). Is `input_schema` ({schema}) its order of columns?"
+            f"{path} has {bad} unusable and {len(rows)} usable rows (the first, line {first['line']}: "
+            f"{first['reason'].rstrip('.')}); at most {max_bad_rows} unusable ones are allowed (`max_bad_rows`). Is "
+            f"`input_schema` ({schema}) its order of columns?"
         )
+    if bad:
+        where = "" if rejects is None else f" All are listed in {rejects}."
+        logger.warning("%d rows of %s can't be used; line %d: %s%s", bad, path, first["line"], first["reason"], where)
     return rows
 
 
@@ -105,38 +114,52 @@ def hash_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _build_table(
-    path: Path, schema: Schema, caption_separator: str | None, table: Path, rejected: Path, key: str
-) -> None:
-    rejected.parent.mkdir(parents=True, exist_ok=True)
-    with open(rejected, "w", encoding="utf-8") as rejects:
+def _build(path: Path, schema: Schema, caption_separator: str | None, folder: Path) -> None:
+    """
+    Makes `folder` under another name and renames it, so that it is whole or not there.
+
+    A second run that wants the same table waits; if the first is killed, its lock goes with it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.is_dir():
+            return
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            _write_table(path, schema, caption_separator, partial)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_table(path: Path, schema: Schema, caption_separator: str | None, folder: Path) -> None:
+    table = str(folder / _TABLE)
+    with (
+        open(folder / _REJECTED, "w", encoding="utf-8") as rejects,
+        datasets.arrow_writer.ArrowWriter(features=_FEATURES, path=table, writer_batch_size=_BATCH) as writer,
+    ):
 
         def reject(bad: BadRow) -> None:
             record = {"file": str(bad.path), "line": bad.line_number, "idx": bad.idx, "reason": bad.reason}
             rejects.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-        def usable_rows() -> Iterator[dict[str, Any]]:
-            for row in read_rows(path, schema, caption_separator=caption_separator, on_bad_row=reject):
-                try:
-                    picture = decode_base64_picture(row.imgbase64 or "")
-                    open_picture(picture)
-                except BadPicture as error:
-                    reject(BadRow(path, row.line_number, str(error), row.idx))
-                else:
-                    yield {"idx": row.idx, "captions": row.captions, "picture": picture}
+        for row in read_rows(path, schema, caption_separator=caption_separator, on_bad_row=reject):
+            try:
+                picture = decode_base64_picture(row.imgbase64 or "")
+                open_picture(picture)
+            except BadPicture as error:
+                reject(BadRow(path, row.line_number, str(error), row.idx))
+            else:
+                writer.write({"idx": row.idx, "captions": row.captions, "picture": picture})
+        writer.finalize()
 
-        features = datasets.Features(
-            {
-                "idx": datasets.Value("string"),
-                "captions": datasets.List(datasets.Value("string")),
-                "picture": datasets.Value("binary"),
-            }
-        )
-        with datasets.arrow_writer.ArrowWriter(features=features, path=str(rejected.with_suffix(".arrow"))) as writer:
-            for row in usable_rows():
-                writer.write(row)
-            writer.finalize()
-    written = datasets.Dataset.from_file(str(rejected.with_suffix(".arrow")))
-    # Named by its content, so that what is computed from it can be found again by content, too.
-    datasets.Dataset(written.data, info=written.info, fingerprint=key).save_to_disk(str(table))
-    rejected.with_suffix(".arrow").unlink()
+
+def _copy_rejected(rejected: str, rejects: Path) -> None:
+    """No bad rows, no file: not even one of an earlier run."""
+    if rejected:
+        rejects.parent.mkdir(parents=True, exist_ok=True)
+        rejects.write_text(rejected, encoding="utf-8")
+    else:
+        rejects.unlink(missing_ok=True)

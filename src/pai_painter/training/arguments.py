@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `train.py` and `train_codec.py` can be told, as dataclasses for `HfArgumentParser`."""
 
-import logging
-import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-
-from transformers import HfArgumentParser
 
 __all__ = [
     "CodecModelArguments",
@@ -17,9 +11,10 @@ __all__ = [
     "PainterModelArguments",
     "PainterTrainingArguments",
     "TrainingArguments",
-    "parse_arguments",
-    "run_from_command_line",
 ]
+
+# Those of transformers' schedules that need no further settings.
+_SCHEDULES = ("constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial")
 
 
 @dataclass
@@ -59,7 +54,7 @@ class TrainingArguments:
     max_train_steps: int | None = field(default=None, metadata={"help": "Overrides `num_train_epochs`."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows per process and step."})
     learning_rate: float = field(default=4e-5, metadata={"help": "Peak learning rate."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "A schedule of transformers' get_scheduler."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": f"One of {', '.join(_SCHEDULES)}."})
     warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's decay of weight matrices."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta; the first is 0.9."})
@@ -78,17 +73,19 @@ class TrainingArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("per_device_train_batch_size", "logging_steps", "save_steps", "save_total_limit", "sample_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.max_train_steps is not None and self.max_train_steps < 1:
-            raise ValueError(f"`max_train_steps` must be at least 1, got {self.max_train_steps}.")
-        if self.num_train_epochs <= 0 or self.learning_rate <= 0:
-            raise ValueError("`num_train_epochs` and `learning_rate` must be above 0.")
+        _require_at_least(self, 1, "per_device_train_batch_size", "logging_steps", "save_steps", "save_total_limit")
+        _require_at_least(self, 1, "sample_steps", "num_samples")
+        _require_at_least(self, 0, "warmup_steps", "weight_decay", "seed")
+        _require_above_0(self, "num_train_epochs", "learning_rate", "max_grad_norm")
+        _require_share(self, "adam_beta2", "ema_decay")
+        if self.max_train_steps is not None:
+            _require_at_least(self, 1, "max_train_steps")
+        if self.lr_scheduler_type not in _SCHEDULES:
+            raise ValueError(
+                f"`lr_scheduler_type` must be one of {', '.join(_SCHEDULES)}, got {self.lr_scheduler_type!r}."
+            )
         if self.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"`mixed_precision` must be no or bf16, got {self.mixed_precision!r}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must lie in [0, 1), got {self.ema_decay}.")
 
     def total_steps(self, rows: int, processes: int) -> int:
         """Steps of the whole run for a number of training rows and processes."""
@@ -120,7 +117,8 @@ class CodecTrainingArguments(TrainingArguments):
     gradient_weight: float = field(default=1.0, metadata={"help": "Weight of the absolute error of edges."})
     commitment_weight: float = field(default=0.25, metadata={"help": "Weight of the latents' distance to codes."})
     codebook_start_step: int = field(
-        default=400, metadata={"help": "Steps without codes, after which k-means of the latents makes the codebook."}
+        default=400,
+        metadata={"help": "Steps of a new codec without codes, after which k-means of latents makes the codebook."},
     )
     codebook_decay: float = field(default=0.99, metadata={"help": "Decay of the codebook's running means."})
     restart_below: float = field(
@@ -132,6 +130,12 @@ class CodecTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Teach the encoder that code 0, and no other, stands for a patch of plain white."},
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_at_least(self, 0, "l2_weight", "gradient_weight", "commitment_weight", "codebook_start_step")
+        _require_at_least(self, 0, "max_shift")
+        _require_share(self, "codebook_decay", "restart_below")
 
 
 @dataclass
@@ -146,12 +150,22 @@ class PainterModelArguments:
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "With config_name: folder with vocab.txt; config_name's by default."}
     )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "sdpa, eager or flash; on the CPU eager is the fastest for short sequences."}
+    )
 
     def __post_init__(self) -> None:
         if (self.config_name is None) == (self.model_name_or_path is None):
-            raise ValueError("Please set one of `config_name` (a new painter) and `model_name_or_path` (a trained one).")
+            raise ValueError(
+                "Please set one of `config_name` (a new painter) and `model_name_or_path` (a trained one)."
+            )
         if self.config_name is not None and self.codec is None:
             raise ValueError("A new painter (`config_name`) needs a trained codec: please set `codec`.")
+        if self.config_name is None and (self.codec is not None or self.tokenizer_name is not None):
+            raise ValueError(
+                "A trained painter (`model_name_or_path`) brings its codec and vocabulary along: please leave `codec` "
+                "and `tokenizer_name` out."
+            )
 
 
 @dataclass
@@ -171,55 +185,24 @@ class PainterTrainingArguments(TrainingArguments):
         super().__post_init__()
         if not 0 < self.pkeep <= 1:
             raise ValueError(f"`pkeep` must lie in (0, 1], got {self.pkeep}.")
-        if not 0 <= self.caption_dropout < 1:
-            raise ValueError(f"`caption_dropout` must lie in [0, 1), got {self.caption_dropout}.")
+        _require_share(self, "caption_dropout")
         if self.code_variants < 1 or (self.code_variants > 1) != (self.max_shift > 0):
             raise ValueError("Shifted copies need both `code_variants` above 1 and `max_shift` above 0.")
 
 
-def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
-    """
-    Reads flags, or one YAML or JSON file that holds them (flags behind the file win).
-
-    Args:
-        types: the dataclasses to fill.
-        argv: the words of the command line; `sys.argv[1:]` if not given.
-
-    Raises:
-        ValueError: if a value is not allowed or a file can't be read.
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    parser = HfArgumentParser(types)
-    if not argv or not argv[0].endswith((".yaml", ".yml", ".json")):
-        return parser.parse_args_into_dataclasses(argv)
-    path = argv[0]
-    if not os.path.isfile(path):
-        raise ValueError(f"There is no settings file {path}.")
-    return parser.parse_args_into_dataclasses(_flags_of_file(path) + argv[1:])
+def _require_at_least(arguments: Any, least: int, *names: str) -> None:
+    for name in names:
+        if not getattr(arguments, name) >= least:  # nan is neither
+            raise ValueError(f"`{name}` must be at least {least}, got {getattr(arguments, name)}.")
 
 
-def _flags_of_file(path: str) -> list[str]:
-    """A settings file as flags, so that files and flags are checked alike and can be mixed."""
-    import yaml
-
-    with open(path, encoding="utf-8") as file:
-        settings = yaml.safe_load(file)  # JSON is YAML
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold names and values, one a line; got a {type(settings).__name__}.")
-    flags: list[str] = []
-    for name, value in settings.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        flags += [f"--{name}", *(str(v) for v in values)]
-    return flags
+def _require_above_0(arguments: Any, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(arguments, name) < float("inf"):
+            raise ValueError(f"`{name}` must be a number above 0, got {getattr(arguments, name)}.")
 
 
-def run_from_command_line(types: tuple[type, ...], train: Callable[..., Any], argv: list[str] | None) -> None:
-    """Parses and trains; what is wrong with the input is said in one sentence on stderr, with exit status 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        train(*parse_arguments(types, argv))
-    except (ValueError, OSError) as error:
-        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
-        sys.exit(2)
+def _require_share(arguments: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(arguments, name) < 1:
+            raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(arguments, name)}.")

@@ -8,14 +8,19 @@ of its files' sizes, and only then renamed; old ones are removed after the new o
 """
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 __all__ = ["find_checkpoint", "load_checkpoint", "save_checkpoint"]
+
+logger = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
@@ -23,40 +28,74 @@ _PREFIX = "checkpoint-"
 
 def save_checkpoint(
     accelerator: Accelerator, output_dir: str | Path, step: int, settings: dict[str, Any], keep: int
-) -> Path:
+) -> Path | None:
     """
     Saves everything that `accelerator` holds as `output_dir/checkpoint-<step>`. All processes call it.
+
+    A disk that is full is no reason to lose the run: it is warned about, older checkpoints stay, and training goes on.
 
     Args:
         step: updates done so far.
         settings: what the run depends on; compared on resuming.
         keep: number of newest checkpoints that stay.
+
+    Returns:
+        the checkpoint, or `None` if it could not be written.
     """
     final = Path(output_dir) / f"{_PREFIX}{step}"
     partial = final.with_name(f".{final.name}.partial")
+    problem: Exception | None = None
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left_over in Path(output_dir).glob(f".{_PREFIX}*.partial"):
+            shutil.rmtree(left_over, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(partial))
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have their own for ENOSPC
+        problem = error
+    if not _all_well(accelerator, problem):
+        return _give_up(accelerator, final, partial, problem)
+    try:
+        if accelerator.is_main_process:
+            _publish(partial, final, {"step": step, "processes": accelerator.num_processes, "settings": settings})
+    except OSError as error:
+        problem = error
+    if not _all_well(accelerator, problem):
+        return _give_up(accelerator, final, partial, problem)
     if accelerator.is_main_process:
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        manifest = {
-            "step": step,
-            "processes": accelerator.num_processes,
-            "settings": settings,
-            "files": {str(path.relative_to(partial)): path.stat().st_size for path in files},
-        }
-        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
-        for path in (*files, partial / _MANIFEST, partial):
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _sync(final.parent)
-        for old in _whole_checkpoints(Path(output_dir))[:-keep]:
-            shutil.rmtree(old)
+        # Later ones are left over from a run that was taken up again at an earlier step.
+        for old in [path for path in _whole_checkpoints(Path(output_dir)) if _step_of(path) <= step][:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
     return final
+
+
+def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Syncs the files, writes the manifest and gives the folder its name."""
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    manifest["files"] = {str(path.relative_to(partial)): path.stat().st_size for path in files}
+    (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
+    for path in (*files, partial / _MANIFEST, partial):
+        _sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _sync(final.parent)
+
+
+def _all_well(accelerator: Accelerator, problem: Exception | None) -> bool:
+    """Whether no process has a problem; they must not wait for each other at different places."""
+    flag = torch.tensor(int(problem is not None), device=accelerator.device)
+    return not accelerator.reduce(flag, "sum").item()
+
+
+def _give_up(accelerator: Accelerator, final: Path, partial: Path, problem: Exception | None) -> None:
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = "another process failed" if problem is None else " ".join(str(problem).split())
+        whole = _whole_checkpoints(final.parent)
+        newest = f"the newest is {whole[-1].name}" if whole else "there is none yet"
+        logger.warning("%s could not be saved (%s). Training goes on; %s.", final.name, reason, newest)
+    accelerator.wait_for_everyone()
 
 
 def find_checkpoint(output_dir: str | Path, which: str) -> Path | None:
@@ -67,8 +106,11 @@ def find_checkpoint(output_dir: str | Path, which: str) -> Path | None:
         ValueError: if a folder named by its path is not a whole checkpoint.
     """
     if which == "latest":
-        whole = _whole_checkpoints(Path(output_dir))
-        return whole[-1] if whole else None
+        for checkpoint in reversed(_all_checkpoints(Path(output_dir))):
+            if _is_whole(checkpoint):
+                return checkpoint
+            logger.warning("%s is not whole (its manifest doesn't fit its files) and is passed over.", checkpoint)
+        return None
     if not _is_whole(Path(which)):
         raise ValueError(
             f"{which} is not a whole checkpoint of ours (its manifest doesn't fit its files); use `latest` to take the "
@@ -85,8 +127,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict[s
         ValueError: if the run that wrote it had other settings or another number of processes.
     """
     manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
-    then = {**manifest["settings"], "processes": manifest["processes"]}
-    now = {**json.loads(json.dumps(settings)), "processes": accelerator.num_processes}
+    then = _flat({**manifest["settings"], "processes": manifest["processes"]})
+    now = _flat(json.loads(json.dumps({**settings, "processes": accelerator.num_processes})))
     differences = [
         f"{name} was {then.get(name)!r} and is now {now.get(name)!r}"
         for name in sorted(then.keys() | now.keys())
@@ -101,18 +143,33 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict[s
     return manifest["step"]
 
 
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names, so that a difference is named where it is."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def _all_checkpoints(output_dir: Path) -> list[Path]:
+    found = [path for path in output_dir.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(found, key=_step_of)
+
+
 def _whole_checkpoints(output_dir: Path) -> list[Path]:
-    found = [path for path in output_dir.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(filter(_is_whole, found), key=lambda path: int(path.name.removeprefix(_PREFIX)))
+    return [path for path in _all_checkpoints(output_dir) if _is_whole(path)]
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    if not (checkpoint / _MANIFEST).is_file():
+    try:
+        files = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError):  # no manifest, a damaged one, a file that is missing
         return False
-    files = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))["files"]
-    return all(
-        (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size for name, size in files.items()
-    )
 
 
 def _sync(path: Path) -> None:

@@ -5,19 +5,25 @@ Learning the codebook: k-means to begin with, running means afterwards, new plac
 The running means are those of van den Oord et al., "Neural Discrete Representation Learning" (2017), appendix A.1.
 """
 
+from typing import Any
+
 import torch
 
 from ..modeling_vqgan import PaiPainterVQCodebook
 from .order import seed_of
 
-__all__ = ["CodebookLearner"]
+__all__ = ["CodebookLearner", "k_means"]
+
+_HARDLY_USED = 1e-6
+_CHUNK = 4096  # rows of a table of distances; all at once, 16,384 codes would need 40 GB
 
 
 class CodebookLearner:
     """
     Moves a codebook's entries to the means of the latents that chose them. Gradients never reach it.
 
-    All processes must call it with the same gathered latents; they then stay equal without talking.
+    All processes must call it with the same gathered latents; they then stay equal without talking. For that the
+    running means are kept on the CPU: a GPU adds up in any order, and the processes would drift apart.
 
     Args:
         codebook: whose `embedding.weight` (num_embeddings, embed_dim) is moved.
@@ -27,42 +33,42 @@ class CodebookLearner:
         seed: fixes k-means and restarts.
     """
 
-    def __init__(
-        self, codebook: PaiPainterVQCodebook, decay: float, restart_below: float, blank_code: bool, seed: int
-    ):
+    def __init__(self, codebook: PaiPainterVQCodebook, decay: float, restart_below: float, blank_code: bool, seed: int):
         self.entries = codebook.embedding.weight
         self.entries.requires_grad_(False)
         self.decay, self.restart_below, self.first_free, self.seed = decay, restart_below, int(blank_code), seed
-        self.uses = torch.ones(len(self.entries), device=self.entries.device)
-        self.sums = self.entries.detach().clone().float()
+        self.uses = torch.ones(len(self.entries))
+        self.sums = self._on_cpu().clone()
         self.started = False
 
     @torch.no_grad()
-    def start(self, latents: torch.Tensor, blank: torch.Tensor, iterations: int = 15) -> None:
+    def start(self, latents: torch.Tensor, blank: torch.Tensor) -> None:
         """
         Puts the entries at the k-means centres of `latents`.
 
         Args:
             latents (`torch.FloatTensor` of shape `(n, embed_dim)`): n well above the number of codes.
             blank (`torch.BoolTensor` of shape `(n,)`): which of them are plain white patches.
+
+        Raises:
+            ValueError: if there are fewer latents than codes.
         """
         if self.first_free:
             if blank.any():
                 self.entries[0] = latents[blank].mean(0)
             latents = latents[~blank]
         count = len(self.entries) - self.first_free
-        generator = torch.Generator().manual_seed(seed_of(self.seed, 1))
-        chosen = torch.randperm(len(latents), generator=generator)[:count]
-        if len(chosen) < count:
-            raise ValueError(f"k-means needs more than {count} latents to start from, got {len(latents)}.")
-        centres = latents[chosen.to(latents.device)].clone()
-        for _ in range(iterations):
-            nearest = torch.cdist(latents, centres).argmin(1)
-            sizes = torch.bincount(nearest, minlength=count)
-            sums = torch.zeros_like(centres).index_add_(0, nearest, latents)
-            used = sizes > 0
-            centres[used] = sums[used] / sizes[used, None]
-        self.entries[self.first_free :] = centres
+        if len(latents) < count:
+            raise ValueError(
+                f"{count} codes can't be found among {len(latents)} patches of pictures (plain white ones left out, "
+                f"if `blank_code` is set); please train on more pictures or configure fewer `num_embeddings`."
+            )
+        self.go_on_from(torch.cat([self.entries[: self.first_free], k_means(latents, count, seed_of(self.seed, 1))]))
+
+    @torch.no_grad()
+    def go_on_from(self, entries: torch.Tensor) -> None:
+        """Begins the running means at these entries (num_embeddings, embed_dim), each used once."""
+        self.entries.copy_(entries)
         self.uses.fill_(1.0)
         self.sums.copy_(self.entries)
         self.started = True
@@ -81,29 +87,52 @@ class CodebookLearner:
         Returns:
             how many codes were restarted.
         """
+        latents, codes, errors = latents.float().cpu(), codes.cpu(), errors.float().cpu()
         counts = torch.bincount(codes, minlength=len(self.entries)).float()
         self.uses.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, latents.float()), 1 - self.decay)
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, latents), 1 - self.decay)
         dead = self.uses < self.restart_below * self.uses.mean()
         dead[: self.first_free] = False
-        self.entries.copy_(torch.where(dead[:, None], self.entries, self.sums / self.uses.clamp_min(1e-6)[:, None]))
-        places = dead.nonzero().flatten()
+        # A code that nobody has used for long (only the blank one isn't restarted) stays where it is.
+        moving = ~dead & (self.uses > _HARDLY_USED)
+        entries = torch.where(moving[:, None], self.sums / self.uses.clamp_min(_HARDLY_USED)[:, None], self._on_cpu())
+        # Where the loss has become nan, the run is about to say so: it isn't for the draw to fail over it.
+        weights = errors.nan_to_num(0.0, 0.0, 0.0) * (codes >= self.first_free)
+        places = dead.nonzero().flatten()[: int((weights > 0).sum())]
         if len(places):
             generator = torch.Generator().manual_seed(seed_of(self.seed, 2, step))
-            weights = errors.float().cpu() * (codes >= self.first_free).cpu() + 1e-12
-            places = places[: int((weights > 1e-12).sum())]
-            chosen = torch.multinomial(weights, len(places), generator=generator).to(latents.device)
-            self.entries[places] = latents[chosen].to(self.entries.dtype)
+            entries[places] = latents[torch.multinomial(weights, len(places), generator=generator)]
             self.uses[places] = self.uses.mean()
-            self.sums[places] = self.entries[places] * self.uses[places, None]
+            self.sums[places] = entries[places] * self.uses[places, None]
+        self.entries.copy_(entries)
         return len(places)
 
-    def state_dict(self) -> dict[str, torch.Tensor | bool]:
+    def _on_cpu(self) -> torch.Tensor:
+        return self.entries.detach().float().cpu()
+
+    def state_dict(self) -> dict[str, Any]:
         """For checkpoints; the entries themselves are the codec's."""
         return {"uses": self.uses, "sums": self.sums, "started": self.started}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor | bool]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts a checkpoint's state back."""
         self.uses.copy_(state["uses"])
         self.sums.copy_(state["sums"])
-        self.started = bool(state["started"])
+        self.started = state["started"]
+
+
+def k_means(latents: torch.Tensor, count: int, seed: int, iterations: int = 15) -> torch.Tensor:
+    """
+    Centres of `latents` (n, embed_dim), which start at `count` of them: (count, embed_dim).
+
+    A centre that is nearest to nothing stays where it is.
+    """
+    chosen = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed))[:count]
+    centres = latents[chosen.to(latents.device)].clone()
+    for _ in range(iterations):
+        nearest = torch.cat([torch.cdist(chunk, centres).argmin(1) for chunk in latents.split(_CHUNK)])
+        sizes = torch.bincount(nearest, minlength=count)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, latents)
+        used = sizes > 0
+        centres[used] = sums[used] / sizes[used, None]
+    return centres

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the codec: pictures from a TSV → a folder that `PaiPainterVQModel.from_pretrained` loads."""
 
-import json
 import math
 from pathlib import Path
 
 import datasets
 import torch
+from accelerate.utils import broadcast
 from torch.utils.data import DataLoader
 
 from ..configuration_pai_painter import PaiPainterVQConfig
 from ..data.augment import shift_and_flip
+from ..data.codes import architecture_of
 from ..data.rows import PictureRows
 from ..grids import draw_grid
 from ..image_processing_pai_painter import PaiPainterImageProcessor
 from ..modeling_vqgan import PaiPainterVQModel
-from .arguments import CodecModelArguments, CodecTrainingArguments, DataArguments, run_from_command_line
+from .arguments import CodecModelArguments, CodecTrainingArguments, DataArguments
 from .codebook import CodebookLearner
 from .codec_objective import CodecObjective, blank_patches
+from .command_line import run_from_command_line
 from .order import seed_of
 from .rows import load_both
 from .run import TrainingRun
@@ -40,14 +42,17 @@ def train_codec(model: CodecModelArguments, data: DataArguments, training: Codec
     """
     run = TrainingRun(training)
     accelerator = run.accelerator
-    codec = _build_codec(model)
+    codec = _build_codec(model).to(accelerator.device)
     processor = PaiPainterImageProcessor(size=codec.config.resolution)
-    train_rows, valid_rows = load_both(data, accelerator)
+    train_rows, valid_rows = load_both(data, training.output_dir, accelerator)
     learner = CodebookLearner(
         codec.quantize, training.codebook_decay, training.restart_below, training.blank_code, training.seed
     )
-    settings = {"config": json.loads(codec.config.to_json_string(use_diff=False))}
-    run.prepare(CodecObjective(codec, training), codec, len(train_rows), settings, [learner])
+    if model.model_name_or_path is not None:
+        learner.go_on_from(learner.entries)
+    settings = {"config": architecture_of(codec.config), "data": train_rows._fingerprint}
+    run.prepare(CodecObjective(codec, training), codec, list(codec.parameters()), len(train_rows), settings, [learner])
+    _check_codebook_start(run, learner, codec, training)
 
     for step, pictures in run.batches(PictureRows(train_rows, processor), torch.stack):
         generator = torch.Generator().manual_seed(run.seed_at(step))
@@ -60,15 +65,9 @@ def train_codec(model: CodecModelArguments, data: DataArguments, training: Codec
             latents, codes, errors = accelerator.gather((outputs["latents"], outputs["codes"], outputs["errors"]))
             learner.update(latents, codes, errors, step)
         run.finish_step(
-            step, outputs["pixels_loss"], lambda done: _report(run.average.module, valid_rows, processor, training, done)
+            step, outputs["pixels_loss"], lambda codec, done: _report(codec, valid_rows, processor, training, done)
         )
-
-    if accelerator.is_main_process:
-        run.finished_model().save_pretrained(training.output_dir)
-        processor.save_pretrained(training.output_dir)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return Path(training.output_dir)
+    return run.save_model(processor)
 
 
 @torch.no_grad()
@@ -99,8 +98,27 @@ def validate_codec(
 
 def _build_codec(model: CodecModelArguments) -> PaiPainterVQModel:
     if model.model_name_or_path is not None:
-        return PaiPainterVQModel.from_pretrained(model.model_name_or_path)
+        return PaiPainterVQModel.from_pretrained(model.model_name_or_path, dtype=torch.float32)
     return PaiPainterVQModel(PaiPainterVQConfig.from_pretrained(model.config_name))
+
+
+def _check_codebook_start(
+    run: TrainingRun, learner: CodebookLearner, codec: PaiPainterVQModel, training: CodecTrainingArguments
+) -> None:
+    """Says at once what would otherwise come out hundreds of steps later."""
+    if learner.started:
+        return
+    if training.codebook_start_step >= run.steps:
+        raise ValueError(
+            f"`codebook_start_step` ({training.codebook_start_step}) must be below the {run.steps} steps of the run, "
+            f"or the codec never learns its codes."
+        )
+    patches = run.rows * codec.config.num_image_codes
+    if patches < codec.config.num_embeddings:
+        raise ValueError(
+            f"{run.rows} training pictures have {patches} patches, too few for {codec.config.num_embeddings} codes "
+            f"(`num_embeddings`)."
+        )
 
 
 @torch.no_grad()
@@ -111,7 +129,7 @@ def _start_codebook(
     rows: datasets.Dataset,
     processor: PaiPainterImageProcessor,
 ) -> None:
-    """k-means over the latents of some hundred training pictures; every process computes the same."""
+    """k-means over the latents of some hundred training pictures; all processes take the first one's result."""
     wanted = math.ceil(_LATENTS_PER_CODE * codec.config.num_embeddings / codec.config.num_image_codes)
     generator = torch.Generator().manual_seed(seed_of(run.training.seed, 5))
     chosen = torch.randperm(len(rows), generator=generator)[:wanted].tolist()
@@ -125,6 +143,7 @@ def _start_codebook(
         blank.append(blank_patches(pictures, codec.config.image_grid).flatten())
     codec.train()
     learner.start(torch.cat(latents), torch.cat(blank))
+    learner.go_on_from(broadcast(learner.entries.detach().clone()))
 
 
 @torch.no_grad()

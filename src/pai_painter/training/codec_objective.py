@@ -37,20 +37,22 @@ class CodecObjective(nn.Module):
 
         Returns:
             `loss` (scalar), `pixels_loss` (scalar), and for the codebook `latents` (n, embed_dim), `codes` (n,),
-            `errors` (n,), `blank` (n,), where n = batch × codes of a picture.
+            `errors` (n,), where n = batch × codes of a picture.
         """
         codec = self.codec
         latents = codec.encode_latents(pixel_values).float()  # (B, D, g, g)
         vectors = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (B*g*g, D)
-        blank = blank_patches(pixel_values, codec.config.image_grid).flatten()
         if not quantise:
             reconstruction = codec.decode_latents(latents).float()
             commitment = latents.new_zeros(())
             codes = torch.zeros(len(vectors), dtype=torch.long, device=vectors.device)
         else:
-            image_codes = codec.quantize.nearest(latents.detach())  # (B, g*g)
+            # Half precision would take the wrong one of two near codes.
+            with torch.autocast(latents.device.type, enabled=False):
+                image_codes: torch.Tensor = codec.quantize.nearest(latents.detach())  # (B, g*g)
             if self.blank_code:
-                image_codes = image_codes.masked_fill(blank.view_as(image_codes), 0)
+                blank = blank_patches(pixel_values, codec.config.image_grid)
+                image_codes = image_codes.masked_fill(blank.flatten(1), 0)
             quantized = codec.quantize(image_codes, codec.config.image_grid)
             commitment = F.mse_loss(latents, quantized)
             # Straight through: the decoder sees the codes, the encoder gets the decoder's gradient.
@@ -64,7 +66,6 @@ class CodecObjective(nn.Module):
             "latents": vectors,
             "codes": codes,
             "errors": patch_errors.mean(1).flatten(),
-            "blank": blank,
         }
 
     def _pixels_loss(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the painter: captions and cached codes → a folder that `AutoModel` and the pipeline load."""
 
-import json
 from pathlib import Path
 
 import datasets
@@ -11,13 +10,15 @@ from torch.utils.data import Dataset
 from transformers import BertTokenizer
 
 from ..configuration_pai_painter import PaiPainterConfig
-from ..data.codes import hash_of_model, load_codes
+from ..data.codes import architecture_of, hash_of_model, load_codes
 from ..grids import draw_grid
 from ..image_processing_pai_painter import PaiPainterImageProcessor
 from ..modeling_pai_painter import PaiPainterForImageGeneration
 from ..modeling_vqgan import PaiPainterVQModel
+from ..painter_folder import find_file
 from ..processing_pai_painter import PaiPainterProcessor
-from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments, run_from_command_line
+from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
+from .command_line import run_from_command_line
 from .order import seed_of
 from .rows import load_both
 from .run import TrainingRun
@@ -42,26 +43,19 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
     painter.vqgan.to(accelerator.device)
     train_codes, valid_codes = _load_codes(painter, processor, data, training, accelerator)
     settings = {
-        "config": json.loads(painter.config.to_json_string(use_diff=False)),
+        "config": architecture_of(painter.config),
         "codec": hash_of_model(painter.vqgan),
         "data": train_codes._fingerprint,
     }
-    run.prepare(PainterObjective(painter, training), painter, len(train_codes), settings, [])
+    trained = [parameter for parameter in painter.parameters() if parameter.requires_grad]
+    run.prepare(PainterObjective(painter, training), painter, trained, len(train_codes), settings, [])
 
     dataset = CaptionedCodes(train_codes, processor, training.seed, training.caption_dropout)
     for step, (input_ids, labels) in run.batches(dataset, collate_codes):
         loss = run.objective(input_ids.to(accelerator.device), labels.to(accelerator.device))
         run.update(loss)
-        run.finish_step(
-            step, loss, lambda done: _report(run.average.module, valid_codes, processor, training, done)
-        )
-
-    if accelerator.is_main_process:
-        run.finished_model().save_pretrained(training.output_dir)
-        processor.save_pretrained(training.output_dir)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return Path(training.output_dir)
+        run.finish_step(step, loss, lambda painter, done: _report(painter, valid_codes, processor, training, done))
+    return run.save_model(processor)
 
 
 class PainterObjective(torch.nn.Module):
@@ -71,7 +65,7 @@ class PainterObjective(torch.nn.Module):
         super().__init__()
         self.painter, self.pkeep = painter, training.pkeep
 
-    def forward(self, input_ids: torch.LongTensor, labels: torch.LongTensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, text_length + num_image_codes)`)
@@ -147,29 +141,59 @@ def validation_loss(
 
 def _build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     if model.model_name_or_path is not None:
-        painter = PaiPainterForImageGeneration.from_pretrained(model.model_name_or_path, dtype=torch.float32)
+        painter = PaiPainterForImageGeneration.from_pretrained(
+            model.model_name_or_path, dtype=torch.float32, attn_implementation=model.attn_implementation
+        )
         return painter, PaiPainterProcessor.from_pretrained(model.model_name_or_path)
     codec = PaiPainterVQModel.from_pretrained(model.codec, dtype=torch.float32)
-    config = PaiPainterConfig.from_pretrained(model.config_name)
-    config.vq_config = codec.config
-    config.image_vocab_size = codec.config.num_embeddings
-    config.validate()
+    config = _config_for(codec, str(model.config_name), str(model.codec))
     painter = PaiPainterForImageGeneration(config)
     painter.vqgan.load_state_dict(codec.state_dict())
     tokenizer = model.tokenizer_name or model.config_name
     processor = PaiPainterProcessor(
         PaiPainterImageProcessor(size=codec.config.resolution),
-        BertTokenizer.from_pretrained(tokenizer),
+        _load_tokenizer(str(tokenizer), config),
         text_length=config.text_length,
         image_vocab_size=config.image_vocab_size,
     )
-    vocabulary = len(processor.tokenizer)
-    if vocabulary != config.text_vocab_size:
+    return painter, processor
+
+
+def _config_for(codec: PaiPainterVQModel, name: str, codec_name: str) -> PaiPainterConfig:
+    """The configuration of a new painter. It may leave its codec out, but must not name another."""
+    config_dict, _ = PaiPainterConfig.get_config_dict(name)
+    if config_dict.get("model_type") != PaiPainterConfig.model_type:
         raise ValueError(
-            f"The vocabulary of {tokenizer} has {vocabulary} tokens, but the configuration has "
+            f"{name} is no painter's configuration: its model_type is {config_dict.get('model_type')!r}, but must be "
+            f"{PaiPainterConfig.model_type!r}."
+        )
+    found = architecture_of(codec.config)
+    if config_dict.get("image_vocab_size", PaiPainterConfig.image_vocab_size) != found["num_embeddings"]:
+        raise ValueError(
+            f"{name} wants {config_dict.get('image_vocab_size', PaiPainterConfig.image_vocab_size)} image codes "
+            f"(`image_vocab_size`), but the codec {codec_name} has {found['num_embeddings']}; they must be equal."
+        )
+    config = PaiPainterConfig.from_dict({"vq_config": found, **config_dict})
+    wanted = architecture_of(config.vq_config)
+    differences = [f"`{key}` {wanted[key]} instead of {found[key]}" for key in found if wanted[key] != found[key]]
+    if differences:
+        raise ValueError(
+            f"The `vq_config` of {name} isn't that of the codec {codec_name}: it has {', '.join(differences)}; please "
+            f"leave `vq_config` out to take the codec's."
+        )
+    return config
+
+
+def _load_tokenizer(name: str, config: PaiPainterConfig) -> BertTokenizer:
+    if not any(find_file(name, file) for file in ("tokenizer.json", "vocab.txt")):
+        raise ValueError(f"{name} has no vocabulary (vocab.txt or tokenizer.json): please set `tokenizer_name`.")
+    tokenizer = BertTokenizer.from_pretrained(name)
+    if len(tokenizer) != config.text_vocab_size:
+        raise ValueError(
+            f"The vocabulary of {name} has {len(tokenizer)} tokens, but the configuration has "
             f"`text_vocab_size` {config.text_vocab_size}; they must be equal."
         )
-    return painter, processor
+    return tokenizer
 
 
 def _load_codes(
@@ -179,7 +203,7 @@ def _load_codes(
     training: PainterTrainingArguments,
     accelerator: Accelerator,
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    train_rows, valid_rows = load_both(data, accelerator)
+    train_rows, valid_rows = load_both(data, training.output_dir, accelerator)
     codec, images, cache = painter.vqgan, processor.image_processor, data.cache_dir
     with accelerator.local_main_process_first():
         train = load_codes(train_rows, codec, images, training.code_variants, training.max_shift, cache)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a painter is, read from its folder without its weights: what `pai-painter info` shows."""
+
+import os
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+from transformers import GenerationConfig
+
+from .modeling_pai_painter import PaiPainterForImageGeneration, default_generation_config
+from .painter_folder import find_file, read_painter_folder
+
+__all__ = ["describe_model"]
+
+_CARD_FIELDS = ("license", "language", "base_model", "datasets")
+_MAX_TEXT = 600
+
+
+def describe_model(name_or_path: str | os.PathLike, revision: str = "main") -> dict[str, str]:
+    """
+    A painter's facts, by name, in the order in which they are told.
+
+    Args:
+        name_or_path: a folder, native or EasyNLP's, or a Hub repository.
+        revision: the repository's.
+
+    Raises:
+        OSError: if there is no such folder or repository.
+        ValueError: if it isn't a painter's.
+    """
+    name = os.fspath(name_or_path)
+    folder = read_painter_folder(name, revision=revision)
+    config, vq_config = folder.config, folder.config.vq_config
+    with torch.device("meta"):  # shapes without memory
+        model = PaiPainterForImageGeneration(config)
+    codec = sum(parameter.numel() for parameter in model.vqgan.parameters())
+    together = sum(parameter.numel() for parameter in model.parameters())
+    settings = default_generation_config(config)
+    if find_file(name, "generation_config.json", revision=revision) is not None:
+        settings = GenerationConfig.from_pretrained(name, revision=revision)
+    return {
+        "layout": folder.layout,
+        "transformer": f"{config.num_hidden_layers} layers, {config.num_attention_heads} heads, "
+        f"{config.hidden_size} wide",
+        "parameters": f"{together - codec:,} transformer + {codec:,} codec = {together:,}",
+        "memory of the weights": f"{_megabytes(together * 4)} in float32, {_megabytes(together * 2)} in bfloat16",
+        "captions": f"{config.text_length} word pieces of {config.text_vocab_size:,}",
+        "pictures": f"{vq_config.resolution}×{vq_config.resolution} pixels",
+        "codes": f"{config.num_image_codes} a picture ({config.image_grid}×{config.image_grid}), "
+        f"out of {config.image_vocab_size:,}",
+        "recommended settings": ", ".join(
+            f"{option} {getattr(settings, option)}" for option in ("temperature", "top_k", "top_p", "best_of")
+        ),
+        **_read_card(find_file(name, "README.md", revision=revision)),
+    }
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def _read_card(path: str | None) -> dict[str, str]:
+    """What the model's card says of its training: fields of its front matter, and its first paragraph."""
+    if path is None:
+        return {"card": "none, so nothing is known of its training"}
+    card = ModelCard.load(path, ignore_metadata_errors=True)
+    fields = card.data.to_dict()
+    facts = {field: _printable(fields[field]) for field in _CARD_FIELDS if field in fields}
+    return {**facts, "card": _first_paragraph(card.text)}
+
+
+def _first_paragraph(text: str) -> str:
+    for block in text.replace("\r\n", "\n").split("\n\n"):
+        if block.strip() and block.strip()[0] not in "#!<|[-`":  # a heading, a picture, a comment, a table, a list
+            return _printable(block)
+    return "says nothing in words"
+
+
+def _printable(value: Any) -> str:
+    """A stranger's text on one line, without what a terminal would obey."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"

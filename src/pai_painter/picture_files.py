@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures to PNG files: names made from captions, metadata, and writing that never leaves half a file."""
+
+import os
+import re
+import secrets
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, PngImagePlugin
+
+__all__ = [
+    "check_new_files",
+    "enlarge",
+    "file_stem",
+    "in_folder_or_file",
+    "save_png",
+    "unique_names",
+    "write_atomically",
+]
+
+_MAX_STEM_BYTES = 120  # of the 255 that file systems allow; a seed and an ending follow
+_MAX_SIDE = 8192
+_OTHER_PICTURES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
+_RESERVED_ON_WINDOWS = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])")
+
+
+def file_stem(text: str) -> str:
+    """
+    A file name without ending, made from a stranger's text: letters, digits, `_` and `-` of any script.
+
+    Everything else, path separators, dots, control characters, spaces and emoji, becomes one `_`; names that begin
+    with `-` or that Windows keeps for itself don't come out, and no name is longer than 120 bytes.
+    """
+    text = unicodedata.normalize("NFC", text)
+    kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" or letter in "-_" else " " for letter in text)
+    stem = "_".join(kept.split()).encode("utf-8")[:_MAX_STEM_BYTES].decode("utf-8", errors="ignore").strip("-_")
+    if not stem:
+        return "picture"
+    return f"{stem}_" if _RESERVED_ON_WINDOWS.fullmatch(stem) else stem
+
+
+def unique_names(stems: Sequence[str], ending: str) -> list[str]:
+    """File names in which a stem that came before, in whatever case, has a number: `a.png`, `A-2.png`."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for stem in stems:
+        name, number = f"{stem}{ending}", 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}-{number}{ending}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def in_folder_or_file(output: Path, names: Sequence[str]) -> list[Path]:
+    """
+    Where pictures go: into the folder `output`, or into the file `output` if its name ends in .png.
+
+    Raises:
+        ValueError: if `output` names another kind of picture, or one file for several pictures.
+    """
+    ending = output.suffix.lower()
+    if output.is_dir() or ending not in (".png", *_OTHER_PICTURES):
+        return [output / name for name in names]
+    if ending != ".png":
+        raise ValueError(f"Pictures are saved as PNG: please let {output} end in .png, or name a folder.")
+    if len(names) > 1:
+        raise ValueError(f"{output} is one file for {len(names)} pictures: please name a folder.")
+    return [output]
+
+
+def check_new_files(paths: Iterable[Path], force: bool) -> None:
+    """
+    Finds out before the work whether its results can be written. Makes the folders that are missing.
+
+    Raises:
+        FileExistsError: if one of the files is there already, unless `force`.
+        OSError: if one of them is a folder, or if its folder can't be made or written to.
+    """
+    folders: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, so no file can be written there.")
+        if not force and os.path.lexists(path):
+            raise FileExistsError(f"{path} exists already: please give another name, or --force to overwrite it.")
+        folders[path.parent] = None
+    for folder in folders:
+        trial = folder / _temporary_name()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            trial.touch(exist_ok=False)
+            trial.unlink()
+        except OSError as error:
+            raise OSError(error.errno, f"Nothing can be written to the folder {folder} ({error.strerror})") from error
+
+
+def save_png(image: Image.Image, path: Path, text: Mapping[str, str], force: bool = False) -> None:
+    """
+    Writes a picture with metadata, whole or not at all.
+
+    Args:
+        image (`PIL.Image.Image`): The picture.
+        path (`Path`): The file.
+        text (`Mapping[str, str]`): Keywords (Latin letters) and their texts, in UTF-8 (iTXt).
+        force (`bool`, *optional*, defaults to `False`): Overwrite a file that is there.
+
+    Raises:
+        FileExistsError: if the file is there, unless `force`.
+        OSError: if it can't be written.
+    """
+    metadata = PngImagePlugin.PngInfo()
+    for keyword, value in text.items():
+        metadata.add_itxt(keyword, value)
+    write_atomically(path, lambda file: image.save(file, format="PNG", pnginfo=metadata), force)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], force: bool = False) -> None:
+    """
+    Lets `write` fill a temporary file in the same folder, and gives it its name when it is complete.
+
+    Raises:
+        FileExistsError: if the file is there, unless `force`.
+        OSError: if it can't be written; nothing is left behind then.
+    """
+    temporary = path.parent / _temporary_name()
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+        if not force:
+            _claim(path)
+        os.replace(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"{path} can't be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _claim(path: Path) -> None:
+    """Takes a free name, which `os.replace` alone would also take from a file that came in the meantime."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError as error:
+        raise FileExistsError(
+            f"{path} exists already: please give another name, or --force to overwrite it."
+        ) from error
+
+
+def _temporary_name() -> str:
+    return f".{secrets.token_hex(8)}.tmp"
+
+
+def enlarge(image: Image.Image, side: int) -> Image.Image:
+    """
+    A square picture, enlarged to `side` × `side` pixels for the eye (Lanczos): it gains no detail.
+
+    Raises:
+        ValueError: if `side` is smaller than the picture or larger than 8192.
+    """
+    if not image.width <= side <= _MAX_SIDE:
+        raise ValueError(
+            f"A picture of {image.width}×{image.height} pixels can't be enlarged to {side}×{side}: "
+            f"please give a size from {image.width} to {_MAX_SIDE}."
+        )
+    return image.resize((side, side), Image.Resampling.LANCZOS)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the words of a command line to a training run, and from its errors to one sentence."""
+
+import difflib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from transformers import HfArgumentParser
+
+from .. import processing_pai_painter
+from .checkpoints import find_checkpoint
+
+__all__ = ["parse_arguments", "run_from_command_line"]
+
+_FILES = (".yaml", ".yml", ".json")
+_ABOUT = (
+    "The settings may stand in a YAML or JSON file, given first; flags behind it win over the file's lines. "
+    "For example: %(prog)s settings.yaml --learning_rate 2e-5"
+)
+
+
+class _Parser(HfArgumentParser):
+    """Argparse's errors as exceptions, without the list of all flags in front."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message[0].upper()}{message[1:].rstrip('.')}; --help lists all settings.")
+
+
+class _OnlyFirst(logging.Filter):
+    """Lets one message through: captions that are too long are met again in every epoch."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Adds to the first that it stands for the others."""
+        first, self.said = not self.said, True
+        record.msg = f"{record.msg} (Said once; it may be so for other captions.)"
+        return first
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
+    """
+    Reads flags, or one YAML or JSON file that holds them (flags behind the file win).
+
+    Args:
+        types: the dataclasses to fill.
+        argv: the words of the command line; `sys.argv[1:]` if not given.
+
+    Raises:
+        ValueError: if a setting is unknown, missing or not allowed, or if the file can't be read.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # Abbreviations are off: `--learning 1` would otherwise quietly be the learning rate.
+    parser = _Parser(types, description=_ABOUT, allow_abbrev=False)
+    known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
+    if argv and argv[0].endswith(_FILES):
+        argv = _flags_of_file(argv[0], known) + argv[1:]
+    *arguments, unknown = parser.parse_args_into_dataclasses(
+        argv, look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        if unknown[0].endswith(_FILES):
+            raise ValueError(f"The settings file {unknown[0]} must be the first word, and the only file.")
+        _refuse_unknown(unknown[0], known, "on the command line")
+    return tuple(arguments)
+
+
+def _flags_of_file(path: str, known: set[str]) -> list[str]:
+    """A settings file as flags, so that files and flags are checked alike and can be mixed."""
+    if not os.path.isfile(path):
+        raise ValueError(f"There is no settings file {path}.")
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            root = yaml.compose(file, yaml.SafeLoader)  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no valid YAML or JSON: {error}.") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"{path} must hold names and values, such as `output_dir: out`, one a line.")
+    flags: dict[str, str] = {}
+    for key, value in root.value:
+        if key.value not in known:
+            _refuse_unknown(str(key.value), known, f"in {path}, line {key.start_mark.line + 1}")
+        if key.value in flags:
+            raise ValueError(f"{path} sets `{key.value}` twice, again in line {key.start_mark.line + 1}.")
+        if not isinstance(value, yaml.ScalarNode):
+            raise ValueError(f"`{key.value}` in {path}, line {key.start_mark.line + 1}, must be one value.")
+        if value.tag != "tag:yaml.org,2002:null":
+            # The text as it is written: to YAML, 1.2e-3 is a string and `no` is a boolean.
+            flags[key.value] = f"--{key.value}={value.value}"
+    return list(flags.values())
+
+
+def _refuse_unknown(word: str, known: set[str], where: str) -> NoReturn:
+    name = word.partition("=")[0].lstrip("-").replace("-", "_")
+    similar = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean `{similar[0]}`?" if similar else "--help lists all settings."
+    raise ValueError(f"There is no setting `{name}` ({where}); {hint}")
+
+
+def run_from_command_line(types: tuple[type, ...], train: Callable[..., Any], argv: list[str] | None) -> None:
+    """
+    Parses and trains.
+
+    What is wrong with the input is said in one sentence on stderr, with exit status 2. A run that is stopped names its
+    newest checkpoint, with exit status 130 (Ctrl-C) or 143 (SIGTERM).
+    """
+    _set_up_logging()
+    program = os.path.basename(sys.argv[0])
+    output_dir = None
+    try:
+        arguments = parse_arguments(types, argv)
+        output_dir = arguments[-1].output_dir
+        with _sigterm_interrupts():
+            train(*arguments)
+    except (ValueError, OSError, SafetensorError) as error:
+        _leave(program, " ".join(str(error).split()), 2)
+    except torch.OutOfMemoryError as error:
+        advice = "a smaller `per_device_train_batch_size` needs less"
+        _leave(program, f"The device's memory is full, {advice} ({str(error).partition('. ')[0]}).", 2)
+    except KeyboardInterrupt as stop:
+        newest = None if output_dir is None else find_checkpoint(output_dir, "latest")
+        advice = f"go on from {newest} with --resume_from_checkpoint latest." if newest else "there is no checkpoint."
+        _leave(program, f"Stopped; {advice}", 143 if isinstance(stop, _Terminated) else 130)
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # set by torchrun and by accelerate launch
+
+
+def _leave(program: str, sentence: str, status: int) -> NoReturn:
+    if _is_first_process():
+        sys.stderr.write(f"{program}: {sentence}\n")
+    sys.exit(status)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """While it lasts, SIGTERM stops the run the way Ctrl-C does."""
+
+    def interrupt(*_: Any) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _set_up_logging() -> None:
+    """Our own news of the first process and everybody's warnings; accelerate tells about every file it writes."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pai_painter").setLevel(logging.INFO if _is_first_process() else logging.ERROR)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    logging.getLogger(processing_pai_painter.__name__).addFilter(_OnlyFirst())

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny painter with random weights, made once: real classes, 16×16 pixels, 4×4 codes of 64."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertTokenizer
+
+from pai_painter import (
+    PaiPainterConfig,
+    PaiPainterForImageGeneration,
+    PaiPainterImageProcessor,
+    PaiPainterPipeline,
+    PaiPainterProcessor,
+    PaiPainterVQConfig,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def tiny_painter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A painter's folder in the native layout. Copy it before you change it."""
+    vq_config = PaiPainterVQConfig(
+        resolution=16,
+        base_channels=8,
+        channel_multiplier=[1, 1, 2],
+        num_res_blocks=1,
+        attn_resolutions=[4],
+        latent_channels=8,
+        embed_dim=8,
+        num_embeddings=64,
+        norm_num_groups=4,
+    )
+    config = PaiPainterConfig(
+        vq_config=vq_config,
+        image_vocab_size=64,
+        text_length=8,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.2,  # so that captions make a difference
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = PaiPainterForImageGeneration(config)
+        with torch.no_grad():
+            model.vqgan.quantize.embedding.weight.normal_()  # so that codes make a difference
+    processor = PaiPainterProcessor(
+        PaiPainterImageProcessor(size=vq_config.resolution),
+        BertTokenizer.from_pretrained(GOLDEN),
+        text_length=config.text_length,
+        image_vocab_size=config.image_vocab_size,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny-painter"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pipe(tiny_painter: Path) -> PaiPainterPipeline:
+    pipe = PaiPainterPipeline.from_pretrained(tiny_painter)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

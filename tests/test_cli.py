@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pai-painter`: what a person types, sees and finds on the disk."""
+
+import errno
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.utils import logging as transformers_logging
+from typer.testing import CliRunner, Result
+
+import pai_painter
+from pai_painter import PaiPainterForImageGeneration, PaiPainterVQModel
+from pai_painter.cli import app
+
+GOLDEN = Path(__file__).parent / "golden"
+COMMANDS = ["paint", "encode", "decode", "info"]
+
+
+@pytest.fixture(autouse=True)
+def quiet_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each command runs in an empty folder; what it does to logging ends with the test."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("COLUMNS", "200")
+    logger, verbosity = logging.getLogger("pai_painter"), transformers_logging.get_verbosity()
+    handlers, propagate = logger.handlers, logger.propagate
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    transformers_logging.set_verbosity(verbosity)
+    transformers_logging.enable_progress_bar()
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def run_well(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def one_sentence(result: Result, code: int = 2) -> str:
+    """What an error is: one line on stderr, no stack trace, nothing on the disk."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert re.fullmatch(r"Error: .+[.)]\n", result.stderr), result.stderr
+    return result.stderr
+
+
+def here() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def folder(tiny_painter: Path, tmp_path: Path) -> Path:
+    """The tiny painter, to be changed."""
+    return Path(shutil.copytree(tiny_painter, tmp_path / "painter"))
+
+
+@pytest.fixture
+def apple(tiny_painter: Path) -> Path:
+    run_well("paint", "红苹果", "--model", tiny_painter, "--seed", 1, "--output", "apple.png")
+    return Path("apple.png")
+
+
+# What every command has
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help(command) -> None:
+    text = run_well(*command, "--help")
+    assert "Usage" in text
+    if command:
+        assert f"pai-painter {command[0]}" in text  # an example
+
+
+def test_version() -> None:
+    assert run_well("--version") == f"pai-painter {pai_painter.__version__}\n"
+
+
+def test_the_command_is_installed() -> None:
+    command = Path(sys.executable).with_name("pai-painter")
+    done = subprocess.run([command, "paint", "--top-k", "many", "红苹果"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Invalid value for '--top-k'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# paint
+
+
+def test_paint_twice(tiny_painter) -> None:
+    first = run_well("paint", "红苹果", "--model", tiny_painter)
+    run_well("paint", "红苹果", "--model", tiny_painter)
+    assert len(here()) == 2
+    seed = re.match(r"红苹果-(\d+)\.png: seed (\d+), score -\d\.\d+\n", first)
+    assert seed is not None
+    assert seed[1] == seed[2]
+    assert re.search(r"Painted 1 picture in \d+\.\d s", first)
+
+
+def test_paint_several(tiny_painter) -> None:
+    text = run_well(
+        *("paint", "红苹果", "../熊猫", "--num-images", 2, "--seed", 5, "--best-of", 3, "--model", tiny_painter),
+        *("--output", "new/folder", "--grid", "grids/grid.png", "--size", 64),
+    )
+    names = ["new/folder/熊猫-5.png", "new/folder/熊猫-8.png", "new/folder/红苹果-5.png", "new/folder/红苹果-8.png"]
+    assert here() == ["grids/grid.png", *names]
+    assert {Image.open(name).size for name in names} == {(64, 64)}
+    assert "16×16 pixels; they were enlarged to 64×64 for the eye (Lanczos)" in text
+    assert "Painted 4 pictures" in text
+    with Image.open("grids/grid.png") as grid:
+        assert min(grid.size) > 200
+
+
+def test_metadata_paints_the_picture_again(tiny_painter) -> None:
+    run_well(
+        *("paint", "红苹果", "--seed", 11, "--num-images", 2, "--best-of", 3, "--top-k", 50, "--top-p", 0.9),
+        *("--temperature", 0.8, "--model", tiny_painter),
+    )
+    for name in here():
+        with Image.open(name) as picture:
+            text, pixels = dict(picture.text), np.asarray(picture)
+        options = json.loads(text["options"])
+        assert options == {"best_of": 3, "temperature": 0.8, "top_k": 50, "top_p": 0.9, "size": None}
+        assert text["model"] == "tiny-painter"  # not the folder that it is in
+        assert text["Software"] == f"pai-painter {pai_painter.__version__}"
+        assert float(text["score"]) < 0
+        settings = [f"--{name.replace('_', '-')}={options[name]}" for name in ("temperature", "top_k", "top_p")]
+        again = ["paint", text["caption"], "--model", tiny_painter, "--force", "--output", "again.png", *settings]
+        for seed in (["--seed", text["seed"], "--best-of", 3], ["--seed", text["candidate_seed"], "--best-of", 1]):
+            run_well(*again, *seed)
+            np.testing.assert_array_equal(np.asarray(Image.open("again.png")), pixels)
+
+
+def test_the_printed_seeds_paint_the_picture_again(tiny_painter) -> None:
+    text = run_well("paint", "红苹果", "--model", tiny_painter, "--best-of", 4, "--output", "a.png")
+    seed = re.search(r"seed (\d+),", text)
+    alone = re.search(r"best of 4 \(alone: (--seed \d+ --best-of 1)\)", text)
+    assert seed is not None
+    assert alone is not None
+    run_well("paint", "红苹果", "--model", tiny_painter, "--best-of", 4, "--seed", seed[1], "--output", "b.png")
+    run_well("paint", "红苹果", "--model", tiny_painter, *alone[1].split(), "--output", "c.png")
+    pictures = [Image.open(name).tobytes() for name in ("a.png", "b.png", "c.png")]
+    assert pictures[0] == pictures[1] == pictures[2]
+
+
+def test_nothing_is_overwritten_without_force(tiny_painter, monkeypatch) -> None:
+    paint = ["paint", "红苹果", "--model", tiny_painter, "--seed", 1]
+    run_well(*paint)
+    monkeypatch.setattr(PaiPainterForImageGeneration, "generate", None)  # it is found out before the painting
+    assert "红苹果-1.png exists already" in one_sentence(run(*paint))
+    Path("grid.png").touch()
+    assert "grid.png exists already" in one_sentence(run(*paint, "--output", "x", "--grid", "grid.png"))
+    assert here() == ["grid.png", "红苹果-1.png"]
+
+
+def test_force_overwrites(tiny_painter) -> None:
+    Path("x.png").touch()
+    run_well("paint", "红苹果", "--model", tiny_painter, "--output", "x.png", "--force")
+    assert Image.open("x.png").size == (16, 16)
+
+
+def test_captions_are_no_paths(tiny_painter, tmp_path) -> None:
+    captions = ["/红", "../../红", "红\x00\n", "C:\\红", "红" * 500, "红🍎", "红"]
+    run_well("paint", *captions, "--model", tiny_painter, "--seed", 1)
+    assert len(here()) == len(captions)
+    assert all(re.fullmatch(r"[C_红]+-1(-\d)?\.png", name) for name in here())
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_unknown_words_are_named(tiny_painter) -> None:
+    result = run("paint", "红🫨苹果", "--model", tiny_painter)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("Note: The model doesn't know 🫨 in the caption")
+    assert "Loading" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([""], "is empty"),
+        ([" "], "is empty"),
+        (["红苹果", ""], "is empty"),
+        (["🫨🫨"], "knows no word"),
+        (["红", "--top-k", 0], "`top_k` must be a whole number of at least 1"),
+        (["红", "--top-k", -5], "`top_k` must be a whole number of at least 1"),
+        (["红", "--temperature", 0], "use `top_k=1`"),
+        (["红", "--temperature", "nan"], "`temperature` must be"),
+        (["红", "--top-p", 1.5], "`top_p` must lie"),
+        (["红", "--best-of", 0], "`best_of` must be"),
+        (["红", "--seed", -1], "`seed` must be"),
+        (["红", "--seed", 2**63], "`seed` must be"),
+        (["红", "--size", 8], "from 16 to 8192"),
+        (["红", "--output", "x.jpg"], "end in .png"),
+        (["红", "--num-images", 2, "--output", "x.png"], "one file for 2 pictures"),
+        (["红", "--grid", "grid.jpg"], "end in .png"),
+        (["红", "--output", "x.png", "--grid", "x.png"], "can't be both"),
+        (["红", "--device", "abacus"], "can't paint on --device abacus"),
+        (["红", "--output", "/proc/nowhere"], "Nothing can be written to the folder"),
+        (["红", "--output", f"{__file__}/folder"], "Nothing can be written to the folder"),
+    ],
+)
+def test_paint_errors(tiny_painter, arguments, sentence) -> None:
+    assert sentence in one_sentence(run("paint", "--model", tiny_painter, *arguments))
+    assert here() == []
+
+
+def test_usage_errors() -> None:
+    for arguments in (["paint"], ["paint", "红", "--num-images", 0], ["paint", "红", "--top-k", "x"], ["draw", "红"]):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "Traceback" not in result.output
+
+
+def test_no_disk_space(tiny_painter, monkeypatch) -> None:
+    def full(self, file, **options) -> None:
+        file.write(b"half a picture")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    result = run("paint", "红", "--model", tiny_painter, "--seed", 1)
+    assert one_sentence(result, code=1) == "Error: 红-1.png can't be written (No space left on device)\n"
+    assert list(Path().iterdir()) == []
+
+
+def test_control_c(tiny_painter, monkeypatch) -> None:
+    def interrupt(*arguments) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PaiPainterVQModel, "decode", interrupt)
+    result = run("paint", "红", "--model", tiny_painter)
+    assert result.exit_code == 130
+    assert result.stderr == "Stopped; the files that were named above are complete.\n"
+    assert here() == []
+
+
+def test_the_unexpected(tiny_painter, monkeypatch) -> None:
+    monkeypatch.setattr(PaiPainterVQModel, "decode", None)
+    paint = ["paint", "红", "--model", tiny_painter]
+    assert "Something unexpected went wrong (TypeError" in one_sentence(run(*paint), code=1)
+    assert "Traceback" in run(*paint, "--verbose").stderr
+
+
+# Models
+
+
+@pytest.mark.parametrize("command", [["paint", "红", "--model"], ["info"], ["encode", "apple.png", "--model"]])
+def test_model_errors(apple, command, folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("nowhere", "./nowhere", tmp_path / "nowhere", "nobody/nothing"):
+        assert "There is no folder" in one_sentence(run(*command, name))
+    assert "holds no painter" in one_sentence(run(*command, tmp_path))
+    (folder / "config.json").write_text("{")
+    assert "is damaged" in one_sentence(run(*command, folder))
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    assert "holds no painter" in one_sentence(run(*command, folder))
+    assert here() == ["apple.png"]
+
+
+@pytest.mark.parametrize("command", [["paint", "红", "--model"], ["encode", "apple.png", "--model"]])
+def test_truncated_weights(apple, command, folder) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    assert "are damaged or cut off" in one_sentence(run(*command, folder))
+    weights.unlink()
+    one_sentence(run(*command, folder))
+
+
+def test_info(folder) -> None:
+    (folder / "model.safetensors").unlink()  # it does without
+    text = run_well("info", folder)
+    model = PaiPainterForImageGeneration(pai_painter.PaiPainterConfig.from_pretrained(folder))
+    for fact in (f"{model.num_parameters():,}", "16×16 pixels", "top_k 100", "native", "float32", "8 word pieces"):
+        assert fact in text
+    assert "nothing is known of its training" in text
+
+
+def test_info_of_easynlp(tmp_path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "easynlp_tiny", tmp_path / "easynlp"))
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {"img_vocab_size": 16384, "text_vocab_size": 21128, "block_size": 288}
+    (folder / "config.json").write_text(json.dumps({**config, **sizes, "n_layer": 12, "n_head": 12, "n_embd": 768}))
+    text = run_well("info", folder)
+    for fact in ("EasyNLP", "126,669,312 transformer + 76,073,859 codec = 202,743,171", "811 MB", "256×256 pixels"):
+        assert fact in text
+
+
+def test_info_reads_the_card(folder) -> None:
+    (folder / "README.md").write_text(
+        "---\nlicense: apache-2.0\ndatasets: [noto, twemoji]\n---\n# Title\n\n![x](y.png)\n\n"
+        "Painted from [bold]emoji\x1b[31m[/nonsense].\n",
+        encoding="utf-8",
+    )
+    text = run_well("info", folder)
+    assert "noto, twemoji" in text
+    assert "Painted from [bold]emoji [31m[/nonsense]." in text
+    assert "\x1b" not in text
+
+
+# encode, decode
+
+
+def test_encode_and_decode(apple, tiny_painter) -> None:
+    text = run_well("encode", apple, apple, "--model", tiny_painter)
+    assert re.match(r"apple\.png: PSNR \d+\.\d dB\n", text)
+    rows = json.loads(Path("codes.json").read_text())
+    assert [row["file"] for row in rows] == ["apple.png", "apple.png"]
+    assert len(rows[0]["image_codes"]) == 16
+    assert run_well("decode", "codes.json", "--model", tiny_painter, "--output", "out") == (
+        "out/apple-decoded.png\nout/apple-decoded-2.png\n"
+    )
+    assert Image.open("out/apple-decoded.png").size == (16, 16)
+    assert "codes.json exists already" in one_sentence(run("encode", apple, "--model", tiny_painter))
+    decode = ["decode", "codes.json", "--model", tiny_painter, "--output", "out"]
+    assert "apple-decoded.png exists already" in one_sentence(run(*decode))
+    run_well(*decode, "--force")
+
+
+def test_encode_errors(apple, tiny_painter) -> None:
+    assert "No such file" in one_sentence(run("encode", "nowhere.png", "--model", tiny_painter))
+    Path("bad.png").write_bytes(b"\x89PNG\r\n")
+    assert "bad.png: The picture" in one_sentence(run("encode", "bad.png", "--model", tiny_painter))
+    one_sentence(run("encode", ".", "--model", tiny_painter))
+    assert here() == ["apple.png", "bad.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("{}", "must hold a list"),
+        ("[]", "must hold a list"),
+        ("[7]", "picture 1 must be an object"),
+        ('[{"file": "a"}]', "picture 1 must be an object"),
+        ('[{"file": 1, "image_codes": []}]', "picture 1 must be an object"),
+        ('[{"file": "a", "image_codes": [1, 2]}]', "has 2 codes, but a picture of this codec has 16"),
+        (json.dumps([{"file": "a", "image_codes": [*range(15), 64]}]), "has the code 64, but"),
+        (json.dumps([{"file": "a", "image_codes": [*range(15), -1]}]), "has the code -1, but"),
+        (json.dumps([{"file": "a", "image_codes": [*range(15), True]}]), "has the code True, but"),
+        (json.dumps([{"file": "a", "image_codes": [*range(15), "1"]}]), "has the code '1', but"),
+    ],
+)
+def test_decode_errors(tiny_painter, tmp_path, text, sentence) -> None:
+    (tmp_path / "codes.json").write_text(text)
+    assert sentence in one_sentence(run("decode", tmp_path / "codes.json", "--model", tiny_painter))
+    assert here() == []
+
+
+def test_decoded_files_stay_in_their_folder(tiny_painter, tmp_path) -> None:
+    rows = [{"file": "../../../etc/passwd", "image_codes": [0] * 16}]
+    (tmp_path / "codes.json").write_text(json.dumps(rows))
+    run_well("decode", tmp_path / "codes.json", "--model", tiny_painter)
+    assert here() == ["passwd-decoded.png"]

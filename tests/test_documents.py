@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command and block of code in the documents runs, as its reader would run it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?P<note><!-- not run: [^\n]+ -->\n)?```(?P<language>\w+)\n(?P<body>.*?)```", re.DOTALL)
+# These set up environments or train for hours; other tests and CI itself run them.
+ELSEWHERE = ("make ",)
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """The document's blocks of a language, without those marked as not to be run."""
+    found = BLOCK.finditer(document.read_text(encoding="utf-8"))
+    return [match["body"] for match in found if match["language"] == language and not match["note"]]
+
+
+def run(command: list[str], folder: Path) -> None:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_python_blocks_run_in_order(document: Path, tmp_path: Path) -> None:
+    script = "\n".join(blocks(document, "python"))
+    if not script:
+        pytest.skip("no Python in this document")
+    (tmp_path / "document.py").write_text(script, encoding="utf-8")
+    run([sys.executable, "document.py"], tmp_path)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_run_in_order(document: Path, tmp_path: Path) -> None:
+    lines = [line for block in blocks(document, "console") for line in block.splitlines()]
+    commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    commands = [command for command in commands if not command.startswith(ELSEWHERE)]
+    if not commands:
+        pytest.skip("no command in this document")
+    for name in ("train.py", "train_codec.py", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    run(["bash", "-euc", "\n".join(commands)], tmp_path)
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md", *ROOT.glob("examples/*/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"

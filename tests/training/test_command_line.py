@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings from files and flags, and one sentence for everything that is wrong with them."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import SafetensorError
+from tiny_world import ROOT, launch
+
+from pai_painter.training.arguments import (
+    CodecModelArguments,
+    CodecTrainingArguments,
+    DataArguments,
+    PainterModelArguments,
+    PainterTrainingArguments,
+)
+from pai_painter.training.command_line import _OnlyFirst, parse_arguments, run_from_command_line
+
+PAINTER = (PainterModelArguments, DataArguments, PainterTrainingArguments)
+CODEC = (CodecModelArguments, DataArguments, CodecTrainingArguments)
+ENOUGH = ["--model_name_or_path", "m", "--train_file", "t.tsv", "--output_dir", "o"]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[str, str], str]:
+    def write(text: str, name: str = "settings.yaml") -> str:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[int, str]]:
+    """Runs a command line and gives its exit status and what it said."""
+
+    def run(*words: str, types: tuple = PAINTER, train: Callable = lambda *_: None) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            run_from_command_line(types, train, list(words))
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        return stop.value.code, lines[0].partition(": ")[2]
+
+    return run
+
+
+def test_flags() -> None:
+    model, data, training = parse_arguments(PAINTER, [*ENOUGH, "--learning_rate", "2e-5", "--use_ema"])
+    assert (model.model_name_or_path, data.train_file, training.output_dir) == ("m", "t.tsv", "o")
+    assert (training.learning_rate, training.use_ema, training.save_steps) == (2e-5, True, 1000)
+
+
+def test_a_yaml_file_and_flags_behind_it(file: Callable) -> None:
+    path = file(
+        "# a comment\nconfig_name: c\ntrain_file: 训练.tsv\noutput_dir: o\nlearning_rate: 1.2e-3\nsave_steps: 5\n"
+        "use_ema: true\nflip: no\nmixed_precision: no\nvalidation_file:\ncaption_separator: '--'\nseed: 010\n"
+    )
+    model, data, training = parse_arguments(CODEC, [path, "--save_steps", "7", "--no_use_ema"][:3])
+    assert (model.config_name, data.train_file, data.validation_file) == ("c", "训练.tsv", None)
+    assert data.caption_separator == "--"
+    assert (training.learning_rate, training.save_steps, training.mixed_precision) == (1.2e-3, 7, "no")
+    assert (training.use_ema, training.flip, training.seed) == (True, False, 10)
+    *_, training = parse_arguments(CODEC, [path, "--use_ema", "false", "--mixed_precision=bf16"])
+    assert (training.use_ema, training.mixed_precision) == (False, "bf16")
+
+
+def test_a_json_file(file: Callable) -> None:
+    path = file(
+        '{"config_name": "c", "train_file": "t", "output_dir": "o", "learning_rate": 0.5, "validation_file": null}',
+        "settings.json",
+    )
+    _, data, training = parse_arguments(CODEC, [path])
+    assert (training.learning_rate, data.validation_file) == (0.5, None)
+
+
+@pytest.mark.parametrize("name", ["codec", "painter"])
+def test_the_recipes_settings_are_valid(name: str) -> None:
+    path = ROOT / "examples" / "emoji" / f"{name}.yaml"
+    arguments = parse_arguments(CODEC if name == "codec" else PAINTER, [str(path)])
+    values = {key: value for part in arguments for key, value in vars(part).items()}
+    for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        assert str(values[key]) == str(value) or float(values[key]) == float(value), key
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "The following arguments are required: --train_file/--train-file, --output_dir/--output-dir; --help"),
+        ([*ENOUGH, "--learning_rate", "abc"], "Argument --learning_rate/--learning-rate: invalid float value: 'abc'"),
+        ([*ENOUGH, "--save_steps", "yes"], "Argument --save_steps/--save-steps: invalid int value: 'yes'"),
+        ([*ENOUGH, "--use_ema", "perhaps"], "Argument --use_ema/--use-ema: "),
+        ([*ENOUGH, "--lerning_rate", "1"], "There is no setting `lerning_rate` (on the command line); did you mean `l"),
+        ([*ENOUGH, "--learning", "1"], "There is no setting `learning` (on the command line)"),
+        ([*ENOUGH, "settings.yaml"], "The settings file settings.yaml must be the first word"),
+        (["nothing.yaml"], "There is no settings file nothing.yaml."),
+        (ENOUGH[2:], "Please set one of `config_name` (a new painter) and `model_name_or_path`"),
+        ([*ENOUGH, "--config_name", "c"], "Please set one of `config_name`"),
+        ([*ENOUGH[2:], "--config_name", "c"], "A new painter (`config_name`) needs a trained codec"),
+        ([*ENOUGH, "--codec", "c"], "A trained painter (`model_name_or_path`) brings its codec"),
+        ([*ENOUGH, "--mixed_precision", "fp16"], "`mixed_precision` must be no or bf16, got 'fp16'."),
+        ([*ENOUGH, "--lr_scheduler_type", "cosin"], "`lr_scheduler_type` must be one of constant, "),
+        ([*ENOUGH, "--save_steps", "0"], "`save_steps` must be at least 1, got 0."),
+        ([*ENOUGH, "--warmup_steps", "-1"], "`warmup_steps` must be at least 0, got -1."),
+        ([*ENOUGH, "--learning_rate", "nan"], "`learning_rate` must be a number above 0, got nan."),
+        ([*ENOUGH, "--learning_rate", "inf"], "`learning_rate` must be a number above 0, got inf."),
+        ([*ENOUGH, "--max_train_steps", "0"], "`max_train_steps` must be at least 1"),
+        ([*ENOUGH, "--ema_decay", "1"], "`ema_decay` must lie in [0, 1), got 1.0."),
+        ([*ENOUGH, "--pkeep", "0"], "`pkeep` must lie in (0, 1], got 0.0."),
+        ([*ENOUGH, "--caption_dropout", "1"], "`caption_dropout` must lie in [0, 1)"),
+        ([*ENOUGH, "--code_variants", "2"], "Shifted copies need both"),
+        ([*ENOUGH, "--max_bad_rows", "-1"], "`max_bad_rows` must be 0 or more, got -1."),
+        ([*ENOUGH, "--caption_separator", ""], "`caption_separator` must not be empty"),
+    ],
+)
+def test_wrong_words(words: list[str], sentence: str, said: Callable) -> None:
+    status, found = said(*words)
+    assert status == 2
+    assert found.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("output_dir: o\nlerning_rate: 1\n", "line 2); did you mean `learning_rate`?"),
+        ("zzz: 1\n", "There is no setting `zzz` (in "),
+        ("seed: 1\nseed: 2\n", "sets `seed` twice, again in line 2."),
+        ("seed: [1, 2]\n", "`seed` in "),
+        ("- seed\n", "must hold names and values, such as `output_dir: out`, one a line."),
+        ("", "must hold names and values"),
+        ("seed: 'x\n", "is no valid YAML or JSON: "),
+        (
+            "train_file: t\noutput_dir: o\nmodel_name_or_path: m\nseed: abc\n",
+            "Argument --seed: invalid int value: 'abc'",
+        ),
+    ],
+)
+def test_wrong_files(text: str, sentence: str, file: Callable, said: Callable) -> None:
+    status, found = said(file(text))
+    assert status == 2
+    assert sentence in found
+
+
+def test_a_file_that_is_no_text(tmp_path: Path, said: Callable) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "is no valid YAML or JSON: " in said(str(tmp_path / "x.yaml"))[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (ValueError("First line\n  second line."), 2, "First line second line."),
+        (OSError(28, "No space left on device", "o/x"), 2, "[Errno 28] No space left on device: 'o/x'"),
+        (SafetensorError("Error while deserializing header"), 2, "Error while deserializing header"),
+        (torch.OutOfMemoryError("Tried to allocate 2 GiB. GPU 0 …"), 2, "The device's memory is full, a smaller `per_"),
+        (KeyboardInterrupt(), 130, "Stopped; there is no checkpoint."),
+    ],
+)
+def test_what_ends_a_run(error: BaseException, status: int, sentence: str, said: Callable) -> None:
+    def train(*_: object) -> None:
+        raise error
+
+    found = said(*ENOUGH, train=train)
+    assert found[0] == status
+    assert found[1].startswith(sentence)
+
+
+def test_errors_of_ours_are_not_hidden() -> None:
+    def train(*_: object) -> None:
+        raise KeyError("a mistake in the program")
+
+    with pytest.raises(KeyError):
+        run_from_command_line(PAINTER, train, ENOUGH)
+
+
+def test_sigterm_stops_like_ctrl_c(said: Callable) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    status, sentence = said(*ENOUGH, train=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert (status, sentence) == (143, "Stopped; there is no checkpoint.")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as stop:
+        run_from_command_line(PAINTER, lambda *_: None, [])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_cut_captions_are_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("a test of filters")
+    logger.addFilter(_OnlyFirst())
+    for caption in "abc":
+        logger.warning(f"The caption {caption} is cut.")
+    assert caplog.messages == ["The caption a is cut. (Said once; it may be so for other captions.)"]
+
+
+@pytest.mark.parametrize(
+    ("script", "setting"),
+    [("train.py", "--pkeep PKEEP"), ("train_codec.py", "--codebook_start_step CODEBOOK_START_STEP")],
+)
+def test_help(script: str, setting: str) -> None:
+    result = subprocess.run(
+        [sys.executable, script, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+    assert setting in result.stdout
+    assert f"{script} settings.yaml --learning_rate 2e-5" in result.stdout
+    assert "(default: 42)" in result.stdout
+    assert "None (default" not in result.stdout
+    assert result.stderr == ""
+
+
+def test_the_script_says_one_sentence() -> None:
+    result = launch("train.py", "nothing.yaml")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "train.py: There is no settings file nothing.yaml.\n"

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both trainers share around their loops."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from pai_painter.training.arguments import TrainingArguments
+from pai_painter.training.run import TrainingRun
+
+
+class Numbers(Dataset[torch.Tensor]):
+    """Row n is the number n."""
+
+    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
+        return torch.tensor([float(item[1])])
+
+
+class Model(torch.nn.Module):
+    """One weight, a dropout, and a frozen part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.frozen = torch.nn.Linear(1, 1).requires_grad_(False)
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        return (self.dropout(self.layer(numbers)) + self.frozen(numbers)).square().mean()
+
+    def save_pretrained(self, folder: str) -> None:
+        torch.save(self.state_dict(), Path(folder) / "model.pt")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., tuple[TrainingRun, Model]]:
+    def make(**options: Any) -> tuple[TrainingRun, Model]:
+        settings = {"max_train_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 2, "sample_steps": 2}
+        training = TrainingArguments(output_dir=str(tmp_path / "out"), **{**settings, **options})
+        run = TrainingRun(training)
+        model = Model().eval()  # as `from_pretrained` gives it
+        run.prepare(model, model, list(model.layer.parameters()), 5, {}, [])
+        return run, model
+
+    return make
+
+
+def no_report(*_: object) -> dict[str, float]:
+    return {}
+
+
+def train(run: TrainingRun, report: Callable = no_report, factor: float = 1.0) -> None:
+    for step, numbers in run.batches(Numbers(), torch.stack):
+        loss = run.objective(numbers) * factor
+        run.update(loss)
+        run.finish_step(step, loss, report)
+
+
+def figures(tmp_path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_reports_see_what_would_be_saved(run: Callable, use_ema: bool, tmp_path: Path) -> None:
+    running, model = run(use_ema=use_ema, ema_decay=0.5, learning_rate=0.1)
+    seen = {}
+
+    def report(shown: Model, done: int) -> dict[str, float]:
+        assert not shown.training
+        assert not shown.dropout.training
+        seen[done] = shown.layer.weight.item()
+        return {"figure": float(done)}
+
+    weights = []
+    update = running.update
+
+    def update_and_look(loss: torch.Tensor) -> None:
+        assert model.training
+        update(loss)
+        weights.append(model.layer.weight.item())
+
+    running.update = update_and_look
+    train(running, report)
+    average = weights[0]
+    expected = [average]
+    for weight in weights[1:]:
+        average = 0.5 * average + 0.5 * weight
+        expected.append(average)
+    wanted = expected if use_ema else weights
+    assert seen == {done: pytest.approx(wanted[done - 1], abs=1e-6) for done in (2, 4, 6)}
+    assert model.layer.weight.item() == weights[-1]
+    running.save_model()
+    saved = torch.load(tmp_path / "out" / "model.pt")
+    assert saved["layer.weight"].item() == pytest.approx(wanted[-1], abs=1e-6)
+    assert torch.equal(saved["frozen.weight"], model.frozen.weight)
+    assert [line["step"] for line in figures(tmp_path) if "figure" in line] == [2, 4, 6]
+    assert [line["step"] for line in figures(tmp_path) if "loss" in line] == [2, 4, 6]
+
+
+def test_only_what_trains_is_held_twice(run: Callable) -> None:
+    running, model = run(use_ema=True)
+    assert len(running.average.weights) == 2
+    assert all(p.shape in ((1, 1), (1,)) for p in running.average.weights)
+    assert not any(p is model.frozen.weight for p in running.average.parameters)
+    assert run(use_ema=False)[0].average is None
+
+
+def test_clipping(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, model = run(max_grad_norm=0.25, mixed_precision="bf16")
+    lengths = []
+    step = running.optimizer.step
+
+    def look_and_step() -> None:
+        gradients = [p.grad for p in model.layer.parameters()]
+        assert all(gradient.dtype == torch.float32 for gradient in gradients)
+        lengths.append(torch.stack([g.norm() for g in gradients]).norm().item())
+        step()
+
+    monkeypatch.setattr(running.optimizer, "step", look_and_step)
+    train(running, factor=1000.0)
+    assert max(lengths) == pytest.approx(0.25, rel=1e-3)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(run: Callable, tmp_path: Path) -> None:
+    running, _ = run(logging_steps=100, save_steps=3)
+    with pytest.raises(ValueError, match=r"The loss became (nan|inf) within the 3 steps before step 3; please lower"):
+        train(running, factor=float("nan"))
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_saving_does_not_disturb_the_log(run: Callable, tmp_path: Path) -> None:
+    train(run(logging_steps=4, save_steps=3, max_train_steps=5)[0])
+    assert [line["step"] for line in figures(tmp_path)] == [4, 5]
+
+
+def test_a_full_disk_does_not_end_the_run(run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    running, model = run()
+    (tmp_path / "out" / "metrics.jsonl").mkdir(parents=True)  # cannot be written to
+
+    def full(*_: object) -> dict[str, float]:
+        raise OSError(28, "No space left on device")
+
+    train(running, full)
+    assert model.training
+    assert len([m for m in caplog.messages if m.startswith("The samples of step") and "No space left" in m]) == 3
+    assert len([m for m in caplog.messages if m.startswith("The figures {'step'")]) == 3
+
+
+def test_the_launcher_must_not_contradict(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="launched with mixed precision fp16, but `mixed_precision` is no"):
+        run()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="FSDP is not supported"):
+        run()
+
+
+def test_noise_of_a_step_is_a_function_of_seed_step_and_process(run: Callable) -> None:
+    def drawn(**options: Any) -> list[float]:
+        running, _ = run(**options)
+        found = []
+        for _ in running.batches(Numbers(), torch.stack):
+            found.append(torch.rand(()).item())
+            torch.rand(len(found))  # what a step draws doesn't matter to the next
+        return found
+
+    assert drawn() == drawn()
+    assert len(set(drawn())) == 6
+    assert drawn(seed=1) != drawn()
+
+
+def test_steps_of_a_run() -> None:
+    training = TrainingArguments(output_dir="unused", num_train_epochs=2.5, per_device_train_batch_size=4)
+    assert training.total_steps(rows=100, processes=1) == 62
+    assert training.total_steps(rows=100, processes=2) == 31
+    assert training.total_steps(rows=1, processes=8) == 1
+    training.max_train_steps = 7
+    assert training.total_steps(rows=100, processes=1) == 7
+
+
+def test_news_of_a_run_taken_up(run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "pai_painter"):
+        train(run(save_steps=4)[0])
+        caplog.clear()
+        run(save_steps=4, resume_from_checkpoint="latest")
+    assert f"Going on from {tmp_path / 'out' / 'checkpoint-4'}, 4 of 6 steps are done." in caplog.messages
