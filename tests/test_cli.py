@@ -286,6 +286,11 @@ def test_info(folder) -> None:
     assert "nothing is known of its training" in text
 
 
+def test_info_completes_the_settings(folder) -> None:
+    (folder / "generation_config.json").write_text('{"top_k": 7}')
+    assert "temperature 1.0, top_k 7, best_of 1" in run_well("info", folder)
+
+
 def test_info_of_easynlp(tmp_path) -> None:
     folder = Path(shutil.copytree(GOLDEN / "easynlp_tiny", tmp_path / "easynlp"))
     config = json.loads((folder / "config.json").read_text())

@@ -20,9 +20,10 @@ from transformers.cache_utils import DynamicCache, StaticCache
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration, PaiPainterModel
 
 ATTENTIONS = ("sdpa", "eager")
+GOLDEN_PAINTERS = [(folder, attention) for folder in PAINTERS for attention in ATTENTIONS]
 
 
-@pytest.fixture(scope="module", params=[(folder, attention) for folder in PAINTERS for attention in ATTENTIONS], ids=str)
+@pytest.fixture(scope="module", params=GOLDEN_PAINTERS, ids="-".join)
 def golden(request: pytest.FixtureRequest) -> tuple[str, PaiPainterForImageGeneration]:
     folder, attention = request.param
     painter = golden_painter(folder, attn_implementation=attention)

@@ -271,7 +271,7 @@ def test_a_folder_that_is_no_painter(folder, tiny_painter) -> None:
     with pytest.raises(ValueError, match="is for EasyNLP's checkpoints only"):
         PaiPainterPipeline.from_pretrained(tiny_painter, vq_config={})
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="holds no painter: the model_type .* is 'bert'"):
+    with pytest.raises(ValueError, match=r"holds no painter: the model_type .* is 'bert'"):
         PaiPainterPipeline.from_pretrained(folder)
     for damaged in ("[]", "7"):
         (folder / "config.json").write_text(damaged)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -63,11 +64,11 @@ class PictureCodec:
         """
         name = os.fspath(name_or_path)
         folder = read_painter_folder(name, revision=revision)
-        sizes = {"size": folder.config.vq_config.resolution} if folder.layout == "EasyNLP" else {}
+        sizes = {"size": folder.vq_config.resolution} if folder.layout == "EasyNLP" else {}
         processor = PaiPainterProcessor.from_pretrained(name, revision=revision, **sizes)
         with naming_damaged_weights(name):
             vqgan = PaiPainterVQModel.from_pretrained(
-                name, config=folder.config.vq_config, dtype=torch.float32, revision=revision
+                name, config=folder.vq_config, dtype=torch.float32, revision=revision
             )
         return cls(vqgan, processor.image_processor)
 
@@ -86,7 +87,7 @@ class PictureCodec:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         pixel_values = self.image_processor(picture, return_tensors="pt")["pixel_values"]
-        image_codes = self.vqgan.encode(pixel_values).image_codes
+        image_codes = cast(torch.LongTensor, self.vqgan.encode(pixel_values).image_codes)
         (square,) = self.image_processor.postprocess(pixel_values)
         (coded,) = self.image_processor.postprocess(self.vqgan.decode(image_codes))
         return CodedPicture(path.name, image_codes[0].tolist()), psnr(square, coded)
@@ -94,7 +95,8 @@ class PictureCodec:
     @torch.no_grad()
     def decode(self, coded: CodedPicture) -> Image.Image:
         """The picture that the codes stand for."""
-        (picture,) = self.image_processor.postprocess(self.vqgan.decode(torch.tensor([coded.image_codes])))
+        image_codes = cast(torch.LongTensor, torch.tensor([coded.image_codes]))
+        (picture,) = self.image_processor.postprocess(self.vqgan.decode(image_codes))
         return picture
 
 

@@ -1,14 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configurations of the codec (VQGAN) and of the painter (GPT over image codes)."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 
 __all__ = ["EasyNLPArtistConfig", "PaiPainterConfig", "PaiPainterVQConfig"]
 
 
+def _raises_value_errors(function: Callable) -> Callable:
+    @wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__ or error)) from error
+
+    return checked
+
+
+def _plain_errors(cls: type) -> type:
+    """`@strict` wraps what is wrong in exceptions that are no `ValueError`; this gives the sentence itself."""
+    for name in ("__init__", "__setattr__", "validate"):
+        setattr(cls, name, _raises_value_errors(getattr(cls, name)))
+    return cls
+
+
+@_plain_errors
 @strict
 class PaiPainterVQConfig(PreTrainedConfig):
     r"""
@@ -36,7 +58,7 @@ class PaiPainterVQConfig(PreTrainedConfig):
         norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of every GroupNorm.
 
     Raises:
-        ValueError: if the sizes don't fit together (StrictDataclassClassValidationError, a `ValueError`).
+        ValueError: if a value has another type, or if the sizes don't fit together.
     """
 
     model_type = "pai_painter_vqgan"
@@ -143,6 +165,7 @@ class PaiPainterVQConfig(PreTrainedConfig):
         _require_rates(self, ("dropout",))
 
 
+@_plain_errors
 @strict
 class PaiPainterConfig(PreTrainedConfig):
     r"""
@@ -169,7 +192,7 @@ class PaiPainterConfig(PreTrainedConfig):
             directions (minGPT's `n_unmasked`); at most `text_length`.
 
     Raises:
-        ValueError: if the sizes don't fit together (StrictDataclassClassValidationError, a `ValueError`).
+        ValueError: if a value has another type, or if the sizes don't fit together.
     """
 
     model_type = "pai_painter"
@@ -248,6 +271,8 @@ class PaiPainterConfig(PreTrainedConfig):
                 f"`hidden_size` ({self.hidden_size}) must be divisible by `num_attention_heads` "
                 f"({self.num_attention_heads})."
             )
+        if not isinstance(self.vq_config, PaiPainterVQConfig):
+            raise ValueError(f"`vq_config` must be a PaiPainterVQConfig, got {type(self.vq_config).__name__}.")
         if self.image_vocab_size != self.vq_config.num_embeddings:
             raise ValueError(
                 f"`image_vocab_size` ({self.image_vocab_size}) must be the codec's number of codes "
@@ -258,6 +283,8 @@ class PaiPainterConfig(PreTrainedConfig):
                 f"`num_unmasked` must lie between 0 and `text_length` ({self.text_length}), "
                 f"got {self.num_unmasked}: an unmasked image code would see the codes that it predicts."
             )
+        if self.tie_word_embeddings:
+            raise ValueError("`tie_word_embeddings` must be false: the head has no rows for the caption tokens.")
         _require_rates(self, ("embd_pdrop", "resid_pdrop", "attn_pdrop"))
 
 

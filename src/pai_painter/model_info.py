@@ -8,12 +8,14 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import GenerationConfig
 
-from .modeling_pai_painter import PaiPainterForImageGeneration, default_generation_config
+from .modeling_pai_painter import PaiPainterForImageGeneration
 from .painter_folder import find_file, read_painter_folder
+from .sampling_pai_painter import complete_generation_config, default_generation_config
 
 __all__ = ["describe_model"]
 
 _CARD_FIELDS = ("license", "language", "base_model", "datasets")
+_SETTINGS = ("temperature", "top_k", "top_p", "best_of")
 _MAX_TEXT = 600
 
 
@@ -31,14 +33,15 @@ def describe_model(name_or_path: str | os.PathLike, revision: str = "main") -> d
     """
     name = os.fspath(name_or_path)
     folder = read_painter_folder(name, revision=revision)
-    config, vq_config = folder.config, folder.config.vq_config
+    config, vq_config = folder.config, folder.vq_config
     with torch.device("meta"):  # shapes without memory
         model = PaiPainterForImageGeneration(config)
     codec = sum(parameter.numel() for parameter in model.vqgan.parameters())
     together = sum(parameter.numel() for parameter in model.parameters())
-    settings = default_generation_config(config)
+    settings = default_generation_config(config).to_dict()
     if find_file(name, "generation_config.json", revision=revision) is not None:
-        settings = GenerationConfig.from_pretrained(name, revision=revision)
+        saved = GenerationConfig.from_pretrained(name, revision=revision)
+        settings = complete_generation_config(saved, config).to_dict()
     return {
         "layout": folder.layout,
         "transformer": f"{config.num_hidden_layers} layers, {config.num_attention_heads} heads, "
@@ -50,7 +53,7 @@ def describe_model(name_or_path: str | os.PathLike, revision: str = "main") -> d
         "codes": f"{config.num_image_codes} a picture ({config.image_grid}×{config.image_grid}), "
         f"out of {config.image_vocab_size:,}",
         "recommended settings": ", ".join(
-            f"{option} {getattr(settings, option)}" for option in ("temperature", "top_k", "top_p", "best_of")
+            f"{option} {settings[option]}" for option in _SETTINGS if settings.get(option) is not None
         ),
         **_read_card(find_file(name, "README.md", revision=revision)),
     }

@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from safetensors import SafetensorError
 from transformers.utils import cached_file
@@ -28,6 +28,11 @@ class PainterFolder:
 
     config: PaiPainterConfig
     layout: Literal["native", "EasyNLP"]
+
+    @property
+    def vq_config(self) -> PaiPainterVQConfig:
+        """The codec's configuration."""
+        return cast(PaiPainterVQConfig, self.config.vq_config)
 
 
 def read_painter_folder(

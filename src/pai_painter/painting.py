@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 
 from .grids import draw_grid
 from .picture_files import check_new_files, enlarge, file_stem, in_folder_or_file, save_png, unique_names
-from .pipeline_pai_painter import PaiPainterPipeline
+from .pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from .sampling_pai_painter import check_sampling_options, picture_seeds
 
 __all__ = ["PaintedPicture", "Painting", "PaintingOptions", "random_seed"]
@@ -145,14 +146,17 @@ class Painting:
         painted: list[PaintedPicture] = []
         for row, caption in enumerate(self.captions):
             options = self.options
-            output = self.pipe(
-                caption,
-                self.num_images,
-                top_k=options.top_k,
-                top_p=options.top_p,
-                temperature=options.temperature,
-                best_of=options.best_of,
-                seed=self.seeds[0],
+            output = cast(
+                PaiPainterPipelineOutput,
+                self.pipe(
+                    caption,
+                    self.num_images,
+                    top_k=options.top_k,
+                    top_p=options.top_p,
+                    temperature=options.temperature,
+                    best_of=options.best_of,
+                    seed=self.seeds[0],
+                ),
             )
             paths = self.paths[row * self.num_images : (row + 1) * self.num_images]
             for place in zip(paths, self.seeds, output.seeds, output.scores, output.images, strict=True):

@@ -131,7 +131,7 @@ class PaiPainterPipeline(DiffusionPipeline):
         folder = read_painter_folder(name, vq_config, **hub_options)
         sizes: dict[str, int] = {}
         if folder.layout == "EasyNLP":  # whose processor says nothing of them
-            sizes = {"text_length": folder.config.text_length, "size": folder.config.vq_config.resolution}
+            sizes = {"text_length": folder.config.text_length, "size": folder.vq_config.resolution}
         processor = PaiPainterProcessor.from_pretrained(name, **sizes, **hub_options)
         with naming_damaged_weights(name):
             model = PaiPainterForImageGeneration.from_pretrained(
@@ -277,7 +277,7 @@ class PaiPainterPipeline(DiffusionPipeline):
             if unknown:
                 logger.warning(f"The model doesn't know {' '.join(unknown)} in the caption {caption!r}.")
 
-    def _completed(self, image_codes: torch.LongTensor) -> torch.LongTensor:
+    def _completed(self, image_codes: torch.Tensor) -> torch.Tensor:
         missing = self.model.config.num_image_codes - image_codes.shape[1]
         return torch.cat([image_codes, image_codes[:, -1:].expand(-1, missing)], dim=1)
 
@@ -295,7 +295,7 @@ class _StepReporter(StoppingCriteria):
         self.pipeline, self.bar = pipeline, bar
         self.callback, self.tensor_inputs = callback, tensor_inputs
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.Tensor:
         image_codes = input_ids[:, self.pipeline.model.config.text_length :]
         self.bar.update()
         if self.callback is not None:

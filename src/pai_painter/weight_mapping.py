@@ -90,6 +90,10 @@ class StrictLoadingMixin:
             is_main_process: whether this process writes.
             save_original_format: write EasyNLP's parameter names instead of the native ones.
         """
+        if save_original_format:
+            # transformers undoes the renamings of loading, of which there were none if the folder was a native one;
+            # without a record of them it takes those that are registered.
+            self._weight_conversions = None
         super().save_pretrained(  # type: ignore[misc]
             save_directory, is_main_process=is_main_process, save_original_format=save_original_format, **kwargs
         )

@@ -46,7 +46,6 @@ def test_start_keeps_the_blank_code_apart() -> None:
     assert torch.equal(learner.entries[0], white[0])
     assert learner.entries[1:].abs().max() < 20
     assert nearest_distance(CENTRES, learner.entries[1:]).max() < 0.3
-    assert torch.equal(learner.sums, learner.entries)
 
 
 def test_too_few_latents() -> None:
@@ -67,10 +66,15 @@ def test_entries_move_to_means() -> None:
 def test_one_step_of_the_running_means() -> None:
     learner = make(2, decay=0.75)
     learner.go_on_from(torch.tensor([[4.0, 0.0], [0.0, 4.0]]))
-    learner.update(torch.tensor([[2.0, 2.0]] * 3), torch.tensor([0, 0, 1]), torch.ones(3), 0)
-    # uses: 0.75 · 1 + 0.25 · 2 = 1.25; sums: 0.75 · 4 + 0.25 · 4 = 4 …
-    torch.testing.assert_close(learner.entries.data[0], torch.tensor([4.0 / 1.25, 1.0 / 1.25]))
-    torch.testing.assert_close(learner.entries.data[1], torch.tensor([0.5, 3.5]))
+    latents, codes = torch.tensor([[2.0, 2.0]] * 4), torch.tensor([0, 0, 0, 1])
+    learner.update(latents, codes, torch.ones(4), 0)
+    # As if code 0 had always had its 3 latents, and code 1, rarer than the mean, 2.
+    torch.testing.assert_close(learner.uses, torch.tensor([3.0, 0.75 * 2 + 0.25 * 1]))
+    torch.testing.assert_close(learner.entries.data[0], torch.tensor([0.75 * 4 + 0.25 * 2, 0.25 * 2]))
+    torch.testing.assert_close(learner.entries.data[1], torch.tensor([0.25 * 2, 0.75 * 8 + 0.25 * 2]) / 1.75)
+    learner.update(latents, codes, torch.ones(4), 1)
+    torch.testing.assert_close(learner.uses, torch.tensor([3.0, 0.75 * 1.75 + 0.25 * 1]))
+    torch.testing.assert_close(learner.entries.data[0], torch.tensor([0.75 * 3.5 + 0.25 * 2, 0.875]))
 
 
 def test_dead_codes_go_where_errors_are() -> None:

@@ -4,7 +4,6 @@
 import logging
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,9 @@ from pai_painter.training.arguments import (
     PainterModelArguments,
     PainterTrainingArguments,
 )
+from pai_painter.training.codec import main as train_codec_main
 from pai_painter.training.command_line import _OnlyFirst, parse_arguments, run_from_command_line
+from pai_painter.training.painter import main as train_painter_main
 
 PAINTER = (PainterModelArguments, DataArguments, PainterTrainingArguments)
 CODEC = (CodecModelArguments, DataArguments, CodecTrainingArguments)
@@ -61,11 +62,11 @@ def test_flags() -> None:
 def test_a_yaml_file_and_flags_behind_it(file: Callable) -> None:
     path = file(
         "# a comment\nconfig_name: c\ntrain_file: 训练.tsv\noutput_dir: o\nlearning_rate: 1.2e-3\nsave_steps: 5\n"
-        "use_ema: true\nflip: no\nmixed_precision: no\nvalidation_file:\ncaption_separator: '--'\nseed: 010\n"
+        "use_ema: true\nflip: no\nmixed_precision: no\nvalidation_file:\ncaption_separator: '- '\nseed: 010\n"
     )
-    model, data, training = parse_arguments(CODEC, [path, "--save_steps", "7", "--no_use_ema"][:3])
+    model, data, training = parse_arguments(CODEC, [path, "--save_steps", "7"])
     assert (model.config_name, data.train_file, data.validation_file) == ("c", "训练.tsv", None)
-    assert data.caption_separator == "--"
+    assert data.caption_separator == "- "
     assert (training.learning_rate, training.save_steps, training.mixed_precision) == (1.2e-3, 7, "no")
     assert (training.use_ema, training.flip, training.seed) == (True, False, 10)
     *_, training = parse_arguments(CODEC, [path, "--use_ema", "false", "--mixed_precision=bf16"])
@@ -172,6 +173,18 @@ def test_what_ends_a_run(error: BaseException, status: int, sentence: str, said:
     assert found[1].startswith(sentence)
 
 
+def test_who_stops_a_run_is_told_how_to_go_on(tmp_path: Path, said: Callable) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "manifest.json").write_text('{"files": {}}')
+
+    def train(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    status, sentence = said(*ENOUGH[:4], "--output_dir", str(tmp_path), train=train)
+    assert status == 130
+    assert sentence == f"Stopped; go on from {tmp_path / 'checkpoint-3'} with --resume_from_checkpoint latest."
+
+
 def test_errors_of_ours_are_not_hidden() -> None:
     def train(*_: object) -> None:
         raise KeyError("a mistake in the program")
@@ -203,27 +216,22 @@ def test_cut_captions_are_warned_about_once(caplog: pytest.LogCaptureFixture) ->
     assert caplog.messages == ["The caption a is cut. (Said once; it may be so for other captions.)"]
 
 
-@pytest.mark.parametrize(
-    ("script", "setting"),
-    [("train.py", "--pkeep PKEEP"), ("train_codec.py", "--codebook_start_step CODEBOOK_START_STEP")],
-)
-def test_help(script: str, setting: str) -> None:
-    result = subprocess.run(
-        [sys.executable, script, "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "COLUMNS": "120"},
-    )
-    assert setting in result.stdout
-    assert f"{script} settings.yaml --learning_rate 2e-5" in result.stdout
-    assert "(default: 42)" in result.stdout
-    assert "None (default" not in result.stdout
-    assert result.stderr == ""
+@pytest.mark.parametrize(("main", "setting"), [(train_painter_main, "--pkeep PKEEP"), (train_codec_main, "--no_flip")])
+def test_help(main: Callable, setting: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_something.py"])
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr()
+    assert setting in said.out
+    assert "train_something.py settings.yaml --learning_rate 2e-5" in said.out
+    assert "Fixes the start, the order of rows and all noise. (default: 42)" in said.out
+    assert said.err == ""
 
 
-def test_the_script_says_one_sentence() -> None:
-    result = launch("train.py", "nothing.yaml")
+@pytest.mark.parametrize("script", ["train.py", pytest.param("train_codec.py", marks=pytest.mark.slow)])
+def test_the_script_says_one_sentence(script: str) -> None:
+    result = launch(script, "nothing.yaml")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "train.py: There is no settings file nothing.yaml.\n"
+    assert result.stderr == f"{script}: There is no settings file nothing.yaml.\n"

@@ -100,14 +100,16 @@ def _encode(
     variants: int,
     max_shift: int,
 ) -> dict[str, list[Any]]:
-    pictures = processor([open_picture(data) for data in batch["picture"]], return_tensors="pt")["pixel_values"]
+    images = [open_picture(data) for data in batch["picture"]]
+    # Rows arrive in their order, so the first row of a batch fixes random crops (if the processor is set to them) …
+    pictures = processor(images, generator=indices[0], return_tensors="pt")["pixel_values"]
     codes = []
     for variant in range(variants):
         moved = pictures
         if variant:
-            # Rows arrive in their order, so the first row of a batch and the variant fix the shifts.
+            # … and, with the variant, the shifts.
             generator = torch.Generator().manual_seed(indices[0] * variants + variant)
             moved = shift_and_flip(pictures, max_shift, flip=False, generator=generator)
-        codes.append(codec.encode(moved.to(codec.device)).image_codes.cpu())
+        codes.append(codec.encode(moved.to(codec.device))["image_codes"].cpu())
     stacked = torch.stack(codes, dim=1)  # (B, variants, num_image_codes)
     return {"idx": batch["idx"], "captions": batch["captions"], "image_codes": stacked.tolist()}

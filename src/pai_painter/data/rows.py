@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -74,7 +75,7 @@ def load_rows(
     table = datasets.Dataset.from_file(str(folder / _TABLE))
     # Named by its content, so that what is computed from it can be found again by content, too.
     rows = datasets.Dataset(table.data, info=table.info, fingerprint=key)
-    first = json.loads(rejected.partition("\n")[0]) if bad else {"line": 1, "reason": "it is empty"}
+    first: dict[str, Any] = json.loads(rejected.partition("\n")[0]) if bad else {"line": 1, "reason": "it is empty"}
     if bad > max_bad_rows or not len(rows):
         raise ValueError(
             f"{path} has {bad} unusable and {len(rows)} usable rows (the first, line {first['line']}: "

@@ -151,7 +151,8 @@ class PainterModelArguments:
         default=None, metadata={"help": "With config_name: folder with vocab.txt; config_name's by default."}
     )
     attn_implementation: str = field(
-        default="sdpa", metadata={"help": "sdpa, eager or flash; on the CPU eager is the fastest for short sequences."}
+        default="sdpa",
+        metadata={"help": "sdpa, eager or flash_attention_2; on the CPU, eager is the fastest for small pictures."},
     )
 
     def __post_init__(self) -> None:

@@ -54,14 +54,16 @@ def save_checkpoint(
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have their own for ENOSPC
         problem = error
     if not _all_well(accelerator, problem):
-        return _give_up(accelerator, final, partial, problem)
+        _give_up(accelerator, final, partial, problem)
+        return None
     try:
         if accelerator.is_main_process:
             _publish(partial, final, {"step": step, "processes": accelerator.num_processes, "settings": settings})
     except OSError as error:
         problem = error
     if not _all_well(accelerator, problem):
-        return _give_up(accelerator, final, partial, problem)
+        _give_up(accelerator, final, partial, problem)
+        return None
     if accelerator.is_main_process:
         # Later ones are left over from a run that was taken up again at an earlier step.
         for old in [path for path in _whole_checkpoints(Path(output_dir)) if _step_of(path) <= step][:-keep]:

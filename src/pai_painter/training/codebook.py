@@ -37,7 +37,7 @@ class CodebookLearner:
         self.entries = codebook.embedding.weight
         self.entries.requires_grad_(False)
         self.decay, self.restart_below, self.first_free, self.seed = decay, restart_below, int(blank_code), seed
-        self.uses = torch.ones(len(self.entries))
+        self.uses = torch.zeros(len(self.entries))
         self.sums = self._on_cpu().clone()
         self.started = False
 
@@ -67,10 +67,9 @@ class CodebookLearner:
 
     @torch.no_grad()
     def go_on_from(self, entries: torch.Tensor) -> None:
-        """Begins the running means at these entries (num_embeddings, embed_dim), each used once."""
+        """Begins the running means at these entries (num_embeddings, embed_dim)."""
         self.entries.copy_(entries)
-        self.uses.fill_(1.0)
-        self.sums.copy_(self.entries)
+        self.uses.zero_()
         self.started = True
 
     @torch.no_grad()
@@ -89,6 +88,10 @@ class CodebookLearner:
         """
         latents, codes, errors = latents.float().cpu(), codes.cpu(), errors.float().cpu()
         counts = torch.bincount(codes, minlength=len(self.entries)).float()
+        if not self.uses.any():
+            # As if it had always been so; from small numbers, a code often used would jump to its first batch's mean.
+            self.uses.copy_(counts.clamp_min(counts.mean()))
+            self.sums.copy_(self._on_cpu() * self.uses[:, None])
         self.uses.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, latents), 1 - self.decay)
         dead = self.uses < self.restart_below * self.uses.mean()

@@ -3,10 +3,12 @@
 
 import math
 from pathlib import Path
+from typing import cast
 
 import datasets
 import torch
 from accelerate.utils import broadcast
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from ..configuration_pai_painter import PaiPainterVQConfig
@@ -163,7 +165,8 @@ def _report(
     pairs = torch.stack([pictures, painted], dim=1).flatten(0, 1)  # original, reconstruction, original, …
     folder = Path(training.output_dir) / "samples"
     folder.mkdir(parents=True, exist_ok=True)
-    draw_grid(processor.postprocess(pairs, output_type="pil"), columns=8).save(folder / f"step-{step:06d}.png")
+    images = cast(list[Image.Image], processor.postprocess(pairs, output_type="pil"))
+    draw_grid(images, columns=8).save(folder / f"step-{step:06d}.png")
     return validate_codec(codec, rows, processor)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
@@ -125,7 +126,9 @@ def run_from_command_line(types: tuple[type, ...], train: Callable[..., Any], ar
         with _sigterm_interrupts():
             train(*arguments)
     except (ValueError, OSError, SafetensorError) as error:
-        _leave(program, " ".join(str(error).split()), 2)
+        _leave(program, str(error), 2)
+    except StrictDataclassError as error:  # a model's configuration; the cause says which size doesn't fit
+        _leave(program, str(error.__cause__ or error), 2)
     except torch.OutOfMemoryError as error:
         advice = "a smaller `per_device_train_batch_size` needs less"
         _leave(program, f"The device's memory is full, {advice} ({str(error).partition('. ')[0]}).", 2)
@@ -141,7 +144,7 @@ def _is_first_process() -> bool:
 
 def _leave(program: str, sentence: str, status: int) -> NoReturn:
     if _is_first_process():
-        sys.stderr.write(f"{program}: {sentence}\n")
+        sys.stderr.write(f"{program}: {' '.join(sentence.split())}\n")
     sys.exit(status)
 
 

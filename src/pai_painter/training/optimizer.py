@@ -11,7 +11,8 @@ __all__ = ["build_optimizer"]
 
 def build_optimizer(model: nn.Module, training: TrainingArguments) -> torch.optim.AdamW:
     """An AdamW over the trainable parameters of `model`, betas (0.9, `adam_beta2`)."""
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:

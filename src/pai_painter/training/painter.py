@@ -2,10 +2,12 @@
 """Trains the painter: captions and cached codes → a folder that `AutoModel` and the pipeline load."""
 
 from pathlib import Path
+from typing import cast
 
 import datasets
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch.utils.data import Dataset
 from transformers import BertTokenizer
 
@@ -46,6 +48,7 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
         "config": architecture_of(painter.config),
         "codec": hash_of_model(painter.vqgan),
         "data": train_codes._fingerprint,
+        "attn_implementation": model.attn_implementation,
     }
     trained = [parameter for parameter in painter.parameters() if parameter.requires_grad]
     run.prepare(PainterObjective(painter, training), painter, trained, len(train_codes), settings, [])
@@ -147,7 +150,7 @@ def _build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGene
         return painter, PaiPainterProcessor.from_pretrained(model.model_name_or_path)
     codec = PaiPainterVQModel.from_pretrained(model.codec, dtype=torch.float32)
     config = _config_for(codec, str(model.config_name), str(model.codec))
-    painter = PaiPainterForImageGeneration(config)
+    painter = PaiPainterForImageGeneration._from_config(config, attn_implementation=model.attn_implementation)
     painter.vqgan.load_state_dict(codec.state_dict())
     tokenizer = model.tokenizer_name or model.config_name
     processor = PaiPainterProcessor(
@@ -227,9 +230,10 @@ def _report(
     captions = [codes[row]["captions"][0] for row in range(count)]
     originals = torch.tensor([codes[row]["image_codes"][0] for row in range(count)], device=painter.device)
     input_ids = processor(text=captions, return_tensors="pt")["input_ids"].to(painter.device)
-    painted = painter.generate_images(input_ids, seed=training.seed, best_of=4, temperature=0.7)
-    pairs = torch.stack([painter.vqgan.decode(originals), painted.pixel_values], dim=1).flatten(0, 1)
-    images = processor.image_processor.postprocess(pairs.cpu(), output_type="pil")
+    painted = painter.generate_images(input_ids, seed=training.seed, best_of=4, temperature=0.7, decode=False)
+    pairs = torch.stack([originals, painted["image_codes"]], dim=1).flatten(0, 1)  # original, painted, original, …
+    pixel_values = painter.vqgan.decode(cast(torch.LongTensor, pairs))
+    images = cast(list[Image.Image], processor.image_processor.postprocess(pixel_values.cpu(), output_type="pil"))
     labels = [text for caption in captions for text in ("原图", caption)]
     folder = Path(training.output_dir) / "samples"
     folder.mkdir(parents=True, exist_ok=True)

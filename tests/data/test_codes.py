@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codes on the disk: those of the codec, and never stale."""
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from pai_painter import PaiPainterConfig, PaiPainterImageProcessor, PaiPainterVQConfig, PaiPainterVQModel
+from pai_painter.data import codes as codes_module
+from pai_painter.data.codes import architecture_of, hash_of_model, load_codes
+from pai_painter.data.rows import PictureRows, load_rows
+
+CODEC = {
+    "resolution": 8,
+    "base_channels": 4,
+    "channel_multiplier": [1, 1],
+    "num_res_blocks": 1,
+    "norm_num_groups": 2,
+    "attn_resolutions": [],
+    "latent_channels": 4,
+    "embed_dim": 4,
+    "num_embeddings": 32,
+}
+
+
+@pytest.fixture
+def codec() -> PaiPainterVQModel:
+    torch.manual_seed(0)
+    codec = PaiPainterVQModel(PaiPainterVQConfig(**CODEC))
+    codec.quantize.embedding.weight.data.normal_(std=0.3)
+    return codec
+
+
+@pytest.fixture
+def processor() -> PaiPainterImageProcessor:
+    return PaiPainterImageProcessor(size=8)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Callable[..., datasets.Dataset]:
+    """40 pictures of noise, more than one batch."""
+
+    def make(seed: int = 0) -> datasets.Dataset:
+        noise = torch.randint(256, (40, 12, 10, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+        lines = []
+        for number, pixels in enumerate(noise):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.numpy()).save(buffer, format="PNG")
+            lines.append(f"{number}\t红{number}\t{base64.b64encode(buffer.getvalue()).decode()}\n")
+        (tmp_path / "rows.tsv").write_text("".join(lines), encoding="utf-8")
+        return load_rows(tmp_path / "rows.tsv", "idx,text,imgbase64", cache_dir=tmp_path / "cache")
+
+    return make
+
+
+@pytest.fixture
+def encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[datasets.Dataset, int]]:
+    """`load_codes`, and how many batches the codec had to encode for it."""
+    encoded = []
+    encode_batch = codes_module._encode
+
+    def counted(batch: dict, indices: list[int], **options: object) -> dict:
+        encoded.append(len(indices))
+        return encode_batch(batch, indices, **options)
+
+    monkeypatch.setattr(codes_module, "_encode", counted)
+
+    def run(*arguments: object, **options: object) -> tuple[datasets.Dataset, int]:
+        before = len(encoded)
+        codes = load_codes(*arguments, cache_dir=tmp_path / "cache", **options)
+        return codes, len(encoded) - before
+
+    return run
+
+
+def test_codes_are_the_codecs(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
+    table = rows()
+    codes, batches = encode(table, codec.train(), processor)
+    assert batches == 2
+    assert codes.column_names == ["idx", "captions", "image_codes"]
+    assert codes["idx"][:] == table["idx"][:]
+    assert codes["captions"][:] == table["captions"][:]
+    pictures = torch.stack([PictureRows(table, processor)[row] for row in range(40)])
+    with torch.no_grad():
+        expected = torch.cat([codec.eval().encode(part).image_codes for part in pictures.split(32)])
+    found = torch.tensor(codes["image_codes"][:])
+    assert found.shape == (40, 1, 16)
+    assert torch.equal(found[:, 0], expected)
+    assert len(found.unique()) > 4
+
+
+def test_the_second_time_they_are_read(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
+    first, batches = encode(rows(), codec, processor)
+    again, more = encode(rows(), codec, processor)
+    assert (batches, more) == (2, 0)
+    assert first.to_list() == again.to_list()
+    # A resumed run compares it.
+    assert first._fingerprint == again._fingerprint
+
+
+def test_another_file(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
+    first, _ = encode(rows(seed=0), codec, processor)
+    second, batches = encode(rows(seed=1), codec, processor)
+    assert batches == 2
+    assert first._fingerprint != second._fingerprint
+    assert first["image_codes"][:] != second["image_codes"][:]
+
+
+@pytest.mark.parametrize("name", ["quantize.embedding.weight", "encoder.conv_in.bias", "decoder.conv_out.bias"])
+def test_another_weight(name: str, rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
+    encode(rows(), codec, processor)
+    with torch.no_grad():
+        codec.get_parameter(name).view(-1)[-1] += 1e-4
+    assert encode(rows(), codec, processor)[1] == 2
+
+
+def test_another_codec_configuration(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
+    encode(rows(), codec, processor)
+    other = PaiPainterVQModel(PaiPainterVQConfig(**{**CODEC, "norm_eps": 1e-3}))
+    other.load_state_dict(codec.state_dict())
+    assert encode(rows(), other, processor)[1] == 2
+
+
+@pytest.mark.parametrize("options", [{"resample": 0}, {"random_crop": True}])
+def test_other_image_settings(options: dict, rows: Callable, codec, processor, encode: Callable) -> None:
+    first, _ = encode(rows(), codec, processor)
+    second, batches = encode(rows(), codec, PaiPainterImageProcessor(size=8, **options))
+    assert batches == 2
+    assert first["image_codes"][:] != second["image_codes"][:]
+
+
+def test_variants(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
+    plain = torch.tensor(encode(rows(), codec, processor)[0]["image_codes"][:])
+    codes, batches = encode(rows(), codec, processor, variants=3, max_shift=2)
+    assert batches == 2
+    variants = torch.tensor(codes["image_codes"][:])
+    assert variants.shape == (40, 3, 16)
+    assert torch.equal(variants[:, :1], plain)
+    assert (variants[:, 1] != variants[:, 0]).any(1).float().mean() > 0.6
+    assert (variants[:, 1] != variants[:, 2]).any(1).float().mean() > 0.6
+    # Each of these is another table.
+    assert encode(rows(), codec, processor, variants=2, max_shift=2)[1] == 2
+    assert encode(rows(), codec, processor, variants=3, max_shift=1)[1] == 2
+    assert encode(rows(), codec, processor, variants=3, max_shift=2)[1] == 0
+    # And none is a matter of chance.
+    torch.manual_seed(7)
+    for file in (Path(codes.cache_files[0]["filename"]).parent).glob("*.arrow"):
+        file.unlink()
+    again, _ = encode(rows(), codec, processor, variants=3, max_shift=2)
+    assert again["image_codes"][:] == variants.tolist()
+
+
+def test_encoding_that_was_stopped_is_not_taken(
+    rows: Callable, codec: PaiPainterVQModel, processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode_batch = codes_module._encode
+
+    def stop_at_the_second(batch: dict, indices: list[int], **options: object) -> dict:
+        if indices[0]:
+            raise KeyboardInterrupt
+        return encode_batch(batch, indices, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codes_module, "_encode", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            load_codes(rows(), codec, processor, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "pai_painter_codes").glob("*.arrow"))
+    assert len(load_codes(rows(), codec, processor, cache_dir=tmp_path / "cache")) == 40
+
+
+def test_hash_of_model(codec: PaiPainterVQModel, tmp_path: Path) -> None:
+    before = hash_of_model(codec)
+    codec.save_pretrained(tmp_path / "elsewhere")
+    assert hash_of_model(PaiPainterVQModel.from_pretrained(tmp_path / "elsewhere")) == before
+    assert hash_of_model(codec.to(torch.bfloat16)) != before
+
+
+def test_architecture_of() -> None:
+    config = PaiPainterConfig(vq_config={**CODEC}, image_vocab_size=32)
+    found = architecture_of(config)
+    assert found["hidden_size"] == 768
+    assert found["vq_config"]["channel_multiplier"] == [1, 1]
+    assert not {"_name_or_path", "transformers_version", "architectures", "dtype"} & found.keys()
+    assert architecture_of(PaiPainterVQConfig(attn_resolutions=(16,)))["attn_resolutions"] == [16]

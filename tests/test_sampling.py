@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drawing codes: the distribution, the seeds and the options that are refused."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from model_fixtures import PAINTERS, codec_config, expected
+from transformers import (
+    GenerationConfig,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from pai_painter import PaiPainterConfig
+from pai_painter.sampling_pai_painter import (
+    GumbelSampler,
+    check_captions,
+    check_sampling_options,
+    complete_generation_config,
+    picture_seeds,
+    warp_logits,
+)
+
+INF = float("inf")
+
+
+def random_logits(rows: int, width: int = 50, spread: float = 2.0) -> torch.Tensor:
+    return spread * torch.randn(rows, width, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("folder", PAINTERS)
+def test_temperature_and_top_k_give_easynlps_distribution(folder: str) -> None:
+    last = expected(folder)["all_logits"][:, -1]
+    found = warp_logits(last, temperature=0.8, top_k=5).softmax(-1)
+    torch.testing.assert_close(found, expected(folder)["top5_t08_probs"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("top_k", [None, 1, 7, 50, 1000])
+@pytest.mark.parametrize("top_p", [None, 0.05, 0.6, 1.0])
+def test_warping_is_what_transformers_warpers_do(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    logits = random_logits(4)
+    wanted = TemperatureLogitsWarper(temperature)(None, logits)
+    wanted = wanted if top_k is None else TopKLogitsWarper(top_k)(None, wanted)
+    wanted = wanted if top_p is None else TopPLogitsWarper(top_p)(None, wanted)
+    found = warp_logits(logits, temperature, top_k, top_p)
+    assert torch.equal(found.isfinite(), wanted.isfinite())
+    torch.testing.assert_close(found, wanted)
+
+
+def test_top_k_keeps_what_ties_with_the_kth() -> None:
+    logits = torch.tensor([[1.0, 3.0, 1.0, 2.0, 1.0, 0.0]])
+    assert warp_logits(logits, top_k=3).isfinite().tolist() == [[True, True, True, True, True, False]]
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it_and_at_least_one() -> None:
+    logits = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
+    assert warp_logits(logits, top_p=0.75).isfinite().tolist() == [[True, False, True, False]]
+    assert warp_logits(logits, top_p=1e-9).isfinite().tolist() == [[True, False, False, False]]
+    certain = torch.tensor([[0.0, -INF, -INF]])
+    assert warp_logits(certain, top_p=0.5).isfinite().tolist() == [[True, False, False]]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_k": 5}, {"top_p": 0.9}, {"temperature": 0.1}], ids=str)
+def test_a_code_that_the_model_excludes_is_never_drawn(options: dict[str, Any]) -> None:
+    logits = torch.tensor([[-INF, 0.0, -INF, 1.0, -INF, -INF]]).expand(300, 6)
+    sampler = GumbelSampler(list(range(300)), **options)
+    assert set(sampler(None, logits).argmax(-1).tolist()) <= {1, 3}
+    assert sampler.log_likelihood.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_drawn_from_in_single_precision(dtype: torch.dtype) -> None:
+    logits = random_logits(3).to(dtype)
+    half, single = GumbelSampler([1, 2, 3], top_k=10), GumbelSampler([1, 2, 3], top_k=10)
+    drawn = half(None, logits)
+    assert drawn.dtype == torch.float32
+    assert torch.equal(drawn, single(None, logits.float()))
+    assert torch.equal(half.log_likelihood, single.log_likelihood)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 2.0},
+        {"top_k": 4},
+        {"top_p": 0.7},
+        {"temperature": 0.8, "top_k": 6, "top_p": 0.9},
+    ],
+    ids=str,
+)
+def test_draws_follow_the_distribution(options: dict[str, Any]) -> None:
+    """Chi-square over 20,000 draws of 12 codes; the seeds are fixed, so this holds always or never."""
+    draws, width = 20_000, 12
+    logits = random_logits(1, width, spread=1.0)
+    probabilities = warp_logits(logits, **options).softmax(-1)[0]
+    sampler = GumbelSampler(list(range(draws // 10)), **options)
+    drawn = torch.cat([sampler(None, logits.expand(draws // 10, width)).argmax(-1) for _ in range(10)])
+    counts = drawn.bincount(minlength=width).double()
+    allowed = probabilities > 0
+    assert counts[~allowed].sum() == 0
+    wanted = draws * probabilities[allowed].double()
+    assert wanted.min() > 5  # fewer, and chi-square is no guide
+    statistic = ((counts[allowed] - wanted) ** 2 / wanted).sum()
+    freedom = torch.tensor((int(allowed.sum()) - 1) / 2, dtype=torch.float64)
+    p_value = float(torch.special.gammaincc(freedom, statistic / 2))
+    assert p_value > 1e-3, (counts, wanted)
+
+
+def test_one_draw_says_nothing_of_the_next() -> None:
+    """Two positions of the same picture: all 16 pairs of 4 equally likely codes come up alike."""
+    rows = 8_000
+    sampler = GumbelSampler(list(range(rows)))
+    first, second = (sampler(None, torch.zeros(rows, 4)).argmax(-1) for _ in range(2))
+    counts = (4 * first + second).bincount(minlength=16).double()
+    statistic = ((counts - rows / 16) ** 2 / (rows / 16)).sum()
+    assert float(torch.special.gammaincc(torch.tensor(7.5, dtype=torch.float64), statistic / 2)) > 1e-3
+
+
+def test_the_noise_of_a_seed_never_changes() -> None:
+    """A seed written down today paints the same picture with later versions: these are its first numbers."""
+    noise = GumbelSampler([0, 1])(None, torch.zeros(2, 3))
+    numbers = [[3.4931624, 1.0625726, 0.2511944], [-1.0281929, -0.4012139, -0.3724980]]
+    torch.testing.assert_close(noise, torch.tensor(numbers))
+    uniform = torch.rand(3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+    assert numbers[0] == pytest.approx([-math.log(-math.log(number)) for number in uniform])
+
+
+def test_a_picture_has_its_own_noise_whatever_stands_beside_it() -> None:
+    logits = random_logits(3)
+    together, alone = GumbelSampler([5, 6, 7]), GumbelSampler([6])
+    for _ in range(3):
+        assert torch.equal(together(None, logits)[1:2], alone(None, logits[1:2]))
+    assert torch.equal(together.log_likelihood[1:2], alone.log_likelihood)
+
+
+def test_the_log_likelihood_is_the_models_own_without_temperature_and_truncation() -> None:
+    steps = [random_logits(2), random_logits(2).flip(0)]
+    sampler = GumbelSampler([3, 4], temperature=0.2, top_k=3, top_p=0.9)
+    wanted = torch.zeros(2)
+    for logits in steps:
+        drawn = sampler(None, logits).argmax(-1)
+        wanted += torch.stack([logits[row].log_softmax(-1)[code] for row, code in enumerate(drawn)])
+    torch.testing.assert_close(sampler.log_likelihood, wanted)
+
+
+def test_every_caption_starts_from_the_same_seed_and_candidates_count_on() -> None:
+    assert picture_seeds(1, 4, 1, seed=10) == [10, 11, 12, 13]
+    assert picture_seeds(2, 3, 1, seed=10) == [10, 11, 12, 10, 11, 12]
+    assert picture_seeds(2, 2, 3, seed=10) == [10, 11, 12, 13, 14, 15] * 2
+
+
+def test_a_generator_gives_the_first_seed_and_moves_on() -> None:
+    generator = torch.Generator().manual_seed(3)
+    first, second = picture_seeds(2, 2, 1, None, generator), picture_seeds(2, 2, 1, None, generator)
+    assert first != second
+    assert first[:2] == first[2:] == [first[0], first[0] + 1]
+    assert first == picture_seeds(2, 2, 1, None, torch.Generator().manual_seed(3))
+    assert all(0 <= seed < 2**32 + 1 for seed in first + second)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_one_generator_for_each_picture_gives_the_first_seed_of_its_candidates(kind: type) -> None:
+    seeds = picture_seeds(2, 2, 2, None, kind(torch.Generator().manual_seed(number) for number in range(4)))
+    assert len(set(seeds)) == 8
+    assert [second - first for first, second in zip(seeds[::2], seeds[1::2], strict=True)] == [1] * 4
+    alone = picture_seeds(1, 1, 2, None, [torch.Generator().manual_seed(2)])
+    assert seeds[4:6] == alone
+
+
+def test_without_seed_and_generator_the_global_generator_is_asked() -> None:
+    torch.manual_seed(1)
+    first = picture_seeds(1, 2, 1, None)
+    assert picture_seeds(1, 2, 1, None) != first
+    torch.manual_seed(1)
+    assert picture_seeds(1, 2, 1, None) == first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "`seed` must be a whole number from 0 to .*, got -1"),
+        ({"seed": 2**63}, "`seed` must be a whole number"),
+        ({"seed": 2**63 - 2, "num_images_per_prompt": 2}, "`seed` must be a whole number"),
+        ({"seed": True}, "`seed` must be a whole number .*, got True"),
+        ({"seed": 1.0}, "`seed` must be a whole number .*, got 1.0"),
+        ({"seed": 1, "generator": torch.Generator()}, "Please give `seed` or `generator`, not both"),
+        ({"generator": [torch.Generator()] * 3}, "has 3 generators for 2 pictures"),
+        ({"generator": []}, "has 0 generators for 2 pictures"),
+        ({"generator": 5}, "must be a torch.Generator or a list of them, got 5"),
+        ({"generator": [1, 2]}, r"must be a torch.Generator or a list of them, got \[1, 2\]"),
+        ({"num_images_per_prompt": 0}, "`num_images_per_prompt` must be a whole number of at least 1, got 0"),
+        ({"num_images_per_prompt": 1.5}, "`num_images_per_prompt` must be a whole number of at least 1, got 1.5"),
+    ],
+    ids=str,
+)
+def test_bad_seeds_are_refused(options: dict[str, Any], message: str) -> None:
+    arguments = {"num_captions": 2, "num_images_per_prompt": 1, "best_of": 1, "seed": None} | options
+    with pytest.raises(ValueError, match=message) as error:
+        picture_seeds(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_the_largest_seed_can_be_used() -> None:
+    largest = 2**63 - 2
+    assert picture_seeds(1, 1, 1, seed=largest) == [largest]
+    GumbelSampler([largest])(None, torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("temperature", [0, 0.0, -1, float("nan"), INF, -INF, True, "1", None], r"above 0, got .* use\s`top_k=1`"),
+        ("top_k", [0, -1, True, False, 1.5, "5"], r"`top_k` must be a whole number .*\(100 is usual\), got "),
+        ("top_p", [0, -0.1, 1.5, float("nan"), INF, True, "0.9"], r"`top_p` must lie in \(0, 1\], got "),
+        ("best_of", [0, -3, True, 2.0, None], "`best_of` must be a whole number of at least 1, got "),
+    ],
+)
+def test_bad_options_are_refused_in_one_sentence_that_names_them(name: str, values: list, message: str) -> None:
+    good = {"temperature": 1.0, "top_k": 100, "top_p": 1.0, "best_of": 1}
+    for value in values:
+        with pytest.raises(ValueError, match=message) as error:
+            check_sampling_options(**good | {name: value})
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_k": None, "top_p": None}, {"temperature": 1e-3}, {"temperature": 1}, {"top_k": 1}, {"top_p": 1}]
+)
+def test_good_options_are_accepted(options: dict[str, Any]) -> None:
+    check_sampling_options(**{"temperature": 1.0, "top_k": 100, "top_p": 1.0, "best_of": 1} | options)
+
+
+@pytest.mark.parametrize(
+    ("input_ids", "message"),
+    [
+        (torch.full((32,), 70), r"shape \(captions, 32\) .* got \(32,\)"),
+        (torch.full((2, 31), 70), r"got \(2, 31\)"),
+        (torch.full((0, 32), 70), r"got \(0, 32\)"),
+        (torch.full((1, 32), 63), "lie between 64 and 319, got 63 to 63"),  # the offset was forgotten
+        (torch.full((1, 32), 320), "lie between 64 and 319, got 320 to 320"),  # another model's vocabulary
+    ],
+)
+def test_ids_that_are_no_captions_of_this_model_are_refused(input_ids: torch.Tensor, message: str) -> None:
+    config = PaiPainterConfig(vq_config=codec_config(), image_vocab_size=64, text_vocab_size=256)
+    with pytest.raises(ValueError, match=message):
+        check_captions(input_ids, config)
+    check_captions(torch.tensor([[64] * 16 + [319] * 16]), config)
+
+
+def test_a_recommendation_is_completed_but_not_changed() -> None:
+    config = PaiPainterConfig(vq_config=codec_config(), image_vocab_size=64, text_vocab_size=256)
+    completed = complete_generation_config(GenerationConfig(top_k=7, best_of=16, do_sample=True), config)
+    assert (completed.max_length, completed.temperature, completed.best_of) == (48, 1.0, 16)
+    assert (completed.top_k, completed.top_p, completed.do_sample) == (7, None, True)
+    given = GenerationConfig(max_length=40, temperature=0.5, best_of=2)
+    assert complete_generation_config(given, config).to_dict() == given.to_dict()

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training the painter, from captions and pictures to a folder that loads."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_world import CODEC, PAINTER
+from transformers import AutoModel, AutoProcessor
+
+from pai_painter import (
+    PaiPainterConfig,
+    PaiPainterForImageGeneration,
+    PaiPainterPipeline,
+    PaiPainterProcessor,
+    PaiPainterVQModel,
+    modeling_pai_painter,
+)
+from pai_painter.data.codes import load_codes
+from pai_painter.data.rows import load_rows
+from pai_painter.training.arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
+from pai_painter.training.painter import (
+    CaptionedCodes,
+    PainterObjective,
+    collate_codes,
+    main,
+    train_painter,
+    validation_loss,
+)
+
+
+@pytest.fixture
+def trained(
+    painter_model: PainterModelArguments, data: DataArguments, painter_arguments: Callable, tmp_path: Path
+) -> Path:
+    return train_painter(
+        painter_model, data, painter_arguments(tmp_path / "trained", max_train_steps=2, sample_steps=1)
+    )
+
+
+def codes_of(folder: Path, data: DataArguments, variants: int = 1) -> tuple:
+    painter, processor = PaiPainterForImageGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    rows = load_rows(data.train_file, data.input_schema, data.caption_separator, cache_dir=data.cache_dir)
+    codes = load_codes(
+        rows, painter.vqgan, processor.image_processor, variants, int(variants > 1), cache_dir=data.cache_dir
+    )
+    return painter, processor, codes
+
+
+def test_what_is_saved_loads_at_once(trained: Path, codec_folder: Path) -> None:
+    painter, processor = AutoModel.from_pretrained(trained), AutoProcessor.from_pretrained(trained)
+    assert isinstance(painter, PaiPainterForImageGeneration)
+    assert isinstance(processor, PaiPainterProcessor)
+    assert (processor.text_length, processor.image_vocab_size, processor.image_processor.size) == (
+        6,
+        16,
+        {"shortest_edge": 16},
+    )
+    # The averaged painter holds the codec, unchanged.
+    codec = PaiPainterVQModel.from_pretrained(codec_folder)
+    for name, weight in codec.state_dict().items():
+        assert torch.equal(painter.vqgan.state_dict()[name], weight), name
+    image = PaiPainterPipeline.from_pretrained(trained)("红色的圆", seed=0).images[0]
+    assert image.size == (16, 16)
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [1, 2]
+    assert len(list((trained / "samples").iterdir())) == 2
+
+
+def test_going_on_with_a_trained_painter(trained: Path, data: DataArguments, tmp_path: Path) -> None:
+    training = PainterTrainingArguments(output_dir=str(tmp_path / "out"), max_train_steps=3, mixed_precision="bf16")
+    train_painter(PainterModelArguments(model_name_or_path=str(trained)), data, training)
+    before, after = (AutoModel.from_pretrained(folder) for folder in (trained, tmp_path / "out"))
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+    shift = (before.lm_head.weight - after.lm_head.weight).abs().max()
+    assert shift < 0.01  # it went on from there
+    assert AutoProcessor.from_pretrained(tmp_path / "out").text_length == 6
+
+
+def test_it_learns_by_heart(shapes: Path, codec_folder: Path, data: DataArguments, tmp_path: Path) -> None:
+    config(tmp_path, resid_pdrop=0.0)
+    painter_model = PainterModelArguments(
+        config_name=str(tmp_path), codec=str(codec_folder), tokenizer_name=str(shapes / "painter")
+    )
+    training = PainterTrainingArguments(
+        output_dir=str(tmp_path / "painter"), max_train_steps=250, per_device_train_batch_size=12, learning_rate=1e-2
+    )
+    training.save_steps = training.sample_steps = training.logging_steps = 999
+    data = DataArguments(data.train_file, caption_separator="|", cache_dir=data.cache_dir)
+    folder = train_painter(painter_model, data, training)
+    painter, processor, codes = codes_of(folder, data)
+    captions = [caption for row in codes for caption in row["captions"]]
+    wanted = torch.tensor([row["image_codes"][0] for row in codes for _ in row["captions"]])
+    input_ids = processor(text=captions, return_tensors="pt")["input_ids"]
+    painted = painter.generate_images(input_ids, top_k=1, seed=0).image_codes
+    right = (painted == wanted).all(1)
+    assert right.sum() >= 22, [caption for caption, good in zip(captions, right.tolist(), strict=True) if not good]
+    assert len(wanted.unique(dim=0)) >= 10  # there is something to learn
+    assert validation_loss(painter, codes, processor) < 0.1
+
+
+def test_the_loss_is_the_models(trained: Path, data: DataArguments) -> None:
+    painter, processor, codes = codes_of(trained, data)
+    rows = CaptionedCodes(codes, processor)
+    input_ids, labels = collate_codes([rows[0], rows[5]])
+    assert input_ids.shape == labels.shape == (2, 22)
+    assert (labels[:, :6] == -100).all()
+    assert torch.equal(labels[:, 6:], input_ids[:, 6:])
+    expected = processor(text=[codes[0]["captions"][0], codes[5]["captions"][0]], return_tensors="pt")["input_ids"]
+    assert torch.equal(input_ids[:, :6], expected)
+
+    logits = painter(input_ids).logits[:, 5:-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 6:].flatten())
+    objective = PainterObjective(painter.eval(), PainterTrainingArguments(output_dir="unused"))
+    torch.testing.assert_close(objective(input_ids, labels), loss)
+
+    # A mean over rows, whatever the last batch's size.
+    each = [painter(*(t[None] for t in rows[row][:1]), labels=rows[row][1][None]).loss.item() for row in range(12)]
+    for batch_size in (1, 5, 12):
+        found = validation_loss(painter, codes, processor, batch_size)
+        assert found == pytest.approx(sum(each) / 12, abs=1e-5)
+
+
+def test_pkeep_replaces_codes_by_codes(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    painter = PaiPainterForImageGeneration.from_pretrained(trained)
+    seen = []
+    embed = painter.model.embed_tokens.forward
+    monkeypatch.setattr(painter.model.embed_tokens, "forward", lambda ids: seen.append(ids) or embed(ids))
+    objective = PainterObjective(painter, PainterTrainingArguments(output_dir="unused", pkeep=0.7))
+    torch.manual_seed(0)
+    input_ids = torch.cat([torch.randint(16, 31, (400, 6)), torch.randint(16, (400, 16))], dim=1)
+    objective(input_ids, input_ids)
+    assert torch.equal(seen[0][:, :6], input_ids[:, :6])
+    assert seen[0].max() < 31
+    assert (seen[0][:, 6:] < 16).all()
+    replaced = (seen[0] != input_ids)[:, 6:].float().mean()
+    assert replaced == pytest.approx(0.3 * 15 / 16, abs=0.02)
+
+
+def test_captions_variants_and_drops_are_drawn_by_row_and_epoch(trained: Path, data: DataArguments) -> None:
+    _, processor, codes = codes_of(trained, data, variants=2)
+    rows = CaptionedCodes(codes, processor, seed=1, caption_dropout=0.3)
+    drawn = {(epoch, row): rows[epoch, row][0] for epoch in range(40) for row in range(12)}
+    assert all(torch.equal(rows[item][0], ids) for item, ids in drawn.items())
+    empty = processor(text="", return_tensors="pt")["input_ids"][0]
+    captions = [processor(text=text, return_tensors="pt")["input_ids"][0] for text in codes[3]["captions"]]
+    of_row = [ids for (_, row), ids in drawn.items() if row == 3]
+    counts = [sum(torch.equal(ids[:6], caption) for ids in of_row) for caption in (*captions, empty)]
+    assert sum(counts) == 40
+    assert min(counts) >= 5
+    dropped = sum(torch.equal(ids[:6], empty) for ids in drawn.values()) / len(drawn)
+    assert dropped == pytest.approx(0.3, abs=0.07)
+    variants = torch.tensor(codes[3]["image_codes"])
+    assert len(variants) == 2
+    assert {tuple(ids[6:].tolist()) for ids in of_row} == {tuple(codes) for codes in variants.tolist()}
+    first = rows[3][0]
+    assert torch.equal(first, torch.cat([captions[0], variants[0]]))
+
+
+def config(folder: Path, **changes: object) -> None:
+    content = {**PAINTER, **changes}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_vocab_size": 32}, r"wants 32 image codes \(`image_vocab_size`\), but the codec \S+ has 16; they must"),
+        ({"image_vocab_size": None}, r"wants 16384 image codes"),
+        (
+            {"vq_config": {**CODEC, "resolution": 32}},
+            r"The `vq_config` of \S+ isn't that of the codec \S+: it has `resolution` 32 instead of 16; please leave",
+        ),
+        ({"text_vocab_size": 14}, r"has 15 tokens, but the configuration has `text_vocab_size` 14; they must be equal"),
+        ({"model_type": "gpt2"}, r"is no painter's configuration: its model_type is 'gpt2'"),
+    ],
+)
+def test_what_does_not_fit(
+    changes: dict, message: str, shapes: Path, codec_folder: Path, data: DataArguments, tmp_path: Path
+) -> None:
+    config(tmp_path, **changes)
+    shutil.copy(shapes / "painter" / "vocab.txt", tmp_path)
+    model = PainterModelArguments(config_name=str(tmp_path), codec=str(codec_folder))
+    training = PainterTrainingArguments(output_dir=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=message):
+        train_painter(model, data, training)
+
+
+def test_sizes_that_do_not_fit_are_one_sentence(
+    shapes: Path, codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config(tmp_path, num_attention_heads=3)
+    words = {"config_name": tmp_path, "codec": codec_folder, "train_file": shapes / "shapes.tsv", "output_dir": "out"}
+    with pytest.raises(SystemExit) as stop:
+        main([f"--{name}={value}" for name, value in words.items()])
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(": `hidden_size` (32) must be divisible by `num_attention_heads` (3).")
+    assert "Error" not in last
+
+
+def test_no_vocabulary(codec_folder: Path, data: DataArguments, tmp_path: Path) -> None:
+    config(tmp_path)
+    model = PainterModelArguments(config_name=str(tmp_path), codec=str(codec_folder))
+    with pytest.raises(ValueError, match=r"has no vocabulary .*: please set `tokenizer_name`"):
+        train_painter(model, data, PainterTrainingArguments(output_dir=str(tmp_path / "out")))
+
+
+def test_the_attention_asked_for_is_used(
+    painter_model: PainterModelArguments,
+    data: DataArguments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used = []
+    eager = modeling_pai_painter.eager_attention_forward
+    monkeypatch.setattr(
+        modeling_pai_painter,
+        "eager_attention_forward",
+        lambda *args, **options: used.append(1) or eager(*args, **options),
+    )
+    data = DataArguments(data.train_file, cache_dir=data.cache_dir)
+    training = PainterTrainingArguments(output_dir=str(tmp_path / "out"), max_train_steps=1)
+    painter_model.attn_implementation = "eager"
+    train_painter(painter_model, data, training)
+    assert used
+    for attention in ("eager", "sdpa"):
+        used.clear()
+        model = PainterModelArguments(model_name_or_path=str(tmp_path / "out"), attn_implementation=attention)
+        train_painter(model, data, training)
+        assert bool(used) is (attention == "eager")
+
+
+def test_the_configuration_may_name_the_codec(shapes: Path, codec_folder: Path, data: DataArguments, tmp_path: Path):
+    config(tmp_path, vq_config=CODEC)
+    model = PainterModelArguments(
+        config_name=str(tmp_path), codec=str(codec_folder), tokenizer_name=str(shapes / "painter")
+    )
+    training = PainterTrainingArguments(output_dir=str(tmp_path / "out"), max_train_steps=1)
+    train_painter(model, data, training)
+    assert PaiPainterConfig.from_pretrained(tmp_path / "out").vq_config.resolution == 16
