@@ -95,13 +95,16 @@ def test_codes_are_the_codecs(rows: Callable, codec: PaiPainterVQModel, processo
     assert len(found.unique()) > 4
 
 
-def test_the_second_time_they_are_read(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
+def test_the_second_time_they_are_read(
+    rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable, tmp_path: Path
+) -> None:
     first, batches = encode(rows(), codec, processor)
     again, more = encode(rows(), codec, processor)
     assert (batches, more) == (2, 0)
     assert first.to_list() == again.to_list()
-    # A resumed run compares it.
-    assert first._fingerprint == again._fingerprint
+    # A resumed run compares it, be its cache the old one or built anew.
+    anew = load_codes(rows(), codec, processor, cache_dir=tmp_path / "another")
+    assert first._fingerprint == again._fingerprint == anew._fingerprint
 
 
 def test_another_file(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:

@@ -69,13 +69,14 @@ def test_gradients_go_straight_through(codec: PaiPainterVQModel, pictures: torch
 
 def test_half_precision_takes_the_nearest_codes(codec: PaiPainterVQModel, pictures: torch.Tensor) -> None:
     entries = codec.quantize.embedding.weight
-    # Entries so near to each other that bfloat16 products can't tell them apart.
-    entries.data.copy_(10.0 + 0.01 * torch.randn(entries.shape, generator=torch.Generator().manual_seed(1)))
+    # Entries that are far from zero and near to each other: bfloat16 products can't tell them apart.
+    codec.quant_conv.bias.data.fill_(10.0)
+    entries.data.add_(10.0)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = objective(codec)(pictures, quantise=True)
     distances = torch.cdist(outputs["latents"].double(), entries.double())
     chosen = distances.gather(1, outputs["codes"][:, None])[:, 0]
-    torch.testing.assert_close(chosen, distances.min(1).values, atol=1e-4, rtol=0)
+    torch.testing.assert_close(chosen, distances.min(1).values, atol=1e-3, rtol=0)
 
 
 def test_blank_patches() -> None:

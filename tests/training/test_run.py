@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from pai_painter.training.arguments import TrainingArguments
@@ -35,7 +36,7 @@ class Model(torch.nn.Module):
         return (self.dropout(self.layer(numbers)) + self.frozen(numbers)).square().mean()
 
     def save_pretrained(self, folder: str) -> None:
-        torch.save(self.state_dict(), Path(folder) / "model.pt")
+        save_file(self.state_dict(), Path(folder) / "model.safetensors")
 
 
 @pytest.fixture
@@ -96,11 +97,24 @@ def test_reports_see_what_would_be_saved(run: Callable, use_ema: bool, tmp_path:
     assert seen == {done: pytest.approx(wanted[done - 1], abs=1e-6) for done in (2, 4, 6)}
     assert model.layer.weight.item() == weights[-1]
     running.save_model()
-    saved = torch.load(tmp_path / "out" / "model.pt")
+    saved = load_file(tmp_path / "out" / "model.safetensors")
     assert saved["layer.weight"].item() == pytest.approx(wanted[-1], abs=1e-6)
     assert torch.equal(saved["frozen.weight"], model.frozen.weight)
     assert [line["step"] for line in figures(tmp_path) if "figure" in line] == [2, 4, 6]
     assert [line["step"] for line in figures(tmp_path) if "loss" in line] == [2, 4, 6]
+
+
+def test_a_model_is_saved_whole_or_not_at_all(run: Callable, tmp_path: Path) -> None:
+    class Processor:
+        def save_pretrained(self, folder: str) -> None:
+            raise OSError(28, "No space left on device")
+
+    running, model = run()
+    train(running)
+    with pytest.raises(OSError, match="No space left"):
+        running.save_model(Processor())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["metrics.jsonl"]
+    assert model.training
 
 
 def test_only_what_trains_is_held_twice(run: Callable) -> None:

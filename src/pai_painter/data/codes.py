@@ -51,7 +51,7 @@ def load_codes(
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "pai_painter_codes"
     folder.mkdir(parents=True, exist_ok=True)
     codec.eval()
-    encoded = rows.map(
+    return rows.map(
         _encode,
         batched=True,
         batch_size=_BATCH,
@@ -69,8 +69,6 @@ def load_codes(
         ),
         desc="Encoding pictures",
     )
-    # Read from the cache, a table gets a fingerprint of its file; by ours it is known again on resuming.
-    return datasets.Dataset(encoded.data, info=encoded.info, fingerprint=key)
 
 
 def architecture_of(config: PreTrainedConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -178,9 +179,7 @@ class TrainingRun:
         """Saves the finished model and its processors into the output folder, and ends the run on all processes."""
         if self.accelerator.is_main_process:
             with self.finished_model() as model:
-                model.save_pretrained(self.training.output_dir)
-            for processor in processors:
-                processor.save_pretrained(self.training.output_dir)
+                _save_whole([model, *processors], Path(self.training.output_dir))
             logger.info("The trained model is in %s.", self.training.output_dir)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -240,6 +239,16 @@ class TrainingRun:
         start = load_checkpoint(self.accelerator, checkpoint, self.settings)
         logger.info("Going on from %s, %d of %d steps are done.", checkpoint, start, self.steps)
         return start
+
+
+def _save_whole(parts: list[Any], folder: Path) -> None:
+    """Saves beside and moves into place, weights last: who finds weights in the folder finds all of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as scratch:
+        for part in parts:
+            part.save_pretrained(scratch)
+        for file in sorted(Path(scratch).iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            file.replace(folder / file.name)
 
 
 def _drop_figures_after(path: Path, step: int) -> None:
