@@ -90,9 +90,7 @@ def test_characters_that_the_font_lacks_are_drawn_as_boxes() -> None:
     empty, panda, rocket = (draw_grid([square()], [caption]) for caption in (" ", "🐼", "🚀"))
     assert difference(empty, panda) is not None
     assert difference(panda, rocket) is None  # the same box for both
-    draw_grid(
-        [square()], ["👩‍🔬 \x00 \ud83d مرحبا"]
-    )  # joined emoji, control characters, half a surrogate pair
+    draw_grid([square()], ["👩‍🔬 \x00 \ud83d مرحبا"])  # joined emoji, control characters, half a surrogate pair
 
 
 def test_line_breaks_in_a_caption_are_blanks() -> None:
@@ -102,11 +100,7 @@ def test_line_breaks_in_a_caption_are_blanks() -> None:
 def test_every_character_of_gb2312_has_a_glyph_of_its_own() -> None:
     font = _font(16)
     box = bytes(font.getmask("🐼"))
-    hanzi = [
-        bytes([row, cell]).decode("gb2312", "ignore")
-        for row in range(0xB0, 0xF8)
-        for cell in range(0xA1, 0xFF)
-    ]
+    hanzi = [bytes([row, cell]).decode("gb2312", "ignore") for row in range(0xB0, 0xF8) for cell in range(0xA1, 0xFF)]
     missing = [c for c in hanzi if c and bytes(font.getmask(c)) == box]
     assert sum(map(len, hanzi)) == 6763
     assert not missing

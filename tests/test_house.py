@@ -45,8 +45,7 @@ def walked_files() -> Iterator[str]:
         folders[:] = [
             name
             for name in folders
-            if name == ".ci"
-            or not (name.startswith(".") or name.endswith(".egg-info") or name in {"build", "dist"})
+            if name == ".ci" or not (name.startswith(".") or name.endswith(".egg-info") or name in {"build", "dist"})
         ]
         yield from (os.path.relpath(os.path.join(folder, name), ROOT) for name in names)
 
@@ -57,9 +56,7 @@ def repository_files() -> tuple[Path, ...]:
     names: list[str] = []
     if (ROOT / ".git").exists():
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
-            "\0"
-        )
+        names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     found = [ROOT / name for name in names or walked_files() if name]
     return tuple(sorted(path for path in found if path.is_file()))
 
@@ -117,10 +114,7 @@ def test_the_machine_pattern_finds_what_it_should(line: str, is_one: bool) -> No
 
 
 def test_no_file_of_the_package_is_long() -> None:
-    lengths = {
-        str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines())
-        for path in modules()
-    }
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines()) for path in modules()}
     assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
@@ -164,9 +158,7 @@ def test_the_public_names_exist_and_their_methods_have_docstrings() -> None:
             continue
         for method in vars(cls):
             member = inspect.getattr_static(cls, method)
-            is_method = isinstance(member, classmethod | staticmethod | property) or inspect.isfunction(
-                member
-            )
+            is_method = isinstance(member, classmethod | staticmethod | property) or inspect.isfunction(member)
             if is_method and method[0] != "_" and not inspect.getdoc(getattr(cls, method)):
                 without.append(f"{name}.{method}")
     assert not without, "\n".join(without)
@@ -191,9 +183,7 @@ def test_a_model_file_imports_only_what_the_hub_can_carry(name: str) -> None:
 
 
 def test_importing_the_package_loads_and_prints_nothing_else() -> None:
-    program = (
-        "import sys, pai_painter; print(*sorted({'diffusers', 'datasets', 'gradio'} & set(sys.modules)))"
-    )
+    program = "import sys, pai_painter; print(*sorted({'diffusers', 'datasets', 'gradio'} & set(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,

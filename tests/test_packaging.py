@@ -48,9 +48,7 @@ BUILD_INPUTS = [
     "train_codec.py",
 ]
 
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "setup.cfg").is_file(), reason="needs the repository, not an installation"
-)
+pytestmark = pytest.mark.skipif(not (ROOT / "setup.cfg").is_file(), reason="needs the repository, not an installation")
 
 
 def run(command: Iterable[str | Path], **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -85,9 +83,7 @@ def test_the_wheel_holds_the_package_with_its_model_and_font(wheel: Path) -> Non
         sizes = {info.filename: info.file_size for info in archive.infolist()}
     modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/pai_painter").rglob("*.py")}
     assert names >= ASSETS | modules
-    assert not [
-        name for name in names if name.split("/")[0] not in {"pai_painter", "pai_painter-0.1.0.dist-info"}
-    ]
+    assert not [name for name in names if name.split("/")[0] not in {"pai_painter", "pai_painter-0.1.0.dist-info"}]
     assert sizes["pai_painter/demo_model/model.safetensors"] < 16 * 2**20
     assert sizes["pai_painter/fonts/pai-painter-sans.otf"] < 2.5 * 2**20
 

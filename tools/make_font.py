@@ -19,9 +19,7 @@ from fontTools import subset
 from fontTools.ttLib import TTFont
 
 FAMILY = "Pai Painter Sans"
-DEFAULT_OUTPUT = (
-    Path(__file__).resolve().parent.parent / "src" / "pai_painter" / "fonts" / "pai-painter-sans.otf"
-)
+DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "src" / "pai_painter" / "fonts" / "pai-painter-sans.otf"
 
 # In the collection, the third face has the simplified Chinese shapes.
 SIMPLIFIED_CHINESE_FACE = 2
@@ -50,9 +48,7 @@ def wanted_characters(vocab: Path) -> set[str]:
     """Printable ASCII, Latin-1, CJK punctuation, full-width forms, GB2312, the vocabulary's characters."""
     blocks = [(0x20, 0x7F), (0xA0, 0x100), (0x2010, 0x2028), (0x3000, 0x3040), (0xFF00, 0xFFF0)]
     characters = {chr(code) for first, end in blocks for code in range(first, end)}
-    return (
-        characters | gb2312_characters() | {c for c in vocab.read_text(encoding="utf-8") if not c.isspace()}
-    )
+    return characters | gb2312_characters() | {c for c in vocab.read_text(encoding="utf-8") if not c.isspace()}
 
 
 def make_font(source: Path, vocab: Path, output: Path) -> TTFont:
@@ -81,13 +77,9 @@ def make_font(source: Path, vocab: Path, output: Path) -> TTFont:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="NotoSansCJK-Regular.ttc")
-    parser.add_argument(
-        "--vocab", type=Path, required=True, help="a vocabulary whose characters are included"
-    )
+    parser.add_argument("--vocab", type=Path, required=True, help="a vocabulary whose characters are included")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="default: %(default)s")
     arguments = parser.parse_args()
     font = make_font(arguments.source, arguments.vocab, arguments.output)

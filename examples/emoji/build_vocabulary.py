@@ -16,7 +16,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def used_pieces(vocabulary: Path, table: Path) -> list[str]:
-    """The special tokens, then the pieces of all captions (second column, `|` between them) in the full file's order."""
+    """The special tokens, then the pieces of all captions (second column, split at `|`) in the full file's order."""
     pieces = vocabulary.read_text(encoding="utf-8").splitlines()
     tokenizer = BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)})
     used: set[str] = set()

@@ -13,5 +13,7 @@ train() { torchrun --standalone --nproc_per_node 2 "$@" --resume_from_checkpoint
 [ -f $here/data/evaluation.json ] || python $here/build_dataset.py --output $here/data
 [ -f $here/runs/codec/model.safetensors ] || train train_codec.py $here/codec.yaml
 [ -f $here/runs/painter/model.safetensors ] || train train.py $here/painter.yaml
-python $here/pack.py --painter $here/runs/painter --output ${DEMO_OUTPUT:-$here/runs/demo_model}
-python $here/evaluate.py --model ${DEMO_OUTPUT:-$here/runs/demo_model} --output $here/runs/images
+grep -E '^(noto|twemoji|fluent-emoji-flat)/' $here/data/train.tsv > $here/data/complete_sets.tsv
+[ -f $here/runs/painter_by_heart/model.safetensors ] || train train.py $here/painter_by_heart.yaml
+python $here/pack.py --painter $here/runs/painter_by_heart --output $here/runs/demo_model
+python $here/evaluate.py --model $here/runs/demo_model --output $here/runs/images

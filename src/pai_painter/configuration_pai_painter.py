@@ -143,9 +143,8 @@ class PaiPainterVQConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Part of `@strict`'s checks: sizes that can't be built are refused with the value that is wrong."""
-        sizes = ("resolution", "in_channels", "out_channels", "base_channels", "num_res_blocks")
-        sizes += ("latent_channels", "embed_dim", "num_embeddings", "norm_num_groups")
-        _require_positive(self, sizes)
+        _require_positive(self, "resolution", "in_channels", "out_channels", "base_channels", "num_res_blocks")
+        _require_positive(self, "latent_channels", "embed_dim", "num_embeddings", "norm_num_groups")
         if not self.channel_multiplier or min(self.channel_multiplier) < 1:
             raise ValueError(
                 f"`channel_multiplier` must be a list of positive integers, got {self.channel_multiplier}."
@@ -162,7 +161,7 @@ class PaiPainterVQConfig(PreTrainedConfig):
                     f"`base_channels` × {multiplier} = {self.base_channels * multiplier} must be divisible by "
                     f"`norm_num_groups` ({self.norm_num_groups})."
                 )
-        _require_rates(self, ("dropout",))
+        _require_rates(self, "dropout")
 
 
 @_plain_errors
@@ -244,12 +243,12 @@ class PaiPainterConfig(PreTrainedConfig):
     @property
     def image_grid(self) -> int:
         """Codes along one side of a picture."""
-        return self.vq_config.image_grid
+        return self.vq_config.image_grid  # type: ignore[union-attr]  # a PaiPainterVQConfig by now
 
     @property
     def num_image_codes(self) -> int:
         """Codes of one picture, all of which are painted."""
-        return self.vq_config.num_image_codes
+        return self.vq_config.num_image_codes  # type: ignore[union-attr]
 
     @property
     def vocab_size(self) -> int:
@@ -263,9 +262,8 @@ class PaiPainterConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Part of `@strict`'s checks: sizes that can't be built are refused with the value that is wrong."""
-        sizes = ("image_vocab_size", "text_vocab_size", "text_length", "hidden_size", "num_hidden_layers")
-        sizes += ("num_attention_heads", "intermediate_size")
-        _require_positive(self, sizes)
+        _require_positive(self, "image_vocab_size", "text_vocab_size", "text_length", "hidden_size")
+        _require_positive(self, "num_hidden_layers", "num_attention_heads", "intermediate_size")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be divisible by `num_attention_heads` "
@@ -285,7 +283,7 @@ class PaiPainterConfig(PreTrainedConfig):
             )
         if self.tie_word_embeddings:
             raise ValueError("`tie_word_embeddings` must be false: the head has no rows for the caption tokens.")
-        _require_rates(self, ("embd_pdrop", "resid_pdrop", "attn_pdrop"))
+        _require_rates(self, "embd_pdrop", "resid_pdrop", "attn_pdrop")
 
 
 class EasyNLPArtistConfig(PreTrainedConfig):
@@ -355,13 +353,13 @@ def _fits(easynlp: dict[str, Any], vq_config: PaiPainterVQConfig) -> bool:
     )
 
 
-def _require_positive(config: PreTrainedConfig, names: tuple[str, ...]) -> None:
+def _require_positive(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}.")
 
 
-def _require_rates(config: PreTrainedConfig, names: tuple[str, ...]) -> None:
+def _require_rates(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"`{name}` is a dropout rate and must lie in [0, 1), got {getattr(config, name)}.")

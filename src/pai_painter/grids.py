@@ -119,9 +119,7 @@ def draw_grid(
     _check_count("captions", captions, len(images), "pictures")
     for index, image in enumerate(images):
         if min(image.size) == 0:
-            raise ValueError(
-                f"Picture {index} is {image.width}x{image.height} pixels; there is nothing to draw."
-            )
+            raise ValueError(f"Picture {index} is {image.width}x{image.height} pixels; there is nothing to draw.")
     _check_count("row_labels", row_labels, rows, "rows")
     if cell_size is None:
         cell_size = max(SMALLEST_DEFAULT_CELL, *(side for image in images for side in image.size))
@@ -158,9 +156,7 @@ def _checked_columns(count: int, columns: int | None, column_labels: Sequence[st
 
 def _check_count(name: str, texts: Sequence[str] | None, count: int, things: str) -> None:
     if isinstance(texts, str):  # a string is a sequence of characters, hardly what was meant
-        raise ValueError(
-            f"{name} is one string; please give a list of {count}, one for each of the {things}."
-        )
+        raise ValueError(f"{name} is one string; please give a list of {count}, one for each of the {things}.")
     if texts is not None and len(texts) != count:
         raise ValueError(f"There are {len(texts)} {name} for {count} {things}; please give one for each.")
 

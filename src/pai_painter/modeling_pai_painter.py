@@ -9,7 +9,7 @@ predicts codes only. Pads of the caption are attended to like any other token: t
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_pai_painter import PaiPainterConfig
+from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 from .modeling_vqgan import PaiPainterVQModel
 from .sampling_pai_painter import (
     GumbelSampler,
@@ -54,9 +54,9 @@ class PaiPainterImageOutput(ModelOutput):
         seeds (`list[int]`): The seed of each picture, with which it is painted again alone.
     """
 
-    pixel_values: torch.FloatTensor | None = None
-    image_codes: torch.LongTensor | None = None
-    scores: torch.FloatTensor | None = None
+    pixel_values: torch.Tensor | None = None
+    image_codes: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
     seeds: list[int] | None = None
 
 
@@ -117,9 +117,10 @@ class PaiPainterAttention(nn.Module):
 class PaiPainterMLP(nn.Module):
     def __init__(self, config: PaiPainterConfig):
         super().__init__()
-        self.fc_1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        width = cast(int, config.intermediate_size)  # the configuration fills it in
+        self.fc_1 = nn.Linear(config.hidden_size, width)
         self.act = ACT2FN[config.hidden_act]
-        self.fc_2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc_2 = nn.Linear(width, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc_2(self.act(self.fc_1(hidden_states)))
@@ -194,10 +195,10 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -266,7 +267,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = PaiPainterModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.image_vocab_size, bias=False)
-        self.vqgan = PaiPainterVQModel(config.vq_config)
+        self.vqgan = PaiPainterVQModel(cast(PaiPainterVQConfig, config.vq_config))
         self.loss_type = "ForCausalLM"
         self.generation_config = default_generation_config(config)
         self.post_init()
@@ -290,11 +291,11 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
@@ -338,7 +339,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate_images(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         num_images_per_prompt: int = 1,
         seed: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,

@@ -31,8 +31,8 @@ class PaiPainterVQEncoderOutput(ModelOutput):
         quantized (`torch.FloatTensor` of shape `(batch, embed_dim, image_grid, image_grid)`): Their codebook entries.
     """
 
-    image_codes: torch.LongTensor | None = None
-    quantized: torch.FloatTensor | None = None
+    image_codes: torch.Tensor | None = None
+    quantized: torch.Tensor | None = None
 
 
 @dataclass
@@ -44,8 +44,8 @@ class PaiPainterVQOutput(ModelOutput):
         image_codes (`torch.LongTensor` of shape `(batch, num_image_codes)`): The codes it went through.
     """
 
-    pixel_values: torch.FloatTensor | None = None
-    image_codes: torch.LongTensor | None = None
+    pixel_values: torch.Tensor | None = None
+    image_codes: torch.Tensor | None = None
 
 
 def _norm(channels: int, config: PaiPainterVQConfig) -> nn.GroupNorm:
@@ -60,10 +60,8 @@ class VQResnetBlock(nn.Module):
         self.norm2 = _norm(out_channels, config)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
-        else:
-            self.nin_shortcut = nn.Identity()
+        same = in_channels == out_channels
+        self.nin_shortcut: nn.Module = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # (B, in, h, w) -> (B, out, h, w)
         branch = self.conv1(F.silu(self.norm1(hidden_states)))
@@ -166,7 +164,7 @@ class PaiPainterVQEncoder(nn.Module):
         for level, stage in enumerate(self.down):
             hidden_states = stage(hidden_states)
             if level < len(self.down) - 1:
-                hidden_states = stage.downsample(hidden_states)
+                hidden_states = stage.downsample(hidden_states)  # type: ignore[operator]
         hidden_states = self.mid(hidden_states)
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
@@ -198,7 +196,7 @@ class PaiPainterVQDecoder(nn.Module):
         for level in reversed(range(len(self.up))):
             hidden_states = self.up[level](hidden_states)
             if level > 0:
-                hidden_states = self.up[level].upsample(hidden_states)
+                hidden_states = self.up[level].upsample(hidden_states)  # type: ignore[operator]
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
 
@@ -209,7 +207,7 @@ class PaiPainterVQCodebook(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(config.num_embeddings, config.embed_dim)
 
-    def nearest(self, latents: torch.Tensor) -> torch.LongTensor:
+    def nearest(self, latents: torch.Tensor) -> torch.Tensor:
         """
         Index of the entry with the smallest squared distance, for each position.
 
@@ -225,7 +223,7 @@ class PaiPainterVQCodebook(nn.Module):
         distances = vectors.pow(2).sum(-1, keepdim=True) + entries.pow(2).sum(-1) - 2 * vectors @ entries.t()
         return distances.argmin(-1)
 
-    def forward(self, image_codes: torch.LongTensor, grid: int) -> torch.Tensor:
+    def forward(self, image_codes: torch.Tensor, grid: int) -> torch.Tensor:
         """Codes (batch, grid²) → their entries (batch, embed_dim, grid, grid)."""
         return self.embedding(image_codes).transpose(1, 2).unflatten(2, (grid, grid))
 
@@ -312,7 +310,7 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
             image_codes=image_codes, quantized=self.quantize(image_codes, self.config.image_grid)
         )
 
-    def decode(self, image_codes: torch.LongTensor) -> torch.Tensor:
+    def decode(self, image_codes: torch.Tensor) -> torch.Tensor:
         """
         Paints codes.
 
@@ -339,4 +337,4 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, resolution, resolution)`): In [-1, 1].
         """
         image_codes = self.encode(pixel_values).image_codes
-        return PaiPainterVQOutput(pixel_values=self.decode(image_codes), image_codes=image_codes)
+        return PaiPainterVQOutput(pixel_values=self.decode(image_codes), image_codes=image_codes)  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def complete_generation_config(given: GenerationConfig, config: PaiPainterConfig
     return GenerationConfig(**required | given.to_diff_dict())
 
 
-def check_captions(input_ids: torch.LongTensor, config: PaiPainterConfig) -> None:
+def check_captions(input_ids: torch.Tensor, config: PaiPainterConfig) -> None:
     """
     Raises:
         ValueError: if these aren't captions as PaiPainterProcessor prepares them for this model.
@@ -186,7 +186,7 @@ class GumbelSampler(LogitsProcessor):
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.log_likelihood = torch.zeros(len(seeds))
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.float()
         warped = warp_logits(scores, self.temperature, self.top_k, self.top_p)
         noisy = warped + self._gumbel_noise(scores.shape[-1]).to(scores.device)

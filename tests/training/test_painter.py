@@ -25,6 +25,7 @@ from pai_painter.training.arguments import DataArguments, PainterModelArguments,
 from pai_painter.training.painter import (
     CaptionedCodes,
     PainterObjective,
+    _build_painter,
     collate_codes,
     main,
     train_painter,
@@ -242,3 +243,11 @@ def test_the_configuration_may_name_the_codec(shapes: Path, codec_folder: Path, 
     training = PainterTrainingArguments(output_dir=str(tmp_path / "out"), max_train_steps=1)
     train_painter(model, data, training)
     assert PaiPainterConfig.from_pretrained(tmp_path / "out").vq_config.resolution == 16
+
+
+def test_dropout_can_be_set_for_a_trained_painter(trained: Path) -> None:
+    painter, _ = _build_painter(PainterModelArguments(model_name_or_path=str(trained), dropout=0.25))
+    assert (painter.config.embd_pdrop, painter.config.resid_pdrop) == (0.25, 0.25)
+    assert painter.model.embd_dropout.p == painter.model.layers[0].resid_dropout.p == 0.25
+    with pytest.raises(ValueError, match="dropout"):
+        PainterModelArguments(model_name_or_path=str(trained), dropout=1.0)

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -205,3 +206,12 @@ def test_news_of_a_run_taken_up(run: Callable, tmp_path: Path, caplog: pytest.Lo
         caplog.clear()
         run(save_steps=4, resume_from_checkpoint="latest")
     assert f"Going on from {tmp_path / 'out' / 'checkpoint-4'}, 4 of 6 steps are done." in caplog.messages
+
+
+def test_processes_that_would_each_train_alone_are_refused(
+    run: Callable[..., tuple[TrainingRun, Model]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pai_painter.training.run.Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="ACCELERATE_USE_CPU=true"):
+        run()

@@ -154,12 +154,17 @@ class PainterModelArguments:
         default="sdpa",
         metadata={"help": "sdpa, eager or flash_attention_2; on the CPU, eager is the fastest for small pictures."},
     )
+    dropout: float | None = field(
+        default=None, metadata={"help": "Dropout of embeddings and residual branches; the configuration's by default."}
+    )
 
     def __post_init__(self) -> None:
         if (self.config_name is None) == (self.model_name_or_path is None):
             raise ValueError(
                 "Please set one of `config_name` (a new painter) and `model_name_or_path` (a trained one)."
             )
+        if self.dropout is not None:
+            _require_share(self, "dropout")
         if self.config_name is not None and self.codec is None:
             raise ValueError("A new painter (`config_name`) needs a trained codec: please set `codec`.")
         if self.config_name is None and (self.codec is not None or self.tokenizer_name is not None):

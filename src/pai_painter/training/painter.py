@@ -143,13 +143,15 @@ def validation_loss(
 
 
 def _build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
+    dropout = {} if model.dropout is None else {"embd_pdrop": model.dropout, "resid_pdrop": model.dropout}
     if model.model_name_or_path is not None:
         painter = PaiPainterForImageGeneration.from_pretrained(
-            model.model_name_or_path, dtype=torch.float32, attn_implementation=model.attn_implementation
+            model.model_name_or_path, dtype=torch.float32, attn_implementation=model.attn_implementation, **dropout
         )
         return painter, PaiPainterProcessor.from_pretrained(model.model_name_or_path)
     codec = PaiPainterVQModel.from_pretrained(model.codec, dtype=torch.float32)
     config = _config_for(codec, str(model.config_name), str(model.codec))
+    config.update(dropout)
     painter = PaiPainterForImageGeneration._from_config(config, attn_implementation=model.attn_implementation)
     painter.vqgan.load_state_dict(codec.state_dict())
     tokenizer = model.tokenizer_name or model.config_name

@@ -58,6 +58,7 @@ class TrainingRun:
         _check_environment(training)
         self.training = training
         self.accelerator = Accelerator(mixed_precision=training.mixed_precision)
+        _check_processes(self.accelerator.num_processes)
         set_seed(training.seed)
         self.objective: nn.Module = nn.Identity()
         self.average: WeightAverage | None = None
@@ -265,6 +266,16 @@ def _drop_figures_after(path: Path, step: int) -> None:
     rewritten = path.with_suffix(".rewritten")
     rewritten.write_text("".join(kept) if step else "", encoding="utf-8")
     rewritten.replace(path)
+
+
+def _check_processes(found: int) -> None:
+    """torchrun on a machine without accelerators gives accelerate no hint: each process would train for itself."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != found:
+        raise ValueError(
+            f"{started} processes were started, but accelerate runs each alone; on the CPU please set "
+            f"ACCELERATE_USE_CPU=true."
+        )
 
 
 def _check_environment(training: TrainingArguments) -> None:
