@@ -16,10 +16,10 @@ BLOCK = re.compile(r"(?P<note><!-- not run: [^\n]+ -->\n)?```(?P<language>\w+)\n
 ELSEWHERE = ("make ",)
 
 
-def blocks(document: Path, language: str) -> list[str]:
-    """The document's blocks of a language, without those marked as not to be run."""
+def blocks(document: Path, *languages: str) -> list[str]:
+    """The document's blocks in some languages, without those marked as not to be run."""
     found = BLOCK.finditer(document.read_text(encoding="utf-8"))
-    return [match["body"] for match in found if match["language"] == language and not match["note"]]
+    return [match["body"] for match in found if match["language"] in languages and not match["note"]]
 
 
 def run(command: list[str], folder: Path) -> None:
@@ -46,8 +46,9 @@ def test_python_blocks_run_in_order(document: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_run_in_order(document: Path, tmp_path: Path) -> None:
-    lines = [line for block in blocks(document, "console") for line in block.splitlines()]
-    commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    typed = [line for block in blocks(document, "console") for line in block.splitlines() if line.startswith("$ ")]
+    written = [line for block in blocks(document, "bash") for line in block.splitlines()]
+    commands = [line.removeprefix("$ ") for line in typed + written]
     commands = [command for command in commands if not command.startswith(ELSEWHERE)]
     if not commands:
         pytest.skip("no command in this document")
