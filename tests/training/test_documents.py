@@ -49,4 +49,4 @@ def test_settings(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_commands_are_found() -> None:
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
