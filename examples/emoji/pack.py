@@ -6,6 +6,7 @@ Turns the trained painter into the folder that ships: half precision, recommende
 """
 
 import argparse
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,32 +14,46 @@ from pathlib import Path
 import torch
 
 from pai_painter import PaiPainterForImageGeneration, PaiPainterProcessor
+from pai_painter.sampling_pai_painter import default_generation_config
 
 HERE = Path(__file__).parent
 # Found with evaluate.py: see this folder's README.
-RECOMMENDED = {"temperature": 0.6, "top_k": 100, "top_p": 1.0, "best_of": 16}
+RECOMMENDED = {"temperature": 0.6, "top_k": 100, "top_p": 1.0, "best_of": 8}
 
 
 def pack(painter: Path, output: Path) -> None:
     """Writes `output` anew; it is complete or not there."""
     model = PaiPainterForImageGeneration.from_pretrained(painter, dtype=torch.float32)
+    model.generation_config = default_generation_config(model.config)
     model.generation_config.update(**RECOMMENDED)
     for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop"):
         setattr(model.config, name, 0.0)
     model.half()
-    # Stored in half precision, loaded in float32: half is slow, or not there, on the CPUs that a demo runs on.
-    model.config.dtype = model.config.vq_config.dtype = torch.float32
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         fresh = Path(folder) / "demo_model"
         model.save_pretrained(fresh)
         PaiPainterProcessor.from_pretrained(painter).save_pretrained(fresh)
+        state_loading_precision(fresh / "config.json")
         shutil.copy(HERE / "painter" / "vocab.txt", fresh)
         shutil.copy(HERE / "MODEL_CARD.md", fresh / "README.md")
+        for path in fresh.iterdir():
+            path.chmod(0o644)
         shutil.rmtree(output, ignore_errors=True)
         fresh.rename(output)
     size = sum(path.stat().st_size for path in output.iterdir()) / 1e6
     print(f"{output}: {size:.1f} MB")
+
+
+def state_loading_precision(config_file: Path) -> None:
+    """
+    The weights are stored in half precision; this has transformers load them in float32, since half precision is slow,
+    or not there, on the CPUs that a demo runs on. Also drops the name of the folder that the codec was trained in.
+    """
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config["dtype"] = config["vq_config"]["dtype"] = "float32"
+    config["vq_config"].pop("_name_or_path", None)
+    config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:

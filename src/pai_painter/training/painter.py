@@ -146,7 +146,10 @@ def _build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGene
     dropout = {} if model.dropout is None else {"embd_pdrop": model.dropout, "resid_pdrop": model.dropout}
     if model.model_name_or_path is not None:
         painter = PaiPainterForImageGeneration.from_pretrained(
-            model.model_name_or_path, dtype=torch.float32, attn_implementation=model.attn_implementation, **dropout
+            model.model_name_or_path,
+            config=PaiPainterConfig.from_pretrained(model.model_name_or_path, **dropout),
+            dtype=torch.float32,
+            attn_implementation=model.attn_implementation,
         )
         return painter, PaiPainterProcessor.from_pretrained(model.model_name_or_path)
     codec = PaiPainterVQModel.from_pretrained(model.codec, dtype=torch.float32)
