@@ -256,7 +256,7 @@ def test_stopping_criteria_see_every_step(painter: PaiPainterForImageGeneration)
         ({"input_ids": CAPTIONS[:, :5]}, r"captions of shape \(captions, 32\)"),
         ({"input_ids": CAPTIONS - 64}, "The ids of captions lie between 64 and 319"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,  # not the objects' addresses
 )
 def test_bad_options_are_refused_before_anything_is_painted(
     painter: PaiPainterForImageGeneration, options: dict[str, Any], message: str

@@ -197,7 +197,7 @@ def test_without_seed_and_generator_the_global_generator_is_asked() -> None:
         ({"num_images_per_prompt": 0}, "`num_images_per_prompt` must be a whole number of at least 1, got 0"),
         ({"num_images_per_prompt": 1.5}, "`num_images_per_prompt` must be a whole number of at least 1, got 1.5"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,  # not the objects' addresses
 )
 def test_bad_seeds_are_refused(options: dict[str, Any], message: str) -> None:
     arguments = {"num_captions": 2, "num_images_per_prompt": 1, "best_of": 1, "seed": None} | options
