@@ -18,7 +18,7 @@ from pai_painter.sampling_pai_painter import default_generation_config
 
 HERE = Path(__file__).parent
 # Found with evaluate.py: see this folder's README.
-RECOMMENDED = {"temperature": 0.6, "top_k": 100, "top_p": 1.0, "best_of": 8}
+RECOMMENDED = {"temperature": 0.6, "top_k": 100, "top_p": 1.0, "best_of": 2}
 
 
 def pack(painter: Path, output: Path) -> None:
