@@ -183,6 +183,10 @@ class TrainingRun:
                 _save_whole([model, *processors], Path(self.training.output_dir))
             logger.info("The trained model is in %s.", self.training.output_dir)
         self.accelerator.wait_for_everyone()
+        # DDP's reducer must go before its process group: the other way round, its end, which holds the interpreter's
+        # lock, can wait for ever for a gloo thread that wants that lock.
+        self.objective = nn.Identity()
+        self.accelerator.free_memory()
         self.accelerator.end_training()
         return Path(self.training.output_dir)
 
