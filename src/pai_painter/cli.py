@@ -220,11 +220,7 @@ def _load_pipeline(model: str | None, revision: str, device: str | None, verbose
         device = "cpu" if accelerator is None else accelerator.type
     try:
         torch.empty(0, device=device)
-    except (
-        AssertionError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:  # torch raises all of them for a missing device
+    except (AssertionError, RuntimeError) as error:  # torch raises either for a missing device
         raise ValueError(f"This machine can't paint on --device {device}: {str(error).splitlines()[0]}") from error
     pipe = PaiPainterPipeline.from_pretrained(_model_or_demo(model), revision=revision).to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="Painting", unit="code", leave=False)

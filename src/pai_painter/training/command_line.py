@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
@@ -127,8 +126,6 @@ def run_from_command_line(types: tuple[type, ...], train: Callable[..., Any], ar
             train(*arguments)
     except (ValueError, OSError, SafetensorError) as error:
         _leave(program, str(error), 2)
-    except StrictDataclassError as error:  # a model's configuration; the cause says which size doesn't fit
-        _leave(program, str(error.__cause__ or error), 2)
     except torch.OutOfMemoryError as error:
         advice = "a smaller `per_device_train_batch_size` needs less"
         _leave(program, f"The device's memory is full, {advice} ({str(error).partition('. ')[0]}).", 2)
