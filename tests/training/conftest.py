@@ -43,7 +43,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(shapes: Path) -> DataArguments:
     file = str(shapes / "shapes.tsv")
     return DataArguments(
-        train_file=file, validation_file=file, caption_separator="|", cache_dir=str(shapes / "cache"), max_bad_rows=0
+        train_file=[file],
+        validation_file=[file],
+        caption_separator="|",
+        cache_dir=str(shapes / "cache"),
+        max_bad_rows=0,
     )
 
 
@@ -85,6 +89,7 @@ def codec_run(shapes: Path, data: DataArguments) -> Callable[..., Path]:
             "logging_steps": 1,
             "save_steps": 4,
             "sample_steps": 100,
+            "eval_steps": 100,
             "restart_below": 0.5,
             "learning_rate": 2e-3,
             "num_samples": 2,
@@ -108,7 +113,7 @@ def painter_options() -> dict[str, object]:
         "per_device_train_batch_size": 5,
         "pkeep": 0.8,
         "caption_dropout": 0.2,
-        "code_variants": 2,
+        "num_crops": 2,
         "max_shift": 1,
         "use_ema": True,
         "ema_decay": 0.8,
@@ -116,6 +121,7 @@ def painter_options() -> dict[str, object]:
         "logging_steps": 1,
         "save_steps": 4,
         "sample_steps": 100,
+        "eval_steps": 100,
         "learning_rate": 1e-3,
         "num_samples": 2,
     }

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from pai_painter import PaiPainterVQModel
 from pai_painter.data.rows import PictureRows, load_rows
+from pai_painter.data.sources import find_source
 from pai_painter.training.arguments import CodecModelArguments, CodecTrainingArguments, DataArguments
 from pai_painter.training.codec import train_codec, validate_codec
 
@@ -21,7 +22,7 @@ def figures(folder: Path) -> list[dict[str, float]]:
 
 
 def test_what_is_saved_loads_at_once(codec_run: Callable, tmp_path: Path) -> None:
-    folder = codec_run(tmp_path, sample_steps=4, use_ema=False)
+    folder = codec_run(tmp_path, sample_steps=4, eval_steps=4, use_ema=False)
     codec, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
     assert isinstance(codec, PaiPainterVQModel)
     assert processor.size == {"shortest_edge": 16}
@@ -41,7 +42,7 @@ def test_it_learns(codec_run: Callable, data: DataArguments, tmp_path: Path) -> 
     losses = [line["loss"] for line in figures(folder) if "loss" in line]
     assert losses[-1] < 0.6 * losses[0]
     codec, processor = PaiPainterVQModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
-    rows = load_rows(data.train_file, data.input_schema, data.caption_separator, cache_dir=data.cache_dir)
+    rows = load_rows(find_source(data.train_file, caption_separator="|"), cache_dir=data.cache_dir)
     pictures = torch.stack([PictureRows(rows, processor)[row] for row in range(len(rows))]) / 2
     plain = (pictures - pictures.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).log10().mean() * -10
     last = figures(folder)[-1]
@@ -55,7 +56,7 @@ def test_it_learns(codec_run: Callable, data: DataArguments, tmp_path: Path) -> 
 
 def test_psnr(codec_folder: Path, data: DataArguments) -> None:
     codec, processor = PaiPainterVQModel.from_pretrained(codec_folder), AutoImageProcessor.from_pretrained(codec_folder)
-    rows = load_rows(data.train_file, data.input_schema, data.caption_separator, cache_dir=data.cache_dir)
+    rows = load_rows(find_source(data.train_file, caption_separator="|"), cache_dir=data.cache_dir)
     pictures = torch.stack([PictureRows(rows, processor)[row] for row in range(len(rows))])
     with torch.no_grad():
         painted = codec(pictures)

@@ -55,7 +55,7 @@ def said(capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture) -> Cal
 
 def test_flags() -> None:
     model, data, training = parse_arguments(PAINTER, [*ENOUGH, "--learning_rate", "2e-5", "--use_ema"])
-    assert (model.model_name_or_path, data.train_file, training.output_dir) == ("m", "t.tsv", "o")
+    assert (model.model_name_or_path, data.train_file, training.output_dir) == ("m", ["t.tsv"], "o")
     assert (training.learning_rate, training.use_ema, training.save_steps) == (2e-5, True, 1000)
 
 
@@ -65,12 +65,21 @@ def test_a_yaml_file_and_flags_behind_it(file: Callable) -> None:
         "use_ema: true\nflip: no\nmixed_precision: no\nvalidation_file:\ncaption_separator: '- '\nseed: 010\n"
     )
     model, data, training = parse_arguments(CODEC, [path, "--save_steps", "7"])
-    assert (model.config_name, data.train_file, data.validation_file) == ("c", "训练.tsv", None)
+    assert (model.config_name, data.train_file, data.validation_file) == ("c", ["训练.tsv"], [])
     assert data.caption_separator == "- "
     assert (training.learning_rate, training.save_steps, training.mixed_precision) == (1.2e-3, 7, "no")
     assert (training.use_ema, training.flip, training.seed) == (True, False, 10)
     *_, training = parse_arguments(CODEC, [path, "--use_ema", "false", "--mixed_precision=bf16"])
     assert (training.use_ema, training.mixed_precision) == (False, "bf16")
+
+
+def test_lists(file: Callable) -> None:
+    """In a file and as flags; flags replace the file's."""
+    path = file("model_name_or_path: m\ntrain_file: [a.tsv, b.tsv]\nreport_to: tensorboard\noutput_dir: o\n")
+    _, data, training = parse_arguments(PAINTER, [path])
+    assert (data.train_file, training.report_to) == (["a.tsv", "b.tsv"], ["tensorboard"])
+    _, data, training = parse_arguments(PAINTER, [path, "--train_file", "c.tsv", "--report_to", "trackio", "wandb"])
+    assert (data.train_file, training.report_to) == (["c.tsv"], ["trackio", "wandb"])
 
 
 def test_a_json_file(file: Callable) -> None:
@@ -79,7 +88,7 @@ def test_a_json_file(file: Callable) -> None:
         "settings.json",
     )
     _, data, training = parse_arguments(CODEC, [path])
-    assert (training.learning_rate, data.validation_file) == (0.5, None)
+    assert (training.learning_rate, data.validation_file) == (0.5, [])
 
 
 @pytest.mark.parametrize("name", ["codec", "painter"])
@@ -88,13 +97,13 @@ def test_the_recipes_settings_are_valid(name: str) -> None:
     arguments = parse_arguments(CODEC if name == "codec" else PAINTER, [str(path)])
     values = {key: value for part in arguments for key, value in vars(part).items()}
     for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-        assert str(values[key]) == str(value) or float(values[key]) == float(value), key
+        assert values[key] in (value, [value]) or float(values[key]) == float(value), key
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "The following arguments are required: --train_file/--train-file, --output_dir/--output-dir; --help"),
+        ([], "The following arguments are required: --output_dir/--output-dir; --help"),
         ([*ENOUGH, "--learning_rate", "abc"], "Argument --learning_rate/--learning-rate: invalid float value: 'abc'"),
         ([*ENOUGH, "--save_steps", "yes"], "Argument --save_steps/--save-steps: invalid int value: 'yes'"),
         ([*ENOUGH, "--use_ema", "perhaps"], "Argument --use_ema/--use-ema: "),
@@ -106,7 +115,7 @@ def test_the_recipes_settings_are_valid(name: str) -> None:
         ([*ENOUGH, "--config_name", "c"], "Please set one of `config_name`"),
         ([*ENOUGH[2:], "--config_name", "c"], "A new painter (`config_name`) needs a trained codec"),
         ([*ENOUGH, "--codec", "c"], "A trained painter (`model_name_or_path`) brings its codec"),
-        ([*ENOUGH, "--mixed_precision", "fp16"], "`mixed_precision` must be no or bf16, got 'fp16'."),
+        ([*ENOUGH, "--mixed_precision", "fp8"], "`mixed_precision` must be no, bf16 or fp16, got 'fp8'."),
         ([*ENOUGH, "--lr_scheduler_type", "cosin"], "`lr_scheduler_type` must be one of constant, "),
         ([*ENOUGH, "--save_steps", "0"], "`save_steps` must be at least 1, got 0."),
         ([*ENOUGH, "--warmup_steps", "-1"], "`warmup_steps` must be at least 0, got -1."),
@@ -116,8 +125,17 @@ def test_the_recipes_settings_are_valid(name: str) -> None:
         ([*ENOUGH, "--ema_decay", "1"], "`ema_decay` must lie in [0, 1), got 1.0."),
         ([*ENOUGH, "--pkeep", "0"], "`pkeep` must lie in (0, 1], got 0.0."),
         ([*ENOUGH, "--caption_dropout", "1"], "`caption_dropout` must lie in [0, 1)"),
-        ([*ENOUGH, "--code_variants", "2"], "Shifted copies need both"),
-        ([*ENOUGH, "--max_bad_rows", "-1"], "`max_bad_rows` must be 0 or more, got -1."),
+        ([*ENOUGH, "--num_crops", "2"], "`num_crops` above 1 needs `random_crop`, `random_flip` or `max_shift`."),
+        ([*ENOUGH, "--random_crop"], "`random_crop`, `random_flip` and `max_shift` make changed copies of pictures: p"),
+        ([*ENOUGH, "--max_bad_rows", "-1"], "`max_bad_rows` must be at least 0, got -1."),
+        ([*ENOUGH[:2], *ENOUGH[4:]], "Please set one of `train_file` (your files) and `dataset_name` (a data set's"),
+        ([*ENOUGH, "--dataset_name", "a/b"], "Please set one of `train_file` (your files) and `dataset_name`"),
+        ([*ENOUGH, "--validation_split", "test"], "`dataset_config_name` and `validation_split` go with `dataset_"),
+        ([*ENOUGH, "--lora_alpha", "4"], "`lora_alpha`, `lora_dropout`, `lora_target_modules` go with `lora_rank`"),
+        ([*ENOUGH, "--lora_rank", "0"], "`lora_rank` must be at least 1, got 0."),
+        ([*ENOUGH, "--hub_private"], "`hub_model_id` and `hub_private` go with `push_to_hub`: please set it."),
+        ([*ENOUGH, "--early_stopping_patience", "0"], "`early_stopping_patience` must be at least 1, got 0."),
+        ([*ENOUGH, "--gradient_accumulation_steps", "0"], "`gradient_accumulation_steps` must be at least 1, got 0."),
         ([*ENOUGH, "--caption_separator", ""], "`caption_separator` must not be empty"),
     ],
 )
@@ -133,7 +151,9 @@ def test_wrong_words(words: list[str], sentence: str, said: Callable) -> None:
         ("output_dir: o\nlerning_rate: 1\n", "line 2); did you mean `learning_rate`?"),
         ("zzz: 1\n", "There is no setting `zzz` (in "),
         ("seed: 1\nseed: 2\n", "sets `seed` twice, again in line 2."),
-        ("seed: [1, 2]\n", "`seed` in "),
+        ("seed: [1, 2]\n", "line 1, must be one value."),
+        ("train_file: [a, [b]]\n", "line 1, must be one value or a list of values."),
+        ("train_file: [a, -b]\n", "The values of `train_file` must not begin with a dash, got a, -b."),
         ("- seed\n", "must hold names and values, such as `output_dir: out`, one a line."),
         ("", "must hold names and values"),
         ("seed: 'x\n", "is no valid YAML or JSON: "),

@@ -7,9 +7,16 @@ from pai_painter.training.order import StepBatches, seed_of
 
 
 def batches(
-    rows: int, batch_size: int, rank: int = 0, processes: int = 1, seed: int = 42, start: int = 0, stop: int = 12
+    rows: int,
+    batch_size: int,
+    rank: int = 0,
+    processes: int = 1,
+    seed: int = 42,
+    start: int = 0,
+    stop: int = 12,
+    accumulation: int = 1,
 ) -> list[list[tuple[int, int]]]:
-    return list(StepBatches(rows, batch_size, rank, processes, seed, start, stop))
+    return list(StepBatches(rows, batch_size, accumulation, rank, processes, seed, start, stop))
 
 
 @pytest.mark.parametrize(("rows", "batch_size"), [(12, 4), (13, 4), (5, 7), (1, 3)])
@@ -36,11 +43,23 @@ def test_processes_share_the_batch_of_one(processes: int) -> None:
     assert [[item for share in step for item in share] for step in zip(*shares, strict=True)] == alone
 
 
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 6), (2, 3), (3, 2), (3, 1)])
+def test_a_steps_rows_are_the_same_however_they_are_divided(processes: int, accumulation: int) -> None:
+    size = 6 // (processes * accumulation)
+    shares = [batches(13, size, rank, processes, accumulation=accumulation) for rank in range(processes)]
+    assert all(len(share) == 12 * accumulation for share in shares)
+    for step, rows in enumerate(batches(13, 6)):
+        parts = range(step * accumulation, (step + 1) * accumulation)
+        assert sorted(item for share in shares for part in parts for item in share[part]) == sorted(rows)
+    later = batches(13, size, 0, processes, accumulation=accumulation, start=7)
+    assert later == shares[0][7 * accumulation :]
+
+
 def test_a_start_in_the_middle_is_the_tail_of_the_whole() -> None:
     whole = batches(13, 4, rank=1, processes=2)
     for start in range(12):
         assert batches(13, 4, rank=1, processes=2, start=start) == whole[start:]
-    assert len(StepBatches(13, 4, 0, 1, 42, 3, 12)) == 9
+    assert len(StepBatches(13, 4, 2, 0, 1, 42, 3, 12)) == 18
 
 
 def test_seeds_of_neighbours_are_unrelated() -> None:

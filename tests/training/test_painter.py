@@ -2,12 +2,14 @@
 """Training the painter, from captions and pictures to a folder that loads."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny_world import CODEC, PAINTER
 from transformers import AutoModel, AutoProcessor
 
@@ -19,18 +21,16 @@ from pai_painter import (
     PaiPainterVQModel,
     modeling_pai_painter,
 )
+from pai_painter.data.augment import Augmentation
 from pai_painter.data.codes import load_codes
 from pai_painter.data.rows import load_rows
+from pai_painter.data.sources import find_source
 from pai_painter.training.arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
-from pai_painter.training.painter import (
-    CaptionedCodes,
-    PainterObjective,
-    _build_painter,
-    collate_codes,
-    main,
-    train_painter,
-    validation_loss,
-)
+from pai_painter.training.objective import PainterObjective
+from pai_painter.training.painter import main, train_painter
+from pai_painter.training.painter_model import build_painter
+from pai_painter.training.painter_rows import CaptionedCodes, collate_rows, sequences
+from pai_painter.training.validation import validation_loss
 
 
 @pytest.fixture
@@ -38,16 +38,15 @@ def trained(
     painter_model: PainterModelArguments, data: DataArguments, painter_arguments: Callable, tmp_path: Path
 ) -> Path:
     return train_painter(
-        painter_model, data, painter_arguments(tmp_path / "trained", max_train_steps=2, sample_steps=1)
+        painter_model, data, painter_arguments(tmp_path / "trained", max_train_steps=2, eval_steps=1, sample_steps=1)
     )
 
 
 def codes_of(folder: Path, data: DataArguments, variants: int = 1) -> tuple:
     painter, processor = PaiPainterForImageGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-    rows = load_rows(data.train_file, data.input_schema, data.caption_separator, cache_dir=data.cache_dir)
-    codes = load_codes(
-        rows, painter.vqgan, processor.image_processor, variants, int(variants > 1), cache_dir=data.cache_dir
-    )
+    rows = load_rows(find_source(data.train_file, caption_separator=data.caption_separator), cache_dir=data.cache_dir)
+    changes = Augmentation(max_shift=1) if variants > 1 else None
+    codes = load_codes(rows, painter.vqgan, processor.image_processor, variants, changes, data.cache_dir)
     return painter, processor, codes
 
 
@@ -89,7 +88,7 @@ def test_it_learns_by_heart(shapes: Path, codec_folder: Path, data: DataArgument
     training = PainterTrainingArguments(
         output_dir=str(tmp_path / "painter"), max_train_steps=250, per_device_train_batch_size=12, learning_rate=1e-2
     )
-    training.save_steps = training.sample_steps = training.logging_steps = 999
+    training.save_steps = training.eval_steps = training.sample_steps = training.logging_steps = 999
     data = DataArguments(data.train_file, caption_separator="|", cache_dir=data.cache_dir)
     folder = train_painter(painter_model, data, training)
     painter, processor, codes = codes_of(folder, data)
@@ -100,29 +99,31 @@ def test_it_learns_by_heart(shapes: Path, codec_folder: Path, data: DataArgument
     right = (painted == wanted).all(1)
     assert right.sum() >= 22, [caption for caption, good in zip(captions, right.tolist(), strict=True) if not good]
     assert len(wanted.unique(dim=0)) >= 10  # there is something to learn
-    assert validation_loss(painter, codes, processor) < 0.1
+    rows = CaptionedCodes(codes, processor)
+    assert validation_loss(PainterObjective(painter), rows, Accelerator(cpu=True))["validation_loss"] < 0.1
 
 
 def test_the_loss_is_the_models(trained: Path, data: DataArguments) -> None:
     painter, processor, codes = codes_of(trained, data)
     rows = CaptionedCodes(codes, processor)
-    input_ids, labels = collate_codes([rows[0], rows[5]])
+    input_ids, labels = sequences(collate_rows([rows[0], rows[5]]), torch.device("cpu"))
     assert input_ids.shape == labels.shape == (2, 22)
     assert (labels[:, :6] == -100).all()
     assert torch.equal(labels[:, 6:], input_ids[:, 6:])
     expected = processor(text=[codes[0]["captions"][0], codes[5]["captions"][0]], return_tensors="pt")["input_ids"]
     assert torch.equal(input_ids[:, :6], expected)
-
-    logits = painter(input_ids).logits[:, 5:-1]
+    assert torch.equal(input_ids[:, 6:], torch.tensor([codes[0]["image_codes"][0], codes[5]["image_codes"][0]]))
+    logits = painter.eval()(input_ids).logits[:, 5:-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 6:].flatten())
-    objective = PainterObjective(painter.eval(), PainterTrainingArguments(output_dir="unused"))
+    objective = PainterObjective(painter)
     torch.testing.assert_close(objective(input_ids, labels), loss)
 
     # A mean over rows, whatever the last batch's size.
-    each = [painter(*(t[None] for t in rows[row][:1]), labels=rows[row][1][None]).loss.item() for row in range(12)]
+    each = [objective(*sequences(collate_rows([rows[row]]), torch.device("cpu"))).item() for row in range(12)]
     for batch_size in (1, 5, 12):
-        found = validation_loss(painter, codes, processor, batch_size)
-        assert found == pytest.approx(sum(each) / 12, abs=1e-5)
+        found = validation_loss(objective, rows, Accelerator(cpu=True), batch_size)
+        assert found["validation_loss"] == pytest.approx(sum(each) / 12, abs=1e-5)
+        assert found["validation_perplexity"] == pytest.approx(math.exp(sum(each) / 12), rel=1e-4)
 
 
 def test_pkeep_replaces_codes_by_codes(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +131,7 @@ def test_pkeep_replaces_codes_by_codes(trained: Path, monkeypatch: pytest.Monkey
     seen = []
     embed = painter.model.embed_tokens.forward
     monkeypatch.setattr(painter.model.embed_tokens, "forward", lambda ids: seen.append(ids) or embed(ids))
-    objective = PainterObjective(painter, PainterTrainingArguments(output_dir="unused", pkeep=0.7))
+    objective = PainterObjective(painter, pkeep=0.7).train()
     torch.manual_seed(0)
     input_ids = torch.cat([torch.randint(16, 31, (400, 6)), torch.randint(16, (400, 16))], dim=1)
     objective(input_ids, input_ids)
@@ -144,21 +145,22 @@ def test_pkeep_replaces_codes_by_codes(trained: Path, monkeypatch: pytest.Monkey
 def test_captions_variants_and_drops_are_drawn_by_row_and_epoch(trained: Path, data: DataArguments) -> None:
     _, processor, codes = codes_of(trained, data, variants=2)
     rows = CaptionedCodes(codes, processor, seed=1, caption_dropout=0.3)
-    drawn = {(epoch, row): rows[epoch, row][0] for epoch in range(40) for row in range(12)}
-    assert all(torch.equal(rows[item][0], ids) for item, ids in drawn.items())
+    drawn = {(epoch, row): rows[epoch, row] for epoch in range(40) for row in range(12)}
+    for place, item in drawn.items():
+        assert all(torch.equal(rows[place][name], value) for name, value in item.items())
     empty = processor(text="", return_tensors="pt")["input_ids"][0]
     captions = [processor(text=text, return_tensors="pt")["input_ids"][0] for text in codes[3]["captions"]]
-    of_row = [ids for (_, row), ids in drawn.items() if row == 3]
-    counts = [sum(torch.equal(ids[:6], caption) for ids in of_row) for caption in (*captions, empty)]
+    of_row = [item for (_, row), item in drawn.items() if row == 3]
+    counts = [sum(torch.equal(item["caption_ids"], ids) for item in of_row) for ids in (*captions, empty)]
     assert sum(counts) == 40
     assert min(counts) >= 5
-    dropped = sum(torch.equal(ids[:6], empty) for ids in drawn.values()) / len(drawn)
+    dropped = sum(torch.equal(item["caption_ids"], empty) for item in drawn.values()) / len(drawn)
     assert dropped == pytest.approx(0.3, abs=0.07)
-    variants = torch.tensor(codes[3]["image_codes"])
+    variants = codes[3]["image_codes"]
     assert len(variants) == 2
-    assert {tuple(ids[6:].tolist()) for ids in of_row} == {tuple(codes) for codes in variants.tolist()}
-    first = rows[3][0]
-    assert torch.equal(first, torch.cat([captions[0], variants[0]]))
+    assert {tuple(item["image_codes"].tolist()) for item in of_row} == {tuple(codes) for codes in variants}
+    assert torch.equal(rows[3]["caption_ids"], captions[0])
+    assert rows[3]["image_codes"].tolist() == variants[0]
 
 
 def config(folder: Path, **changes: object) -> None:
@@ -246,7 +248,7 @@ def test_the_configuration_may_name_the_codec(shapes: Path, codec_folder: Path, 
 
 
 def test_dropout_can_be_set_for_a_trained_painter(trained: Path) -> None:
-    painter, _ = _build_painter(PainterModelArguments(model_name_or_path=str(trained), dropout=0.25))
+    painter, _ = build_painter(PainterModelArguments(model_name_or_path=str(trained), dropout=0.25))
     assert (painter.config.embd_pdrop, painter.config.resid_pdrop) == (0.25, 0.25)
     assert painter.model.embd_dropout.p == painter.model.layers[0].resid_dropout.p == 0.25
     with pytest.raises(ValueError, match="dropout"):

@@ -4,6 +4,7 @@
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,25 +44,47 @@ class Model(torch.nn.Module):
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., tuple[TrainingRun, Model]]:
     def make(**options: Any) -> tuple[TrainingRun, Model]:
-        settings = {"max_train_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 2, "sample_steps": 2}
+        settings = {
+            "max_train_steps": 6,
+            "per_device_train_batch_size": 2,
+            "logging_steps": 2,
+            "sample_steps": 2,
+            "eval_steps": 2,
+        }
         training = TrainingArguments(output_dir=str(tmp_path / "out"), **{**settings, **options})
         run = TrainingRun(training)
         model = Model().eval()  # as `from_pretrained` gives it
-        run.prepare(model, model, list(model.layer.parameters()), 5, {}, [])
+        run.prepare(model, list(model.layer.parameters()), 5, {}, [])
         return run, model
 
     return make
 
 
-def no_report(*_: object) -> dict[str, float]:
-    return {}
+def no_sample(step: int) -> None:
+    pass
 
 
-def train(run: TrainingRun, report: Callable = no_report, factor: float = 1.0) -> None:
-    for step, numbers in run.batches(Numbers(), torch.stack):
-        loss = run.objective(numbers) * factor
-        run.update(loss)
-        run.finish_step(step, loss, report)
+def fail(*_: object) -> None:
+    raise AssertionError("There is nothing to keep.")
+
+
+def save(model: Model, folder: Path, gathered: None) -> None:
+    assert gathered is None
+    model.save_pretrained(folder)
+
+
+def train(
+    run: TrainingRun,
+    evaluate: Callable = dict,
+    sample: Callable = no_sample,
+    factor: float = 1.0,
+    keep: Callable = fail,
+) -> None:
+    with run.signals:
+        for step, numbers in run.batches(Numbers(), 5, torch.stack):
+            loss = run.objective(numbers) * factor
+            run.update(loss)
+            run.finish_step(step, loss, evaluate, sample, keep)
 
 
 def figures(tmp_path: Path) -> list[dict[str, float]]:
@@ -71,13 +94,17 @@ def figures(tmp_path: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("use_ema", [False, True])
 def test_reports_see_what_would_be_saved(run: Callable, use_ema: bool, tmp_path: Path) -> None:
     running, model = run(use_ema=use_ema, ema_decay=0.5, learning_rate=0.1)
-    seen = {}
+    seen, sampled = [], {}
 
-    def report(shown: Model, done: int) -> dict[str, float]:
-        assert not shown.training
-        assert not shown.dropout.training
-        seen[done] = shown.layer.weight.item()
-        return {"figure": float(done)}
+    def evaluate() -> dict[str, float]:
+        assert not model.training
+        assert not model.dropout.training
+        seen.append(model.layer.weight.item())
+        return {"figure": float(len(seen))}
+
+    def sample(done: int) -> None:
+        assert not model.dropout.training
+        sampled[done] = model.layer.weight.item()
 
     weights = []
     update = running.update
@@ -88,16 +115,17 @@ def test_reports_see_what_would_be_saved(run: Callable, use_ema: bool, tmp_path:
         weights.append(model.layer.weight.item())
 
     running.update = update_and_look
-    train(running, report)
+    train(running, evaluate, sample)
     average = weights[0]
     expected = [average]
     for weight in weights[1:]:
         average = 0.5 * average + 0.5 * weight
         expected.append(average)
     wanted = expected if use_ema else weights
-    assert seen == {done: pytest.approx(wanted[done - 1], abs=1e-6) for done in (2, 4, 6)}
+    assert sampled == {done: pytest.approx(wanted[done - 1], abs=1e-6) for done in (2, 4, 6)}
+    assert seen == list(sampled.values())
     assert model.layer.weight.item() == weights[-1]
-    running.save_model()
+    running.save_model(partial(save, model))
     saved = load_file(tmp_path / "out" / "model.safetensors")
     assert saved["layer.weight"].item() == pytest.approx(wanted[-1], abs=1e-6)
     assert torch.equal(saved["frozen.weight"], model.frozen.weight)
@@ -106,14 +134,15 @@ def test_reports_see_what_would_be_saved(run: Callable, use_ema: bool, tmp_path:
 
 
 def test_a_model_is_saved_whole_or_not_at_all(run: Callable, tmp_path: Path) -> None:
-    class Processor:
-        def save_pretrained(self, folder: str) -> None:
-            raise OSError(28, "No space left on device")
-
     running, model = run()
     train(running)
+
+    def save_half(folder: Path, gathered: None) -> None:
+        model.save_pretrained(folder)
+        raise OSError(28, "No space left on device")
+
     with pytest.raises(OSError, match="No space left"):
-        running.save_model(Processor())
+        running.save_model(save_half)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["metrics.jsonl"]
     assert model.training
 
@@ -158,30 +187,51 @@ def test_a_full_disk_does_not_end_the_run(run: Callable, tmp_path: Path, caplog:
     running, model = run()
     (tmp_path / "out" / "metrics.jsonl").mkdir(parents=True)  # cannot be written to
 
-    def full(*_: object) -> dict[str, float]:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    train(running, full)
+    train(running, sample=full)
     assert model.training
     assert len([m for m in caplog.messages if m.startswith("The samples of step") and "No space left" in m]) == 3
     assert len([m for m in caplog.messages if m.startswith("The figures {'step'")]) == 3
 
 
 def test_the_launcher_must_not_contradict(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    with pytest.raises(ValueError, match="launched with mixed precision fp16, but `mixed_precision` is no"):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="launched with mixed precision bf16, but `mixed_precision` is no: please"):
+        run(mixed_precision="no")
+    assert run()[0].training.mixed_precision == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="mixed precision fp8; please choose no, bf16 or fp16"):
         run()
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="FSDP is not supported"):
-        run()
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "message"),
+    [
+        ({}, {"mixed_precision": "fp16"}, "fp16 needs an accelerator; on the CPU please set `mixed_precision` to bf16"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "fp16 needs an accelerator"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP needs accelerators, and this machine trains on cpu; please launch"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed isn't installed here; please `pip install deepspeed`"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "MEGATRON_LM is not supported; please launch with DDP"),
+        ({}, {"report_to": ["tensorbord"]}, "There is no tracker 'tensorbord' .*; accelerate knows aim, clearml"),
+        ({}, {"report_to": ["wandb"]}, "The tracker wandb .* isn't installed: please `pip install wandb`"),
+    ],
+)
+def test_what_would_be_ignored_in_silence_is_refused(
+    run: Callable, monkeypatch: pytest.MonkeyPatch, environment: dict, options: dict, message: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        run(**options)
 
 
 def test_noise_of_a_step_is_a_function_of_seed_step_and_process(run: Callable) -> None:
     def drawn(**options: Any) -> list[float]:
         running, _ = run(**options)
         found = []
-        for _ in running.batches(Numbers(), torch.stack):
+        for _ in running.batches(Numbers(), 5, torch.stack):
             found.append(torch.rand(()).item())
             torch.rand(len(found))  # what a step draws doesn't matter to the next
         return found
@@ -211,7 +261,7 @@ def test_news_of_a_run_taken_up(run: Callable, tmp_path: Path, caplog: pytest.Lo
 def test_processes_that_would_each_train_alone_are_refused(
     run: Callable[..., tuple[TrainingRun, Model]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pai_painter.training.run.Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr("pai_painter.training.launch.Accelerator", lambda **_: SimpleNamespace(num_processes=1))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="ACCELERATE_USE_CPU=true"):
         run()

@@ -1,10 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small changes of pictures that leave their meaning alone."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-__all__ = ["shift_and_flip"]
+from ..image_processing_pai_painter import PaiPainterImageProcessor
+
+__all__ = ["Augmentation", "shift_and_flip"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """
+    How copies of pictures differ from them.
+
+    Args:
+        random_crop: a random square is cut out instead of the middle one.
+        random_flip: every second is mirrored.
+        max_shift: pixels by which they are moved at most.
+    """
+
+    random_crop: bool = False
+    random_flip: bool = False
+    max_shift: int = 0
+
+    def prepare(
+        self, images: Sequence[Image.Image], processor: PaiPainterImageProcessor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """
+        Changed copies of pictures.
+
+        Returns:
+            `torch.FloatTensor` of shape `(images, 3, size, size)` in [-1, 1].
+        """
+        options = {"random_crop": True, "generator": generator} if self.random_crop else {}
+        pixel_values = processor([*images], return_tensors="pt", **options)["pixel_values"]
+        return shift_and_flip(pixel_values, self.max_shift, self.random_flip, generator)
 
 
 def shift_and_flip(pixel_values: torch.Tensor, max_shift: int, flip: bool, generator: torch.Generator) -> torch.Tensor:

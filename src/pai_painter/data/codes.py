@@ -4,6 +4,7 @@
 import hashlib
 import inspect
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,23 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..image_processing_pai_painter import PaiPainterImageProcessor
 from ..modeling_vqgan import PaiPainterVQModel
-from .augment import shift_and_flip
+from .augment import Augmentation
 from .pictures import open_picture
 
-__all__ = ["architecture_of", "hash_of_model", "load_codes"]
+__all__ = ["architecture_of", "encode_share", "hash_of_model", "load_codes"]
 
 _BATCH = 32
+# Rows whose codes are one file: what a run that is stopped while it encodes loses at most. A multiple of _BATCH, so that
+# a picture has the same neighbours in its batch whatever the number of rows.
+_PART = 128 * _BATCH
+
+_FEATURES = datasets.Features(
+    {
+        "idx": datasets.Value("string"),
+        "captions": datasets.List(datasets.Value("string")),
+        "image_codes": datasets.List(datasets.List(datasets.Value("int32"))),
+    }
+)
 
 
 def load_codes(
@@ -26,49 +38,83 @@ def load_codes(
     codec: PaiPainterVQModel,
     processor: PaiPainterImageProcessor,
     variants: int = 1,
-    max_shift: int = 0,
+    augmentation: Augmentation | None = None,
     cache_dir: str | Path | None = None,
 ) -> datasets.Dataset:
     """
-    Adds a column `image_codes` to rows: `variants` lists of codes, of the picture itself and of shifted copies.
+    Adds a column `image_codes` to rows: `variants` lists of codes, of the picture itself and of changed copies.
 
     The table is kept on the disk under a hash of the rows' content, the codec's weights and configuration and the
-    image settings, so that changing any of them never finds old codes.
+    image settings, so that changing any of them never finds old codes. It is written in parts, and what is there isn't
+    encoded again.
 
     Args:
         rows: from [`~pai_painter.data.rows.load_rows`]; the column `picture` is dropped.
         codec: encodes, on the device where it is.
         processor: prepares the pictures.
         variants: 1 for the pictures as they are.
-        max_shift: pixels by which the copies are moved at most.
+        augmentation: how the copies are changed; needed for more than one variant.
         cache_dir: where the table is kept; the datasets library's cache by default.
 
     Returns:
         `datasets.Dataset` with `idx`, `captions` and `image_codes` (variants lists of num_image_codes codes).
     """
-    settings = [rows._fingerprint, hash_of_model(codec), processor.to_dict(), variants, max_shift]
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:24]
-    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "pai_painter_codes"
-    folder.mkdir(parents=True, exist_ok=True)
-    codec.eval()
-    return rows.map(
-        _encode,
-        batched=True,
-        batch_size=_BATCH,
-        with_indices=True,
-        remove_columns=["picture"],
-        fn_kwargs={"codec": codec, "processor": processor, "variants": variants, "max_shift": max_shift},
-        cache_file_name=str(folder / f"{key}.arrow"),
-        new_fingerprint=key,
-        features=datasets.Features(
-            {
-                "idx": datasets.Value("string"),
-                "captions": datasets.List(datasets.Value("string")),
-                "image_codes": datasets.List(datasets.List(datasets.Value("int32"))),
-            }
-        ),
-        desc="Encoding pictures",
-    )
+    parts = _Parts(rows, codec, processor, variants, augmentation, cache_dir)
+    return datasets.concatenate_datasets([parts.load(start) for start in parts.starts])
+
+
+def encode_share(
+    rows: datasets.Dataset,
+    codec: PaiPainterVQModel,
+    processor: PaiPainterImageProcessor,
+    variants: int = 1,
+    augmentation: Augmentation | None = None,
+    cache_dir: str | Path | None = None,
+    rank: int = 0,
+    processes: int = 1,
+) -> None:
+    """One process's share of the work of [`load_codes`], which afterwards finds the codes of all shares."""
+    parts = _Parts(rows, codec, processor, variants, augmentation, cache_dir)
+    for start in parts.starts[rank::processes]:
+        parts.load(start)
+
+
+class _Parts:
+    """The files of one table of codes."""
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        codec: PaiPainterVQModel,
+        processor: PaiPainterImageProcessor,
+        variants: int,
+        augmentation: Augmentation | None,
+        cache_dir: str | Path | None,
+    ):
+        changes = None if augmentation is None else asdict(augmentation)
+        settings = [rows._fingerprint, hash_of_model(codec), processor.to_dict(), variants, changes]
+        self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:24]
+        self.folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "pai_painter_codes" / self.key
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.rows, self.starts = rows, range(0, len(rows), _PART)
+        self.arguments = {"codec": codec.eval(), "processor": processor, "variants": variants, "changes": augmentation}
+
+    def load(self, start: int) -> datasets.Dataset:
+        """The part from row `start` on; encoded if it isn't there."""
+        stop = min(start + _PART, len(self.rows))
+        number = f" ({start + 1} to {stop} of {len(self.rows)})" if len(self.starts) > 1 else ""
+        return self.rows.select(range(start, stop)).map(
+            _encode,
+            batched=True,
+            batch_size=_BATCH,
+            with_indices=True,
+            remove_columns=["picture"],
+            fn_kwargs={**self.arguments, "start": start},
+            cache_file_name=str(self.folder / f"{start:09d}.arrow"),
+            new_fingerprint=f"{self.key}-{start}",
+            features=_FEATURES,
+            desc=f"Encoding pictures{number}",
+        )
 
 
 def architecture_of(config: PreTrainedConfig) -> dict[str, Any]:
@@ -96,18 +142,17 @@ def _encode(
     codec: PaiPainterVQModel,
     processor: PaiPainterImageProcessor,
     variants: int,
-    max_shift: int,
+    changes: Augmentation | None,
+    start: int,
 ) -> dict[str, list[Any]]:
     images = [open_picture(data) for data in batch["picture"]]
     # Rows arrive in their order, so the first row of a batch fixes random crops (if the processor is set to them) …
-    pictures = processor(images, generator=indices[0], return_tensors="pt")["pixel_values"]
-    codes = []
-    for variant in range(variants):
-        moved = pictures
-        if variant:
-            # … and, with the variant, the shifts.
-            generator = torch.Generator().manual_seed(indices[0] * variants + variant)
-            moved = shift_and_flip(pictures, max_shift, flip=False, generator=generator)
-        codes.append(codec.encode(moved.to(codec.device))["image_codes"].cpu())
+    first = start + indices[0]
+    copies = [processor(images, generator=first, return_tensors="pt")["pixel_values"]]
+    if changes is not None:
+        # … and, with the variant, the changes.
+        generators = [torch.Generator().manual_seed(first * variants + variant) for variant in range(1, variants)]
+        copies += [changes.prepare(images, processor, generator) for generator in generators]
+    codes = [codec.encode(copy.to(codec.device))["image_codes"].cpu() for copy in copies]
     stacked = torch.stack(codes, dim=1)  # (B, variants, num_image_codes)
     return {"idx": batch["idx"], "captions": batch["captions"], "image_codes": stacked.tolist()}

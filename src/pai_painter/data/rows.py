@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows on the disk: a TSV becomes an Arrow table once, and is read from there without filling memory."""
+"""Rows on the disk: a source becomes an Arrow table once, and is read from there without filling memory."""
 
 import hashlib
 import json
@@ -12,17 +12,19 @@ import datasets
 import torch
 from filelock import FileLock
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from ..image_processing_pai_painter import PaiPainterImageProcessor
-from .pictures import BadPicture, decode_base64_picture, open_picture
-from .tsv import BadRow, Schema, read_rows
+from .picture_rows import DataSource
+from .pictures import BadPicture, open_picture
+from .tsv import BadRow
 
-__all__ = ["PictureRows", "hash_of_file", "load_rows"]
+__all__ = ["PictureRows", "load_rows"]
 
 logger = logging.getLogger(__name__)
 
 # Raised whenever the table's columns or the checks of a row change, so that old caches are left alone.
-_LAYOUT = 2
+_LAYOUT = 3
 # Rows written at a time: pictures are large, and a thousand of them, the default, are not little memory.
 _BATCH = 32
 _TABLE, _REJECTED = "rows.arrow", "rejected_rows.jsonl"
@@ -36,55 +38,46 @@ _FEATURES = datasets.Features(
 
 
 def load_rows(
-    path: str | Path,
-    schema: str,
-    caption_separator: str | None = None,
+    source: DataSource,
     max_bad_rows: int = 100,
     cache_dir: str | Path | None = None,
     rejects: str | Path | None = None,
 ) -> datasets.Dataset:
     """
-    Checked rows of a TSV of captions and pictures.
+    Checked rows of a source of captions and pictures, every picture having been opened once.
 
     Args:
-        path: TSV file, may end in `.gz`.
-        schema: its columns, such as `idx:str:1,text:str:1,imgbase64:str:1`.
-        caption_separator: splits the text column into several captions.
-        max_bad_rows: more unusable rows than this are an error.
+        source: from [`~pai_painter.data.sources.find_source`].
+        max_bad_rows: more unusable rows than this are an error, and reading stops there.
         cache_dir: where the Arrow table is kept; the datasets library's cache by default. Its name is a hash of the
-            file's content and of the options, so that a changed file is never mistaken for the old one.
+            files' content and of the options, so that a changed file is never mistaken for the old one.
         rejects: JSON lines file for unusable rows (`file`, `line`, `idx`, `reason`).
 
     Returns:
         `datasets.Dataset` with the columns `idx` (str), `captions` (list of str), `picture` (encoded bytes).
 
     Raises:
-        ValueError: if the file can't be used, holds no usable row or too many unusable ones.
+        ValueError: if a file can't be used, holds no usable row or too many unusable ones.
     """
-    path = Path(path)
-    parsed = Schema.parse(schema)
-    identity = [_LAYOUT, hash_of_file(path), parsed.columns, caption_separator]
+    source = source.on_disk()
+    identity = [_LAYOUT, source.content_hash(), source.options]
     key = hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()[:24]
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "pai_painter_rows" / key
+    rejects = None if rejects is None else Path(rejects)
     if not folder.is_dir():
-        _build(path, parsed, caption_separator, folder)
-    rejected = (folder / _REJECTED).read_text(encoding="utf-8")
-    bad = rejected.count("\n")
+        _build(source, folder, max_bad_rows, rejects)
+    bad = _read_rejected(folder / _REJECTED, source)
     if rejects is not None:
-        _copy_rejected(rejected, Path(rejects))
+        _write_rejected(bad, rejects)
     table = datasets.Dataset.from_file(str(folder / _TABLE))
     # Named by its content, so that what is computed from it can be found again by content, too.
     rows = datasets.Dataset(table.data, info=table.info, fingerprint=key)
-    first: dict[str, Any] = json.loads(rejected.partition("\n")[0]) if bad else {"line": 1, "reason": "it is empty"}
-    if bad > max_bad_rows or not len(rows):
-        raise ValueError(
-            f"{path} has {bad} unusable and {len(rows)} usable rows (the first, line {first['line']}: "
-            f"{first['reason'].rstrip('.')}); at most {max_bad_rows} unusable ones are allowed (`max_bad_rows`). Is "
-            f"`input_schema` ({schema}) its order of columns?"
-        )
+    if len(bad) > max_bad_rows or not len(rows):
+        raise ValueError(_too_many(source, bad, len(rows), max_bad_rows))
     if bad:
         where = "" if rejects is None else f" All are listed in {rejects}."
-        logger.warning("%d rows of %s can't be used; line %d: %s%s", bad, path, first["line"], first["reason"], where)
+        place = _place(source, bad[0])
+        logger.warning("%d rows of %s can't be used; %s: %s%s", len(bad), source.name, place, bad[0]["reason"], where)
     return rows
 
 
@@ -107,15 +100,7 @@ class PictureRows(Dataset[torch.Tensor]):
         return self.processor(picture, return_tensors="pt")["pixel_values"][0]
 
 
-def hash_of_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _build(path: Path, schema: Schema, caption_separator: str | None, folder: Path) -> None:
+def _build(source: DataSource, folder: Path, max_bad_rows: int, rejects: Path | None) -> None:
     """
     Makes `folder` under another name and renames it, so that it is whole or not there.
 
@@ -129,38 +114,79 @@ def _build(path: Path, schema: Schema, caption_separator: str | None, folder: Pa
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            _write_table(path, schema, caption_separator, partial)
+            _write_table(source, partial, max_bad_rows, rejects)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_table(path: Path, schema: Schema, caption_separator: str | None, folder: Path) -> None:
-    table = str(folder / _TABLE)
+def _write_table(source: DataSource, folder: Path, max_bad_rows: int, rejects: Path | None) -> None:
+    """The table, and the rejected rows with their file's place in the source: files are called otherwise tomorrow."""
+    places = {file: place for place, file in enumerate(source.parts)}
+    usable = 0
     with (
-        open(folder / _REJECTED, "w", encoding="utf-8") as rejects,
-        datasets.arrow_writer.ArrowWriter(features=_FEATURES, path=table, writer_batch_size=_BATCH) as writer,
+        open(folder / _REJECTED, "w", encoding="utf-8") as rejected,
+        datasets.arrow_writer.ArrowWriter(
+            features=_FEATURES, path=str(folder / _TABLE), writer_batch_size=_BATCH
+        ) as writer,
+        tqdm(desc=f"Checking {source.name}", unit=" rows", mininterval=1, disable=None) as bar,
     ):
+        count = 0
 
         def reject(bad: BadRow) -> None:
-            record = {"file": str(bad.path), "line": bad.line_number, "idx": bad.idx, "reason": bad.reason}
-            rejects.write(json.dumps(record, ensure_ascii=False) + "\n")
+            nonlocal count
+            count += 1
+            bar.update()
+            record = {"file": places[str(bad.path)], "line": bad.line_number, "idx": bad.idx, "reason": bad.reason}
+            rejected.write(json.dumps(record) + "\n")
+            if count > max_bad_rows:
+                rejected.flush()
+                so_far = _read_rejected(folder / _REJECTED, source)
+                if rejects is not None:
+                    _write_rejected(so_far, rejects)
+                raise ValueError(_too_many(source, so_far, usable, max_bad_rows, stopped=True))
 
-        for row in read_rows(path, schema, caption_separator=caption_separator, on_bad_row=reject):
+        for row in source.rows(reject):
             try:
-                picture = decode_base64_picture(row.imgbase64 or "")
-                open_picture(picture)
+                open_picture(row.picture)
             except BadPicture as error:
-                reject(BadRow(path, row.line_number, str(error), row.idx))
+                reject(BadRow(row.file, row.line, str(error), row.idx))
             else:
-                writer.write({"idx": row.idx, "captions": row.captions, "picture": picture})
+                writer.write({"idx": row.idx, "captions": row.captions, "picture": row.picture})
+                usable += 1
+                bar.update()
         writer.finalize()
 
 
-def _copy_rejected(rejected: str, rejects: Path) -> None:
+def _too_many(
+    source: DataSource, bad: list[dict[str, Any]], usable: int, max_bad_rows: int, stopped: bool = False
+) -> str:
+    if not bad:
+        return f"{source.name} has no rows."
+    first = f"{_place(source, bad[0])}: {bad[0]['reason'].rstrip('.')}"
+    end = ", and reading stopped there" if stopped else ""
+    return (
+        f"{source.name} has {len(bad)} unusable and {usable} usable rows (the first, {first}); at most {max_bad_rows} "
+        f"unusable ones are allowed (`max_bad_rows`){end}.{source.advice}"
+    )
+
+
+def _place(source: DataSource, bad: dict[str, Any]) -> str:
+    return f"line {bad['line']}" if len(source.parts) == 1 else f"{bad['file']}, line {bad['line']}"
+
+
+def _read_rejected(path: Path, source: DataSource) -> list[dict[str, Any]]:
+    with open(path, encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    return [{**record, "file": source.parts[record["file"]]} for record in records]
+
+
+def _write_rejected(bad: list[dict[str, Any]], rejects: Path) -> None:
     """No bad rows, no file: not even one of an earlier run."""
-    if rejected:
+    if bad:
         rejects.parent.mkdir(parents=True, exist_ok=True)
-        rejects.write_text(rejected, encoding="utf-8")
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in bad)
+        # Names that aren't Unicode can be the very reason.
+        rejects.write_text(lines, encoding="utf-8", errors="backslashreplace")
     else:
         rejects.unlink(missing_ok=True)

@@ -5,9 +5,11 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+
+from .file_kinds import HEAD_BYTES, kind_of_content
 
 MAX_LINE_BYTES = 256 * 1024 * 1024
 
@@ -15,6 +17,7 @@ _TYPES = ("str", "int", "float")
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_DAMAGES = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class BadRow(ValueError):
@@ -22,13 +25,13 @@ class BadRow(ValueError):
     A row that can't be used. Its text is one sentence with file, line and reason.
 
     Attributes:
-        path (`Path`): The table.
+        path (`str` or `Path`): The table, or the name of the data set.
         line_number (`int`): The row's line, counted from 1.
         idx (`str` or `None`): The row's id, if it could be read.
         reason (`str`): One sentence.
     """
 
-    def __init__(self, path: Path, line_number: int, reason: str, idx: str | None = None) -> None:
+    def __init__(self, path: str | Path, line_number: int, reason: str, idx: str | None = None) -> None:
         super().__init__(f"{path}, line {line_number}: {reason}")
         self.path = path
         self.line_number = line_number
@@ -114,7 +117,7 @@ def read_rows(
     path: str | Path,
     schema: Schema,
     *,
-    id_column: str = "idx",
+    id_column: str | None = "idx",
     text_column: str = "text",
     picture_column: str | None = "imgbase64",
     caption_separator: str | None = None,
@@ -129,7 +132,8 @@ def read_rows(
     Args:
         path (`str` or `Path`): The table.
         schema (`Schema`): Its columns.
-        id_column, text_column (`str`, *optional*): The columns of ids and captions.
+        id_column, text_column (`str`, *optional*): The columns of ids and captions. With `id_column=None` a row's id
+            is its line number.
         picture_column (`str`, *optional*, defaults to `"imgbase64"`): The column of pictures, `None` for
             none.
         caption_separator (`str`, *optional*):
@@ -142,24 +146,18 @@ def read_rows(
             for.
 
     Raises:
-        ValueError: If the schema lacks a column, or if there is no such file, it is a folder, empty or
-            UTF-16.
+        ValueError: If the schema lacks a column, or if there is no such file, it is a folder, empty, UTF-16 or no
+            text at all (a Parquet file, a picture, a web page, …).
         BadRow: At a row with a wrong number of cells, bytes that aren't UTF-8 or without a caption.
     """
     path = Path(path)
-    places = (
-        schema.index(id_column),
-        schema.index(text_column),
-        None if picture_column is None else schema.index(picture_column),
-    )
-    if caption_separator == "":
-        raise ValueError("caption_separator is empty: please give at least one character, or None.")
-    lines = _open_lines(path)
+    layout = Layout(schema, id_column, text_column, picture_column, caption_separator)
+    lines = open_lines(path)
 
     def rows() -> Iterator[Row]:
         for line_number, line in lines:
             try:
-                row = _parse_row(path, line_number, line, schema, places, caption_separator)
+                row = parse_row(path, line_number, line, layout)
             except BadRow as bad:
                 if on_bad_row is None:
                     raise
@@ -170,14 +168,36 @@ def read_rows(
     return rows()
 
 
-def _parse_row(
-    path: Path,
-    line_number: int,
-    line: bytes | None,
-    schema: Schema,
-    places: tuple[int, int, int | None],
-    caption_separator: str | None,
-) -> Row:
+@dataclass(frozen=True)
+class Layout:
+    """
+    Which columns of a table mean what; the arguments are those of [`read_rows`].
+
+    Raises:
+        ValueError: If the schema lacks a column, or if the separator is empty.
+    """
+
+    schema: Schema
+    id_column: str | None = "idx"
+    text_column: str = "text"
+    picture_column: str | None = "imgbase64"
+    caption_separator: str | None = None
+
+    def __post_init__(self) -> None:
+        for column in (self.id_column, self.text_column, self.picture_column):
+            if column is not None:
+                self.schema.index(column)
+        if self.caption_separator == "":
+            raise ValueError("caption_separator is empty: please give at least one character, or None.")
+
+
+def parse_row(path: str | Path, line_number: int, line: bytes | None, layout: Layout) -> Row:
+    """
+    Reads one line of [`open_lines`].
+
+    Raises:
+        BadRow: If it has a wrong number of cells, bytes that aren't UTF-8 or no caption.
+    """
     if line is None:
         raise BadRow(path, line_number, f"The row is longer than {MAX_LINE_BYTES} bytes.")
     if not line:
@@ -186,23 +206,38 @@ def _parse_row(
         cells = line.decode("utf-8").split("\t")
     except UnicodeDecodeError as error:
         raise BadRow(path, line_number, f"The row is not UTF-8 (its byte {error.start + 1}).") from error
-    id_place, text_place, picture_place = places
-    if len(cells) != len(schema.columns):
-        expected = f"{len(schema.columns)} ({', '.join(schema.columns)})"
-        idx = cells[id_place] if id_place < len(cells) else None
-        raise BadRow(path, line_number, f"The row has {len(cells)} cells instead of {expected}.", idx)
-    idx, text = cells[id_place], cells[text_place]
-    if line_number == 1 and tuple(cells) == schema.columns:
+    columns = layout.schema.columns
+    id_place = None if layout.id_column is None else columns.index(layout.id_column)
+    if len(cells) != len(columns):
+        expected = f"{len(columns)} ({', '.join(columns)})"
+        known = cells[id_place] if id_place is not None and id_place < len(cells) else None
+        raise BadRow(path, line_number, f"The row has {len(cells)} cells instead of {expected}.", known)
+    idx = str(line_number) if id_place is None else cells[id_place]
+    text = cells[columns.index(layout.text_column)]
+    if line_number == 1 and tuple(cells) == columns:
         raise BadRow(path, line_number, "The row repeats the schema's names: a table has no header.", idx)
-    parts = [text] if caption_separator is None else text.split(caption_separator)
-    captions = [part.strip() for part in parts if part.strip()]
+    captions = split_captions(text, layout.caption_separator)
     if not captions:
         raise BadRow(path, line_number, "The caption is empty.", idx)
-    return Row(line_number, idx, text, captions, None if picture_place is None else cells[picture_place])
+    picture = None if layout.picture_column is None else cells[columns.index(layout.picture_column)]
+    return Row(line_number, idx, text, captions, picture)
 
 
-def _open_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Looks at the first line, so that a wrong file is an error before the first row is asked for."""
+def split_captions(text: str, separator: str | None) -> list[str]:
+    """The captions of one cell, stripped, without empty ones."""
+    parts = [text] if separator is None else text.split(separator)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def open_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """
+    Numbered lines of a table, without their ends; `None` for a line that is too long to be held.
+
+    The first line is looked at right away, so that a wrong file is an error before the first row is asked for.
+
+    Raises:
+        ValueError: If the file can't be a table, or at a place where its archive is damaged.
+    """
     if path.is_dir():
         raise ValueError(f"{path} is a folder: please give a table of tab-separated values.")
     if not path.exists():
@@ -211,8 +246,6 @@ def _open_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     first = next(lines, None)
     if first is None:
         raise ValueError(f"{path} is empty.")
-    if first[1] is not None and first[1].startswith(_UTF16_BOMS):
-        raise ValueError(f"{path} is UTF-16: please save it as UTF-8.")
     return chain([first], lines)
 
 
@@ -221,7 +254,8 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     with path.open("rb") as raw:
         # Known by its first bytes, not by its name: archives get renamed.
         is_gzip = raw.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
-        stream: BinaryIO | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if is_gzip else raw
+        stream: BufferedReader | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if is_gzip else raw
+        _refuse_other_kinds(stream, path)
         line_number = 0
         while line := _read_line(stream, path):
             line_number += 1
@@ -236,8 +270,20 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
             yield line_number, None if too_long else line.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def _read_line(stream: BinaryIO | gzip.GzipFile, path: Path) -> bytes:
+def _refuse_other_kinds(stream: BufferedReader | gzip.GzipFile, path: Path) -> None:
+    try:
+        head = stream.peek(HEAD_BYTES)
+    except _DAMAGES as error:
+        raise ValueError(f"{path} is a damaged gzip archive: {error}.") from error
+    if head.startswith(_UTF16_BOMS):
+        raise ValueError(f"{path} is UTF-16: please save it as UTF-8.")
+    kind = kind_of_content(head)
+    if kind is not None:
+        raise ValueError(f"{path} is no table of tab-separated text: it looks like {kind}.")
+
+
+def _read_line(stream: BufferedReader | gzip.GzipFile, path: Path) -> bytes:
     try:
         return stream.readline(MAX_LINE_BYTES + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except _DAMAGES as error:
         raise ValueError(f"{path} is a damaged gzip archive: {error}.") from error

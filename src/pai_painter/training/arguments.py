@@ -21,28 +21,63 @@ _SCHEDULES = ("constant", "constant_with_warmup", "cosine", "cosine_with_restart
 class DataArguments:
     """Where pictures and captions come from."""
 
-    train_file: str = field(metadata={"help": "TSV of captions and base64 pictures to train on (.gz too)."})
-    validation_file: str | None = field(
-        default=None, metadata={"help": "TSV to validate on; without it only the training loss is known."}
+    train_file: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What to train on: files or globs of one kind (TSV, Parquet, WebDataset .tar; TSV may end in .gz), "
+            "or a folder of pictures with metadata.csv or metadata.jsonl."
+        },
+    )
+    validation_file: list[str] = field(
+        default_factory=list, metadata={"help": "The same to validate on; without it only the training loss is known."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Instead of train_file: a data set of the Hub, or a folder of one."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "With dataset_name: its configuration."})
+    train_split: str = field(default="train", metadata={"help": "With dataset_name: the part to train on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "With dataset_name: the part to validate on, if validation_file is not given."}
     )
     input_schema: str = field(
         default="idx:str:1,text:str:1,imgbase64:str:1",
-        metadata={"help": "The TSV's columns in their order, EasyNLP's way."},
+        metadata={"help": "A TSV's columns in their order, EasyNLP's way."},
+    )
+    id_column: str = field(default="idx", metadata={"help": "Column of ids; rows are numbered if there is none."})
+    caption_column: str = field(default="text", metadata={"help": "Column of captions."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of pictures; imgbase64 of a TSV and image of the rest by default."}
     )
     caption_separator: str | None = field(
         default=None,
-        metadata={"help": "Splits the text column into several captions of one picture; each epoch draws one."},
+        metadata={"help": "Splits the captions' column into several of one picture; each epoch draws one."},
     )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training rows as they come, for what doesn't fit on the disk; nothing is cached."},
+    )
+    shuffle_buffer: int = field(default=1000, metadata={"help": "With streaming: rows among which the next is drawn."})
     max_bad_rows: int = field(default=100, metadata={"help": "More unusable rows than this stop the run."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Folder of the caches of rows and codes; the datasets library's by default."}
     )
 
     def __post_init__(self) -> None:
-        if self.max_bad_rows < 0:
-            raise ValueError(f"`max_bad_rows` must be 0 or more, got {self.max_bad_rows}.")
+        if bool(self.train_file) == (self.dataset_name is not None):
+            raise ValueError("Please set one of `train_file` (your files) and `dataset_name` (a data set's name).")
+        if self.dataset_name is None and (self.dataset_config_name is not None or self.validation_split is not None):
+            raise ValueError("`dataset_config_name` and `validation_split` go with `dataset_name`: please set it.")
+        if self.validation_file and self.validation_split is not None:
+            raise ValueError("Please set only one of `validation_file` and `validation_split`.")
+        _require_at_least(self, 0, "max_bad_rows")
+        _require_at_least(self, 1, "shuffle_buffer")
         if self.caption_separator == "":
             raise ValueError("`caption_separator` must not be empty; leave it out to keep each caption whole.")
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are rows to validate on."""
+        return bool(self.validation_file) or self.validation_split is not None
 
 
 @dataclass
@@ -52,46 +87,61 @@ class TrainingArguments:
     output_dir: str = field(metadata={"help": "Folder for the trained model, checkpoints and samples."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training rows."})
     max_train_steps: int | None = field(default=None, metadata={"help": "Overrides `num_train_epochs`."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows per process and step."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows per process and forward."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forwards whose gradients make one step."})
     learning_rate: float = field(default=4e-5, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": f"One of {', '.join(_SCHEDULES)}."})
     warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's decay of weight matrices."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta; the first is 0.9."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first beta."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients longer than this are cut to it."})
-    mixed_precision: str = field(default="no", metadata={"help": "no or bf16."})
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no, bf16 or fp16 (not on the CPU); what accelerate was told by default."}
+    )
+    torch_compile: bool = field(default=False, metadata={"help": "Compile the model; the first steps take minutes."})
     use_ema: bool = field(default=False, metadata={"help": "Save an exponential moving average of the weights."})
     ema_decay: float = field(default=0.999, metadata={"help": "Decay of that average for each step."})
     seed: int = field(default=42, metadata={"help": "Fixes the start, the order of rows and all noise."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes beside each that prepare its rows."})
     logging_steps: int = field(default=100, metadata={"help": "Steps between two lines of the log."})
     save_steps: int = field(default=1000, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int = field(default=2, metadata={"help": "Checkpoints to keep."})
-    sample_steps: int = field(default=1000, metadata={"help": "Steps between two validations and sample grids."})
-    num_samples: int = field(default=32, metadata={"help": "Pictures on a sample grid."})
+    eval_steps: int = field(default=1000, metadata={"help": "Steps between two validations."})
+    sample_steps: int = field(default=1000, metadata={"help": "Steps between two grids of samples."})
+    num_samples: int = field(default=8, metadata={"help": "Validation rows on a grid of samples."})
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "Trackers, as accelerate names them: tensorboard, trackio, wandb, …"}
+    )
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "A checkpoint's folder, or `latest` for the newest whole one in output_dir."}
     )
+    ignore_changed_settings: bool = field(
+        default=False, metadata={"help": "Resume even if data or settings changed, which makes it another run."}
+    )
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 1, "per_device_train_batch_size", "logging_steps", "save_steps", "save_total_limit")
-        _require_at_least(self, 1, "sample_steps", "num_samples")
-        _require_at_least(self, 0, "warmup_steps", "weight_decay", "seed")
-        _require_above_0(self, "num_train_epochs", "learning_rate", "max_grad_norm")
-        _require_share(self, "adam_beta2", "ema_decay")
+        _require_at_least(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps")
+        _require_at_least(self, 1, "save_steps", "save_total_limit", "eval_steps", "sample_steps", "num_samples")
+        _require_at_least(self, 0, "warmup_steps", "weight_decay", "seed", "dataloader_num_workers")
+        _require_above_0(self, "num_train_epochs", "learning_rate", "max_grad_norm", "adam_epsilon")
+        _require_share(self, "adam_beta1", "adam_beta2", "ema_decay")
         if self.max_train_steps is not None:
             _require_at_least(self, 1, "max_train_steps")
         if self.lr_scheduler_type not in _SCHEDULES:
             raise ValueError(
                 f"`lr_scheduler_type` must be one of {', '.join(_SCHEDULES)}, got {self.lr_scheduler_type!r}."
             )
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"`mixed_precision` must be no or bf16, got {self.mixed_precision!r}.")
+        if self.mixed_precision not in (None, "no", "bf16", "fp16"):
+            raise ValueError(f"`mixed_precision` must be no, bf16 or fp16, got {self.mixed_precision!r}.")
 
     def total_steps(self, rows: int, processes: int) -> int:
         """Steps of the whole run for a number of training rows and processes."""
         if self.max_train_steps is not None:
             return self.max_train_steps
-        return max(1, round(self.num_train_epochs * rows / (self.per_device_train_batch_size * processes)))
+        rows_per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
+        return max(1, round(self.num_train_epochs * rows / rows_per_step))
 
 
 @dataclass
@@ -125,6 +175,7 @@ class CodecTrainingArguments(TrainingArguments):
         default=0.02, metadata={"help": "A code used less than this share of the mean use is given a new place."}
     )
     max_shift: int = field(default=2, metadata={"help": "Pictures are shifted by up to this many pixels."})
+    num_samples: int = field(default=32, metadata={"help": "Validation rows on a grid of samples."})
     flip: bool = field(default=True, metadata={"help": "Mirror every second picture."})
     blank_code: bool = field(
         default=False,
@@ -157,6 +208,19 @@ class PainterModelArguments:
     dropout: float | None = field(
         default=None, metadata={"help": "Dropout of embeddings and residual branches; the configuration's by default."}
     )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Compute activations twice rather than keep them: less memory, a third slower."},
+    )
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train low-rank adapters of this rank instead of the weights themselves."}
+    )
+    lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapters; lora_rank by default."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the adapters."})
+    lora_target_modules: list[str] = field(
+        default_factory=list, metadata={"help": "Layers with adapters; those of attention and MLP by default."}
+    )
 
     def __post_init__(self) -> None:
         if (self.config_name is None) == (self.model_name_or_path is None):
@@ -165,6 +229,15 @@ class PainterModelArguments:
             )
         if self.dropout is not None:
             _require_share(self, "dropout")
+        if self.lora_rank is not None:
+            _require_at_least(self, 1, "lora_rank")
+            if self.config_name is not None:
+                raise ValueError("Adapters (`lora_rank`) need a trained painter: please set `model_name_or_path`.")
+        elif self.lora_alpha is not None or self.lora_dropout or self.lora_target_modules:
+            raise ValueError("`lora_alpha`, `lora_dropout`, `lora_target_modules` go with `lora_rank`: please set it.")
+        if self.lora_alpha is not None:
+            _require_at_least(self, 1, "lora_alpha")
+        _require_share(self, "lora_dropout")
         if self.config_name is not None and self.codec is None:
             raise ValueError("A new painter (`config_name`) needs a trained codec: please set `codec`.")
         if self.config_name is None and (self.codec is not None or self.tokenizer_name is not None):
@@ -182,18 +255,58 @@ class PainterTrainingArguments(TrainingArguments):
         default=1.0, metadata={"help": "Each input code is replaced by a random image code with probability 1 - pkeep."}
     )
     caption_dropout: float = field(default=0.0, metadata={"help": "Share of rows trained with the empty caption."})
-    code_variants: int = field(
-        default=1, metadata={"help": "Codes cached per picture: the picture itself and shifted copies of it."}
+    random_crop: bool = field(default=False, metadata={"help": "Cut random squares instead of the middle one."})
+    random_flip: bool = field(default=False, metadata={"help": "Mirror pictures at random."})
+    max_shift: int = field(default=0, metadata={"help": "Shift pictures at random by up to this many pixels."})
+    num_crops: int = field(
+        default=1,
+        metadata={
+            "help": "Codes cached per picture: the picture itself and randomly changed copies of it. "
+            "0 caches nothing and encodes a new copy in every step."
+        },
     )
-    max_shift: int = field(default=0, metadata={"help": "Pixels by which the shifted copies are moved at most."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many validations in a row that were not better than the best."}
+    )
+    load_best_model_at_end: bool = field(
+        default=False, metadata={"help": "Keep the model of the best validation in output_dir/best and end with it."}
+    )
+    validation_prompts: list[str] = field(
+        default_factory=list, metadata={"help": "Further captions to paint on the grids of samples."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Put the trained model on the Hub at the end."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "With push_to_hub: owner/name; output_dir's name under your own by default."}
+    )
+    hub_private: bool = field(default=False, metadata={"help": "With push_to_hub: a new repository is private."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.pkeep <= 1:
             raise ValueError(f"`pkeep` must lie in (0, 1], got {self.pkeep}.")
         _require_share(self, "caption_dropout")
-        if self.code_variants < 1 or (self.code_variants > 1) != (self.max_shift > 0):
-            raise ValueError("Shifted copies need both `code_variants` above 1 and `max_shift` above 0.")
+        _require_at_least(self, 0, "max_shift", "num_crops")
+        if self.early_stopping_patience is not None:
+            _require_at_least(self, 1, "early_stopping_patience")
+        if self.augments and self.num_crops == 1:
+            raise ValueError(
+                "`random_crop`, `random_flip` and `max_shift` make changed copies of pictures: please set `num_crops` "
+                "to the copies to encode of each picture (2 or more), or to 0 to encode a new one in every step."
+            )
+        if self.num_crops > 1 and not self.augments:
+            raise ValueError("`num_crops` above 1 needs `random_crop`, `random_flip` or `max_shift`.")
+        if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private):
+            raise ValueError("`hub_model_id` and `hub_private` go with `push_to_hub`: please set it.")
+
+    @property
+    def augments(self) -> bool:
+        """Whether pictures are changed at random."""
+        return self.random_crop or self.random_flip or self.max_shift > 0
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the model of the best validation is kept."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
 
 
 def _require_at_least(arguments: Any, least: int, *names: str) -> None:

@@ -16,9 +16,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import SAFE_WEIGHTS_NAME
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
 
-__all__ = ["find_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["all_well", "find_checkpoint", "hold_only_trained", "load_checkpoint", "save_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ def save_checkpoint(
         accelerator.save_state(str(partial))
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have their own for ENOSPC
         problem = error
-    if not _all_well(accelerator, problem):
+    if not all_well(accelerator, problem):
         _give_up(accelerator, final, partial, problem)
         return None
     try:
@@ -61,7 +64,7 @@ def save_checkpoint(
             _publish(partial, final, {"step": step, "processes": accelerator.num_processes, "settings": settings})
     except OSError as error:
         problem = error
-    if not _all_well(accelerator, problem):
+    if not all_well(accelerator, problem):
         _give_up(accelerator, final, partial, problem)
         return None
     if accelerator.is_main_process:
@@ -84,10 +87,42 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     _sync(final.parent)
 
 
-def _all_well(accelerator: Accelerator, problem: Exception | None) -> bool:
-    """Whether no process has a problem; they must not wait for each other at different places."""
+def all_well(accelerator: Accelerator, problem: Exception | None) -> bool:
+    """Whether no process has a problem. All call it: they must not wait for each other at different places."""
     flag = torch.tensor(int(problem is not None), device=accelerator.device)
     return not accelerator.reduce(flag, "sum").item()
+
+
+def hold_only_trained(accelerator: Accelerator, trained: list[nn.Parameter]) -> None:
+    """
+    From now on, checkpoints leave frozen weights out: those of the base beside an adapter are a hundred times as large.
+
+    Args:
+        accelerator: after the model is prepared.
+        trained: the parameters to hold; buffers are held, too.
+    """
+    wanted = {id(parameter) for parameter in trained}
+
+    def held(model: nn.Module) -> dict[str, torch.Tensor]:
+        frozen = {name for name, parameter in model.named_parameters() if id(parameter) not in wanted}
+        return {name: weight for name, weight in model.state_dict().items() if name not in frozen}
+
+    def leave_out(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
+        for model, state in zip(models, weights, strict=True):
+            for name in state.keys() - held(model).keys():
+                del state[name]
+
+    def put_back(models: list[nn.Module], folder: str) -> None:
+        model = models.pop()  # accelerate would want all weights for it
+        state, own = load_file(Path(folder) / SAFE_WEIGHTS_NAME), held(model)
+        if state.keys() != own.keys():
+            raise ValueError(f"{folder} holds other weights than this run trains; please start in a new output folder.")
+        with torch.no_grad():
+            for name, weight in own.items():
+                weight.copy_(state[name])
+
+    accelerator.register_save_state_pre_hook(leave_out)
+    accelerator.register_load_state_pre_hook(put_back)
 
 
 def _give_up(accelerator: Accelerator, final: Path, partial: Path, problem: Exception | None) -> None:
@@ -121,9 +156,15 @@ def find_checkpoint(output_dir: str | Path, which: str) -> Path | None:
     return Path(which)
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict[str, Any]) -> int:
+def load_checkpoint(
+    accelerator: Accelerator, checkpoint: Path, settings: dict[str, Any], ignore_changes: bool = False
+) -> int:
     """
     Puts everything back and returns the number of steps done.
+
+    Args:
+        settings: what the run depends on.
+        ignore_changes: go on even if that has changed, with a warning.
 
     Raises:
         ValueError: if the run that wrote it had other settings or another number of processes.
@@ -136,11 +177,14 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict[s
         for name in sorted(then.keys() | now.keys())
         if then.get(name) != now.get(name)
     ]
-    if differences:
+    if differences and not ignore_changes:
         raise ValueError(
             f"{checkpoint.name} belongs to a run with other settings, so going on would not be the same run: "
-            f"{'; '.join(differences)}. Set them back, or start in a new output folder."
+            f"{'; '.join(differences)}. Set them back, or start in a new output folder (or go on all the same with "
+            f"`ignore_changed_settings`)."
         )
+    if differences:
+        logger.warning("Going on as another run than %s: %s.", checkpoint.name, "; ".join(differences))
     accelerator.load_state(str(checkpoint))
     return manifest["step"]
 

@@ -2,6 +2,7 @@
 """Trains the codec: pictures from a TSV → a folder that `PaiPainterVQModel.from_pretrained` loads."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +24,7 @@ from .codebook import CodebookLearner
 from .codec_objective import CodecObjective, blank_patches
 from .command_line import run_from_command_line
 from .order import seed_of
-from .rows import load_both
+from .rows import find_training_source, load_training_rows, load_validation_rows
 from .run import TrainingRun
 
 __all__ = ["main", "train_codec", "validate_codec"]
@@ -46,30 +47,41 @@ def train_codec(model: CodecModelArguments, data: DataArguments, training: Codec
     accelerator = run.accelerator
     codec = _build_codec(model).to(accelerator.device)
     processor = PaiPainterImageProcessor(size=codec.config.resolution)
-    train_rows, valid_rows = load_both(data, training.output_dir, accelerator)
+    if data.streaming:
+        raise ValueError("The codec can't be trained on a stream yet: please leave `streaming` out.")
+    train_rows = load_training_rows(data, find_training_source(data), training.output_dir, accelerator)
+    valid_rows = load_validation_rows(data, training.output_dir, accelerator)
     learner = CodebookLearner(
         codec.quantize, training.codebook_decay, training.restart_below, training.blank_code, training.seed
     )
     if model.model_name_or_path is not None:
         learner.go_on_from(learner.entries)
     settings = {"config": architecture_of(codec.config), "data": train_rows._fingerprint}
-    run.prepare(CodecObjective(codec, training), codec, list(codec.parameters()), len(train_rows), settings, [learner])
-    _check_codebook_start(run, learner, codec, training)
+    run.prepare(CodecObjective(codec, training), list(codec.parameters()), len(train_rows), settings, [learner])
+    _check_codebook_start(run, len(train_rows), learner, codec, training)
 
-    for step, pictures in run.batches(PictureRows(train_rows, processor), torch.stack):
-        generator = torch.Generator().manual_seed(run.seed_at(step))
-        pictures = shift_and_flip(pictures, training.max_shift, training.flip, generator).to(accelerator.device)
-        if not learner.started and step >= training.codebook_start_step:
-            _start_codebook(run, learner, codec, train_rows, processor)
-        outputs = run.objective(pictures, quantise=learner.started)
-        run.update(outputs["loss"])
-        if learner.started:
-            latents, codes, errors = accelerator.gather((outputs["latents"], outputs["codes"], outputs["errors"]))
-            learner.update(latents, codes, errors, step)
-        run.finish_step(
-            step, outputs["pixels_loss"], lambda codec, done: _report(codec, valid_rows, processor, training, done)
-        )
-    return run.save_model(processor)
+    def evaluate() -> dict[str, float]:
+        alone = accelerator.is_main_process and valid_rows is not None
+        return validate_codec(codec, valid_rows, processor) if alone else {}
+
+    sample = partial(_draw_samples, codec, valid_rows, processor, training)
+    save = partial(_save, codec, processor)
+    with run.signals:
+        for step, pictures in run.batches(PictureRows(train_rows, processor), len(train_rows), torch.stack):
+            # The generator that the run has set for this batch.
+            pictures = shift_and_flip(pictures, training.max_shift, training.flip, torch.default_generator)
+            pictures = pictures.to(accelerator.device)
+            if not learner.started and step >= training.codebook_start_step:
+                _start_codebook(run, learner, codec, train_rows, processor)
+            outputs = run.objective(pictures, quantise=learner.started)
+            run.update(outputs["loss"])
+            if learner.started:
+                latents, codes, errors = accelerator.gather((outputs["latents"], outputs["codes"], outputs["errors"]))
+                learner.update(latents, codes, errors, step)
+            run.finish_step(step, outputs["pixels_loss"], evaluate, sample, save)
+    folder = run.save_model(save)
+    run.end()
+    return folder
 
 
 @torch.no_grad()
@@ -105,7 +117,7 @@ def _build_codec(model: CodecModelArguments) -> PaiPainterVQModel:
 
 
 def _check_codebook_start(
-    run: TrainingRun, learner: CodebookLearner, codec: PaiPainterVQModel, training: CodecTrainingArguments
+    run: TrainingRun, rows: int, learner: CodebookLearner, codec: PaiPainterVQModel, training: CodecTrainingArguments
 ) -> None:
     """Says at once what would otherwise come out hundreds of steps later."""
     if learner.started:
@@ -115,10 +127,10 @@ def _check_codebook_start(
             f"`codebook_start_step` ({training.codebook_start_step}) must be below the {run.steps} steps of the run, "
             f"or the codec never learns its codes."
         )
-    patches = run.rows * codec.config.num_image_codes
+    patches = rows * codec.config.num_image_codes
     if patches < codec.config.num_embeddings:
         raise ValueError(
-            f"{run.rows} training pictures have {patches} patches, too few for {codec.config.num_embeddings} codes "
+            f"{rows} training pictures have {patches} patches, too few for {codec.config.num_embeddings} codes "
             f"(`num_embeddings`)."
         )
 
@@ -149,16 +161,16 @@ def _start_codebook(
 
 
 @torch.no_grad()
-def _report(
+def _draw_samples(
     codec: PaiPainterVQModel,
     rows: datasets.Dataset | None,
     processor: PaiPainterImageProcessor,
     training: CodecTrainingArguments,
     step: int,
-) -> dict[str, float]:
-    """Validation figures, and originals beside reconstructions as samples/step-N.png."""
+) -> None:
+    """Originals beside reconstructions as samples/step-N.png."""
     if rows is None:
-        return {}
+        return
     shown = PictureRows(rows.select(range(min(training.num_samples, len(rows)))), processor)
     pictures = torch.stack([shown[row] for row in range(len(shown))])
     painted = codec(pictures.to(codec.device)).pixel_values.cpu()
@@ -167,7 +179,18 @@ def _report(
     folder.mkdir(parents=True, exist_ok=True)
     images = cast(list[Image.Image], processor.postprocess(pairs, output_type="pil"))
     draw_grid(images, columns=8).save(folder / f"step-{step:06d}.png")
-    return validate_codec(codec, rows, processor)
+
+
+def _save(
+    codec: PaiPainterVQModel,
+    processor: PaiPainterImageProcessor,
+    folder: Path,
+    gathered: dict[str, torch.Tensor] | None,
+) -> None:
+    if gathered is not None:
+        gathered = {name.removeprefix("codec."): weight for name, weight in gathered.items()}
+    codec.save_pretrained(folder, state_dict=gathered)
+    processor.save_pretrained(folder)
 
 
 def main(argv: list[str] | None = None) -> None:

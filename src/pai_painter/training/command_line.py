@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 
 from .. import processing_pai_painter
 from .checkpoints import find_checkpoint
+from .stopping import Stopped
 
 __all__ = ["parse_arguments", "run_from_command_line"]
 
@@ -46,10 +47,6 @@ class _OnlyFirst(logging.Filter):
         return first
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
 def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
     """
     Reads flags, or one YAML or JSON file that holds them (flags behind the file win).
@@ -66,7 +63,8 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
     parser = _Parser(types, description=_ABOUT, allow_abbrev=False)
     known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
     if argv and argv[0].endswith(_FILES):
-        argv = _flags_of_file(argv[0], known) + argv[1:]
+        several = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
+        argv = _flags_of_file(argv[0], known, several) + argv[1:]
     *arguments, unknown = parser.parse_args_into_dataclasses(
         argv, look_for_args_file=False, return_remaining_strings=True
     )
@@ -77,7 +75,7 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
     return tuple(arguments)
 
 
-def _flags_of_file(path: str, known: set[str]) -> list[str]:
+def _flags_of_file(path: str, known: set[str], several: set[str]) -> list[str]:
     """A settings file as flags, so that files and flags are checked alike and can be mixed."""
     if not os.path.isfile(path):
         raise ValueError(f"There is no settings file {path}.")
@@ -88,18 +86,29 @@ def _flags_of_file(path: str, known: set[str]) -> list[str]:
         raise ValueError(f"{path} is no valid YAML or JSON: {error}.") from error
     if not isinstance(root, yaml.MappingNode):
         raise ValueError(f"{path} must hold names and values, such as `output_dir: out`, one a line.")
-    flags: dict[str, str] = {}
+    flags: dict[str, list[str]] = {}
     for key, value in root.value:
         if key.value not in known:
             _refuse_unknown(str(key.value), known, f"in {path}, line {key.start_mark.line + 1}")
         if key.value in flags:
             raise ValueError(f"{path} sets `{key.value}` twice, again in line {key.start_mark.line + 1}.")
-        if not isinstance(value, yaml.ScalarNode):
-            raise ValueError(f"`{key.value}` in {path}, line {key.start_mark.line + 1}, must be one value.")
-        if value.tag != "tag:yaml.org,2002:null":
-            # The text as it is written: to YAML, 1.2e-3 is a string and `no` is a boolean.
-            flags[key.value] = f"--{key.value}={value.value}"
-    return list(flags.values())
+        is_list = isinstance(value, yaml.SequenceNode)
+        values = value.value if is_list and key.value in several else [value]
+        if not all(isinstance(each, yaml.ScalarNode) for each in values):
+            form = "one value or a list of values" if key.value in several else "one value"
+            raise ValueError(f"`{key.value}` in {path}, line {key.start_mark.line + 1}, must be {form}.")
+        if values and value.tag != "tag:yaml.org,2002:null":
+            flags[key.value] = _flag(key.value, [each.value for each in values], is_list)
+    return [word for words in flags.values() for word in words]
+
+
+def _flag(name: str, values: list[str], is_list: bool) -> list[str]:
+    """The texts as they are written: to YAML, 1.2e-3 is a string and `no` is a boolean."""
+    if not is_list:
+        return [f"--{name}={values[0]}"]
+    if any(value.startswith("-") for value in values):
+        raise ValueError(f"The values of `{name}` must not begin with a dash, got {', '.join(values)}.")
+    return [f"--{name}", *values]
 
 
 def _refuse_unknown(word: str, known: set[str], where: str) -> NoReturn:
@@ -117,7 +126,7 @@ def run_from_command_line(types: tuple[type, ...], train: Callable[..., Any], ar
     newest checkpoint, with exit status 130 (Ctrl-C) or 143 (SIGTERM).
     """
     _set_up_logging()
-    program = os.path.basename(sys.argv[0])
+    program = _program()
     output_dir = None
     try:
         arguments = parse_arguments(types, argv)
@@ -132,7 +141,14 @@ def run_from_command_line(types: tuple[type, ...], train: Callable[..., Any], ar
     except KeyboardInterrupt as stop:
         newest = None if output_dir is None else find_checkpoint(output_dir, "latest")
         advice = f"go on from {newest} with --resume_from_checkpoint latest." if newest else "there is no checkpoint."
-        _leave(program, f"Stopped; {advice}", 143 if isinstance(stop, _Terminated) else 130)
+        terminated = isinstance(stop, Stopped) and stop.number == signal.SIGTERM
+        _leave(program, f"Stopped; {advice}", 143 if terminated else 130)
+
+
+def _program() -> str:
+    """What was called, for errors: a script, a command, or a module."""
+    name = os.path.basename(sys.argv[0])
+    return name if name != "__main__.py" else os.path.basename(os.path.dirname(sys.argv[0]))
 
 
 def _is_first_process() -> bool:
@@ -147,10 +163,10 @@ def _leave(program: str, sentence: str, status: int) -> NoReturn:
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """While it lasts, SIGTERM stops the run the way Ctrl-C does."""
+    """While it lasts, SIGTERM stops the run at once, the way Ctrl-C does. In the loop, both wait for a checkpoint."""
 
-    def interrupt(*_: Any) -> NoReturn:
-        raise _Terminated
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        raise Stopped(number)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

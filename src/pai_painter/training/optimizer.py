@@ -10,7 +10,7 @@ __all__ = ["build_optimizer"]
 
 
 def build_optimizer(model: nn.Module, training: TrainingArguments) -> torch.optim.AdamW:
-    """An AdamW over the trainable parameters of `model`, betas (0.9, `adam_beta2`)."""
+    """An AdamW over the trainable parameters of `model`."""
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for module in model.modules():
@@ -22,4 +22,10 @@ def build_optimizer(model: nn.Module, training: TrainingArguments) -> torch.opti
         {"params": decayed, "weight_decay": training.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
+    return torch.optim.AdamW(
+        groups,
+        lr=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        fused=True,
+    )

@@ -22,30 +22,43 @@ def seed_of(*numbers: int) -> int:
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
     """
-    For each step from `start` on, this process's share of the batch as (epoch, row) pairs.
+    For each step from `start` on, this process's batches as (epoch, row) pairs.
 
     The epochs' permutations stand one behind the other and are cut into batches without a gap, so every batch is
-    full and every row is seen once per epoch.
+    full and every row is seen once per epoch. A step's rows are the same for the same number of them, however they are
+    divided among processes and batches.
 
     Args:
         rows: number of training rows.
-        batch_size: rows per process and step.
+        batch_size: rows per process and batch.
+        accumulation: batches per step.
         rank, processes: this process and how many there are.
         seed: fixes the permutations.
         start, stop: first step, and the step before which to end.
     """
 
-    def __init__(self, rows: int, batch_size: int, rank: int, processes: int, seed: int, start: int, stop: int):
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        accumulation: int,
+        rank: int,
+        processes: int,
+        seed: int,
+        start: int,
+        stop: int,
+    ):
         self.rows, self.batch_size, self.rank, self.processes = rows, batch_size, rank, processes
+        self.accumulation = accumulation
         self.seed, self.start, self.stop = seed, start, stop
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return (self.stop - self.start) * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.start, self.stop):
-            first = (step * self.processes + self.rank) * self.batch_size
+        for batch in range(self.start * self.accumulation, self.stop * self.accumulation):
+            first = (batch * self.processes + self.rank) * self.batch_size
             yield [self._row_at(position) for position in range(first, first + self.batch_size)]
 
     def _row_at(self, position: int) -> tuple[int, int]:

@@ -6,31 +6,92 @@ from pathlib import Path
 import datasets
 from accelerate import Accelerator
 
+from ..data.picture_rows import DataSource
 from ..data.rows import load_rows
+from ..data.sources import find_source
+from ..data.streaming import PictureStream
 from .arguments import DataArguments
 
-__all__ = ["load_both"]
+__all__ = ["find_training_source", "load_training_rows", "load_validation_rows", "open_stream", "rejected_rows"]
+
+_REJECTED_TRAIN, _REJECTED_VALIDATION = "rejected_rows.jsonl", "rejected_validation_rows.jsonl"
 
 
-def load_both(
-    data: DataArguments, output_dir: str | Path, accelerator: Accelerator
-) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+def find_training_source(data: DataArguments) -> DataSource:
     """
-    Training rows, and validation rows if there are any. The first process of a machine builds the cache.
+    What to train on.
 
-    Rows that can't be used are listed in rejected_train_rows.jsonl and rejected_validation_rows.jsonl.
+    Raises:
+        ValueError: if it can't be used.
+    """
+    return _find(data, data.train_file, data.train_split)
+
+
+def load_training_rows(
+    data: DataArguments, source: DataSource, output_dir: str | Path, accelerator: Accelerator
+) -> datasets.Dataset:
+    """
+    Checked training rows. The first process of a machine builds the cache. What can't be used is listed in
+    rejected_rows.jsonl.
 
     Raises:
         ValueError: if a file can't be used, holds no usable row or too many unusable ones.
     """
+    return _load(data, source, Path(output_dir) / _REJECTED_TRAIN, accelerator)
+
+
+def load_validation_rows(
+    data: DataArguments, output_dir: str | Path, accelerator: Accelerator
+) -> datasets.Dataset | None:
+    """
+    Checked rows to validate on, if there are any; see [`load_training_rows`].
+
+    Raises:
+        ValueError: as there.
+    """
+    if not data.validates:
+        return None
+    source = _find(data, data.validation_file, data.validation_split)
+    return _load(data, source, Path(output_dir) / _REJECTED_VALIDATION, accelerator)
+
+
+def open_stream(
+    data: DataArguments, source: DataSource, output_dir: str | Path, accelerator: Accelerator, seed: int
+) -> PictureStream:
+    """This process's share of the training rows, as they come."""
+    return PictureStream(
+        source,
+        seed=seed,
+        shuffle_buffer=data.shuffle_buffer,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        max_bad_rows=data.max_bad_rows,
+        rejects=Path(output_dir) / _REJECTED_TRAIN,
+    )
+
+
+def rejected_rows(output_dir: str | Path) -> int:
+    """How many training rows couldn't be used, by the lists in the output folder."""
+    lists = Path(output_dir).glob(f"{_REJECTED_TRAIN.partition('.')[0]}*.jsonl")
+    return sum(path.read_bytes().count(b"\n") for path in lists)
+
+
+def _find(data: DataArguments, files: list[str], split: str | None) -> DataSource:
+    return find_source(
+        files or None,
+        dataset_name=None if files else data.dataset_name,
+        dataset_config_name=data.dataset_config_name,
+        split=split or "train",
+        input_schema=data.input_schema,
+        id_column=data.id_column,
+        caption_column=data.caption_column,
+        image_column=data.image_column,
+        caption_separator=data.caption_separator,
+        cache_dir=data.cache_dir,
+    )
+
+
+def _load(data: DataArguments, source: DataSource, rejects: Path, accelerator: Accelerator) -> datasets.Dataset:
     with accelerator.local_main_process_first():
-        rejects = Path(output_dir) if accelerator.is_main_process else None
-        train = _load(data, data.train_file, rejects and rejects / "rejected_train_rows.jsonl")
-        valid = None
-        if data.validation_file is not None:
-            valid = _load(data, data.validation_file, rejects and rejects / "rejected_validation_rows.jsonl")
-    return train, valid
-
-
-def _load(data: DataArguments, path: str, rejects: Path | None) -> datasets.Dataset:
-    return load_rows(path, data.input_schema, data.caption_separator, data.max_bad_rows, data.cache_dir, rejects)
+        listed = rejects if accelerator.is_main_process else None
+        return load_rows(source, data.max_bad_rows, data.cache_dir, listed)

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What both trainers share around their loops: setting up, one update, logging, checkpoints, taking up again."""
 
-import json
 import logging
 import math
-import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -22,18 +19,27 @@ from transformers import get_scheduler
 
 from .arguments import TrainingArguments
 from .average import WeightAverage
-from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoints import all_well, find_checkpoint, hold_only_trained, load_checkpoint, save_checkpoint
+from .figures import Figures
+from .launch import build_accelerator, is_sharded
 from .optimizer import build_optimizer
 from .order import StepBatches, seed_of
+from .saving import BestModel, save_whole
+from .stopping import Stopped, StopSignals
 
 __all__ = ["TrainingRun"]
 
 logger = logging.getLogger(__name__)
 
+# Writes the model into a folder: with the objective's gathered weights, if no process has all of them.
+Save = Callable[[Path, dict[str, torch.Tensor] | None], None]
+
 # Arguments that say where and how often, but don't change the weights.
 _HARMLESS = {
-    *("output_dir", "resume_from_checkpoint", "logging_steps", "save_steps", "save_total_limit", "sample_steps"),
-    *("num_samples", "num_train_epochs", "max_train_steps"),  # the last two are compared as `steps`
+    *("output_dir", "resume_from_checkpoint", "ignore_changed_settings", "dataloader_num_workers", "report_to"),
+    *("logging_steps", "save_steps", "save_total_limit", "sample_steps", "num_samples", "validation_prompts"),
+    *("push_to_hub", "hub_model_id", "hub_private"),
+    *("num_train_epochs", "max_train_steps"),  # compared as `steps`
 }
 
 
@@ -46,149 +52,208 @@ class TrainingRun:
 
     Attributes:
         accelerator: accelerate's handle on processes and devices.
+        signals: a context for the loop, in which SIGTERM and Ctrl-C end the run after a step, with a checkpoint.
         objective: after [`~TrainingRun.prepare`], the module whose call gives the loss, perhaps wrapped by DDP.
         average: moving average of the trained weights, if asked for.
-        steps: updates of the whole run.
+        best: the best model so far, if it is to be kept.
+        start, done, steps: updates when the run was taken up, so far, and of the whole run.
 
     Raises:
         ValueError: if `accelerate launch` was told something else than the arguments, or what isn't supported.
     """
 
     def __init__(self, training: TrainingArguments):
-        _check_environment(training)
         self.training = training
-        self.accelerator = Accelerator(mixed_precision=training.mixed_precision)
-        _check_processes(self.accelerator.num_processes)
+        self.accelerator = build_accelerator(training)
         set_seed(training.seed)
+        self.signals = StopSignals()
+        self.figures = Figures(self.accelerator, training.output_dir)
         self.objective: nn.Module = nn.Identity()
         self.average: WeightAverage | None = None
+        self.best: BestModel | None = None
+        self.done = 0
         self._recent: list[torch.Tensor] = []
 
     def prepare(
         self,
         objective: nn.Module,
-        model: nn.Module,
-        averaged: list[nn.Parameter],
-        rows: int,
+        trained: list[nn.Parameter],
+        rows: int | None,
         settings: dict[str, Any],
         stateful: list[Any],
+        best: BestModel | None = None,
     ) -> None:
         """
         Builds optimizer and schedule and takes up a checkpoint if asked to.
 
         Args:
             objective: module that is called in the loop.
-            model: the part of it that is saved in the end.
-            averaged: those of its parameters that training moves.
-            rows: number of training rows.
+            trained: those of its parameters that training moves.
+            rows: number of training rows, `None` if it isn't known.
             settings: what the run depends on beside its arguments; kept in checkpoints and compared on resuming.
             stateful: further objects with `state_dict` and `load_state_dict` that checkpoints hold.
+            best: keeps the model of the lowest validation loss.
 
         Raises:
-            ValueError: if the checkpoint to go on from is another run's, or the output folder is and none was named.
+            ValueError: if the checkpoint to go on from is another run's, or the output folder is and none was named, or
+                if the number of steps can't be known.
         """
         training, accelerator = self.training, self.accelerator
-        self.rows, self.steps = rows, training.total_steps(rows, accelerator.num_processes)
+        if rows is None and training.max_train_steps is None:
+            raise ValueError("The number of rows isn't known (`streaming`): please set `max_train_steps`.")
+        self.best = best
+        self.steps = training.total_steps(rows or 0, accelerator.num_processes)
         objective.train()  # `from_pretrained` gives models in evaluation mode, without dropout
+        if training.torch_compile:
+            objective.compile()  # in place: no wrapper changes the weights' names
         optimizer = build_optimizer(objective, training)
         self.schedule = get_scheduler(training.lr_scheduler_type, optimizer, training.warmup_steps, self.steps)
-        self.model = model
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        if not is_sharded(accelerator):
+            hold_only_trained(accelerator, trained)
         if training.use_ema:
-            self.average = WeightAverage(averaged, training.ema_decay)
-            stateful = [self.average, *stateful]
+            self.average = WeightAverage(trained, training.ema_decay)
         # The schedule isn't prepared: accelerate would step it once for each process.
-        accelerator.register_for_checkpointing(self.schedule, *stateful)
-        chosen = {name: value for name, value in vars(training).items() if name not in _HARMLESS}
+        states = [self.schedule, self.average, best, *stateful]
+        accelerator.register_for_checkpointing(*(state for state in states if state is not None))
+        # With a best model, when it is looked for counts, too.
+        harmless = _HARMLESS if best is not None else _HARMLESS | {"eval_steps"}
+        chosen = {name: value for name, value in vars(training).items() if name not in harmless}
         self.settings = {**chosen, **settings, "rows": rows, "steps": self.steps}
-        self.start = self._resume()
-        if accelerator.is_main_process:
-            _drop_figures_after(Path(training.output_dir) / "metrics.jsonl", self.start)
+        self.start = self.done = self._resume()
+        self.figures.begin(self.start, self.settings)
 
-    def batches(self, dataset: Dataset, collate: Callable) -> Iterator[tuple[int, Any]]:
-        """(step, batch) from the first step not yet done, with this process's random state set for the step."""
+    def batches(self, dataset: Dataset, rows: int, collate: Callable) -> Iterator[tuple[int, Any]]:
+        """
+        (step, batch) from the first step not yet done, with this process's random state set for the batch. With
+        `gradient_accumulation_steps`, so many batches have the same step.
+        """
         training, accelerator = self.training, self.accelerator
-        batches = StepBatches(
-            rows=self.rows,
+        order = StepBatches(
+            rows=rows,
             batch_size=training.per_device_train_batch_size,
+            accumulation=training.gradient_accumulation_steps,
             rank=accelerator.process_index,
             processes=accelerator.num_processes,
             seed=training.seed,
             start=self.start,
             stop=self.steps,
         )
-        main = accelerator.is_main_process
+        workers = training.dataloader_num_workers
+        return self.count(DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=workers))
+
+    def count(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """The same for batches that come from elsewhere, perhaps endlessly."""
+        accumulation, main = self.training.gradient_accumulation_steps, self.accelerator.is_main_process
         self._bar = tqdm(total=self.steps, initial=self.start, disable=not main, unit="step", mininterval=1)
         self._since = time.monotonic()
         with self._bar:
-            for step, batch in enumerate(DataLoader(dataset, batch_sampler=batches, collate_fn=collate), self.start):
-                set_seed(self.seed_at(step) % 2**32)
-                yield step, batch
+            for number, batch in enumerate(batches, self.start * accumulation):
+                step, part = divmod(number, accumulation)
+                if step == self.steps or self.ended_early:
+                    return
+                set_seed(seed_of(self.training.seed, 3, step, part, self.accelerator.process_index) % 2**32)
+                with self.accelerator.accumulate(self.objective):
+                    yield step, batch
 
-    def seed_at(self, step: int) -> int:
-        """A seed for this process's random choices at a step."""
-        return seed_of(self.training.seed, 3, step, self.accelerator.process_index)
+    @property
+    def ended_early(self) -> bool:
+        """Whether validation has not become better for too long."""
+        return self.best is not None and self.best.exhausted
 
     def update(self, loss: torch.Tensor) -> None:
-        """One step of the weights and of their average."""
+        """One batch's gradients and, after the last of a step, one step of the weights and of their average."""
         self.accelerator.backward(loss)
+        if not self.accelerator.sync_gradients:
+            return
         self.accelerator.clip_grad_norm_(self.objective.parameters(), self.training.max_grad_norm)
         self.optimizer.step()
-        self.schedule.step()
         self.optimizer.zero_grad()
+        if self.accelerator.optimizer_step_was_skipped:  # fp16: the gradients were too large for its range
+            return
+        self.schedule.step()
         if self.average is not None:
             self.average.update()
 
-    def finish_step(self, step: int, loss: torch.Tensor, report: Callable[[Any, int], dict[str, float]]) -> None:
+    def finish_step(
+        self,
+        step: int,
+        loss: torch.Tensor,
+        evaluate: Callable[[], dict[str, float]],
+        sample: Callable[[int], None],
+        save: Save,
+    ) -> None:
         """
-        Logs, validates and saves when it is time.
+        Logs, validates, samples and saves when it is time.
 
         Args:
-            step: the step that has just been done, counted from 0.
+            step: the step of the batch, counted from 0.
             loss: what to log.
-            report: called with the model as it would be saved and the number of steps done; validates, draws samples
-                and returns figures.
+            evaluate: called on all processes; gives figures, of which `validation_loss` decides which model is best.
+            sample: called on the first process with the number of steps done; draws pictures.
+            save: writes the model as it is into a folder.
 
         Raises:
             ValueError: if the loss is no longer a number.
+            Stopped: after the checkpoint, if a signal asked for it.
         """
-        training, done = self.training, step + 1
-        last, saves = done == self.steps, done % training.save_steps == 0
         self._recent.append(loss.detach())
+        if not self.accelerator.sync_gradients:
+            return
+        training, done = self.training, step + 1
+        self.done = done
+        last, saves = done == self.steps, done % training.save_steps == 0
         self._bar.update()
         if done % training.logging_steps == 0 or last or saves:
             self._log_loss(done, finished=done % training.logging_steps == 0 or last)
-        if done % training.sample_steps == 0 or last:
-            if self.accelerator.is_main_process:
-                self._report(done, report)
-            self.accelerator.wait_for_everyone()
-            self._since = time.monotonic()
-        if saves and not last:
+        if done % training.eval_steps == 0 or last:
+            self._evaluate(done, evaluate, save)
+        if done % training.sample_steps == 0 or last or self.ended_early:
+            self._sample(done, sample)
+        asked = self.signals.anywhere(self.accelerator)
+        if last or self.ended_early:
+            return
+        if saves or asked:
             save_checkpoint(self.accelerator, training.output_dir, done, self.settings, training.save_total_limit)
+        if asked:
+            raise Stopped(asked)
 
     @contextmanager
-    def finished_model(self) -> Iterator[Any]:
-        """The model as it would be saved now, averaged if asked for, in evaluation mode. Training isn't disturbed."""
+    def finished_model(self) -> Iterator[None]:
+        """While it lasts, the weights are those to be saved, averaged if asked for. Training isn't disturbed."""
         with nullcontext() if self.average is None else self.average.in_place():
-            self.model.eval()
+            self.objective.eval()
             try:
-                yield self.model
+                yield
             finally:
                 self.objective.train()
 
-    def save_model(self, *processors: Any) -> Path:
-        """Saves the finished model and its processors into the output folder, and ends the run on all processes."""
+    def save_model(self, save: Save) -> Path:
+        """Saves the finished model, or the best one, into the output folder."""
+        if self.best is not None and math.isfinite(self.best.loss):
+            logger.info("The best model is that of step %d (loss %.4f).", self.best.step, self.best.loss)
+            best = self.best
+            save = lambda folder, _: best.copy_to(folder)  # noqa: E731 - shaped like the other one
+        self._save(save, Path(self.training.output_dir))
         if self.accelerator.is_main_process:
-            with self.finished_model() as model:
-                _save_whole([model, *processors], Path(self.training.output_dir))
             logger.info("The trained model is in %s.", self.training.output_dir)
+        return Path(self.training.output_dir)
+
+    def end(self) -> None:
+        """Ends the run on all processes."""
         self.accelerator.wait_for_everyone()
         # DDP's reducer must go before its process group: the other way round, its end, which holds the interpreter's
         # lock, can wait for ever for a gloo thread that wants that lock.
         self.objective = nn.Identity()
         self.accelerator.free_memory()
         self.accelerator.end_training()
-        return Path(self.training.output_dir)
+
+    def _save(self, save: Save, folder: Path) -> None:
+        """All processes call it, to give their part of weights that are spread over them."""
+        with self.finished_model():
+            gathered = self.accelerator.get_state_dict(self.objective) if is_sharded(self.accelerator) else None
+            if self.accelerator.is_main_process:
+                save_whole(lambda scratch: save(scratch, gathered), folder)
 
     def _log_loss(self, done: int, finished: bool) -> None:
         """Looks at the mean since the last line; with `finished` it becomes a line."""
@@ -203,29 +268,42 @@ class TrainingRun:
         rows = len(self._recent) * self.training.per_device_train_batch_size * self.accelerator.num_processes
         now = time.monotonic()
         self._bar.set_postfix(loss=f"{mean:.4f}")
-        self._log({"step": done, "loss": mean, "rows_per_second": rows / (now - self._since)})
+        rate = self.schedule.get_last_lr()[0]
+        self.figures.write(done, {"loss": mean, "learning_rate": rate, "rows_per_second": rows / (now - self._since)})
         self._recent.clear()
         self._since = now
 
-    def _report(self, done: int, report: Callable[[Any, int], dict[str, float]]) -> None:
-        try:
-            with self.finished_model() as model:
-                figures = report(model, done)
-        except OSError as error:  # such as a full disk: no reason to lose the run
-            logger.warning("The samples of step %d could not be written (%s). Training goes on.", done, error)
-        else:
-            if figures:
-                self._log({"step": done, **figures})
+    def _evaluate(self, done: int, evaluate: Callable[[], dict[str, float]], save: Save) -> None:
+        paused = time.monotonic()
+        with self.finished_model():
+            figures = evaluate()
+        if figures:
+            self.figures.write(done, figures)
+        if self.best is not None:
+            self._keep_if_best(self.best, figures["validation_loss"], done, save)
+        self._since += time.monotonic() - paused
 
-    def _log(self, figures: dict[str, float]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        try:
-            Path(self.training.output_dir).mkdir(parents=True, exist_ok=True)
-            with open(Path(self.training.output_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(figures) + "\n")
-        except OSError as error:
-            logger.warning("The figures %s could not be written (%s). Training goes on.", figures, error)
+    def _keep_if_best(self, best: BestModel, loss: float, done: int, save: Save) -> None:
+        problem: Exception | None = None
+        better = best.is_better(loss)
+        if better:
+            try:
+                self._save(save, best.folder)
+            except (OSError, RuntimeError, SafetensorError) as error:  # a full disk has many names
+                problem = error
+                logger.warning("The best model, of step %d, could not be saved (%s). Training goes on.", done, error)
+        best.take(loss, done, better and all_well(self.accelerator, problem))
+
+    def _sample(self, done: int, sample: Callable[[int], None]) -> None:
+        paused = time.monotonic()
+        if self.accelerator.is_main_process and not is_sharded(self.accelerator):
+            try:
+                with self.finished_model():
+                    sample(done)
+            except OSError as error:  # such as a full disk: no reason to lose the run
+                logger.warning("The samples of step %d could not be written (%s). Training goes on.", done, error)
+        self.accelerator.wait_for_everyone()
+        self._since += time.monotonic() - paused
 
     def _resume(self) -> int:
         training = self.training
@@ -241,55 +319,6 @@ class TrainingRun:
         if checkpoint is None:
             logger.info("%s holds no checkpoint; starting from the beginning.", training.output_dir)
             return 0
-        start = load_checkpoint(self.accelerator, checkpoint, self.settings)
+        start = load_checkpoint(self.accelerator, checkpoint, self.settings, training.ignore_changed_settings)
         logger.info("Going on from %s, %d of %d steps are done.", checkpoint, start, self.steps)
         return start
-
-
-def _save_whole(parts: list[Any], folder: Path) -> None:
-    """Saves beside and moves into place, weights last: who finds weights in the folder finds all of them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as scratch:
-        for part in parts:
-            part.save_pretrained(scratch)
-        for file in sorted(Path(scratch).iterdir(), key=lambda path: path.suffix == ".safetensors"):
-            file.replace(folder / file.name)
-
-
-def _drop_figures_after(path: Path, step: int) -> None:
-    """Lines of steps that are done again now would stand twice, and a line may have been cut by a kill."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    rewritten = path.with_suffix(".rewritten")
-    rewritten.write_text("".join(kept) if step else "", encoding="utf-8")
-    rewritten.replace(path)
-
-
-def _check_processes(found: int) -> None:
-    """torchrun on a machine without accelerators gives accelerate no hint: each process would train for itself."""
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != found:
-        raise ValueError(
-            f"{started} processes were started, but accelerate runs each alone; on the CPU please set "
-            f"ACCELERATE_USE_CPU=true."
-        )
-
-
-def _check_environment(training: TrainingArguments) -> None:
-    """What `accelerate launch` was told arrives as environment variables; contradictions must not pass silently."""
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if told not in ("no", training.mixed_precision):
-        raise ValueError(
-            f"accelerate was launched with mixed precision {told}, but `mixed_precision` is "
-            f"{training.mixed_precision}: please set `mixed_precision` (no or bf16) and leave the launcher's out."
-        )
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise ValueError(f"{name} is not supported; please launch without it (several processes use DDP).")

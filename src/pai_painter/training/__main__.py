@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tunes the painter: `accelerate launch -m pai_painter.training …` with the words of train.py."""
+
+from .painter import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the painter learns: to predict each code from the caption and the codes before it."""
+
+import torch
+
+from ..modeling_pai_painter import PaiPainterForImageGeneration
+
+__all__ = ["PainterObjective"]
+
+
+class PainterObjective(torch.nn.Module):
+    """
+    Mean cross-entropy of the codes; a module so that DDP sees the forward.
+
+    Args:
+        painter: is trained.
+        pkeep: in training, each input code is replaced by a random one with probability 1 - pkeep.
+    """
+
+    def __init__(self, painter: PaiPainterForImageGeneration, pkeep: float = 1.0):
+        super().__init__()
+        self.painter, self.pkeep = painter, pkeep
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, text_length + num_image_codes)`)
+            labels (`torch.LongTensor` of the same shape): -100 on the caption.
+
+        Returns:
+            `torch.FloatTensor`, a scalar in nats per code.
+        """
+        config = self.painter.config
+        if self.training and self.pkeep < 1:
+            # Published: from all ids, caption tokens included, and never used. Only codes make sense here.
+            noise = torch.randint_like(input_ids, config.image_vocab_size)
+            is_code = torch.arange(input_ids.shape[1], device=input_ids.device) >= config.text_length
+            replaced = is_code & (torch.rand(input_ids.shape, device=input_ids.device) >= self.pkeep)
+            input_ids = torch.where(replaced, noise, input_ids)
+        # The caption's logits predict nothing that is trained, but for the last, which predicts the first code.
+        keep = config.num_image_codes + 1
+        return self.painter(input_ids, labels=labels, logits_to_keep=keep, use_cache=False).loss

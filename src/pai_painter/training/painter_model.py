@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The painter that a run starts from: a trained one, or a new one around a trained codec."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import BertTokenizer
+
+from ..configuration_pai_painter import PaiPainterConfig
+from ..data.codes import architecture_of
+from ..image_processing_pai_painter import PaiPainterImageProcessor
+from ..modeling_pai_painter import PaiPainterForImageGeneration
+from ..modeling_vqgan import PaiPainterVQModel
+from ..painter_folder import find_file, naming_damaged_weights, read_painter_folder
+from ..processing_pai_painter import PaiPainterProcessor
+from .arguments import PainterModelArguments
+
+__all__ = ["build_painter", "take_codec", "with_codec"]
+
+
+def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
+    """
+    The painter, in float32, and its processor.
+
+    Raises:
+        ValueError: if configuration, codec and vocabulary don't fit each other.
+        OSError: if one of them isn't there.
+    """
+    dropout = {} if model.dropout is None else {"embd_pdrop": model.dropout, "resid_pdrop": model.dropout}
+    if model.model_name_or_path is not None:
+        painter, processor = _trained(model, dropout)
+    else:
+        painter, processor = _new(model, dropout)
+    if model.gradient_checkpointing:
+        painter.gradient_checkpointing_enable()
+    return painter, processor
+
+
+def take_codec(painter: PaiPainterForImageGeneration) -> PaiPainterVQModel:
+    """
+    Takes the frozen codec out of the painter: it is no part of what is trained, wrapped, spread over processes and
+    held in checkpoints. [`with_codec`] puts it back for a while.
+    """
+    codec = painter.vqgan.requires_grad_(False).eval()
+    painter.register_module("vqgan", None)
+    return codec
+
+
+@contextmanager
+def with_codec(painter: PaiPainterForImageGeneration, codec: PaiPainterVQModel) -> Iterator[None]:
+    """While it lasts, the painter is whole and can be saved."""
+    painter.register_module("vqgan", codec)
+    try:
+        yield
+    finally:
+        painter.register_module("vqgan", None)
+
+
+def _trained(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
+    name = str(model.model_name_or_path)
+    folder = read_painter_folder(name, revision=model.revision)
+    if folder.adapter is not None:
+        raise ValueError(
+            f"{name} is an adapter: please make a whole painter of it first (`pai-painter merge {name} OUTPUT`) and "
+            f"train that."
+        )
+    config = folder.config
+    for field, rate in dropout.items():
+        setattr(config, field, rate)
+    sizes: dict[str, int] = {}
+    if folder.layout == "EasyNLP":  # whose processor says nothing of them
+        sizes = {"text_length": config.text_length, "size": folder.vq_config.resolution}
+    with naming_damaged_weights(name):
+        painter = PaiPainterForImageGeneration.from_pretrained(
+            name,
+            revision=model.revision,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=model.attn_implementation,
+        )
+    return painter, PaiPainterProcessor.from_pretrained(name, revision=model.revision, **sizes)
+
+
+def _new(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
+    codec = PaiPainterVQModel.from_pretrained(model.codec, dtype=torch.float32)
+    config = _config_for(codec, str(model.config_name), str(model.codec))
+    config.update(dropout)
+    painter = PaiPainterForImageGeneration._from_config(config, attn_implementation=model.attn_implementation)
+    painter.vqgan.load_state_dict(codec.state_dict())
+    tokenizer = model.tokenizer_name or model.config_name
+    processor = PaiPainterProcessor(
+        PaiPainterImageProcessor(size=codec.config.resolution),
+        _load_tokenizer(str(tokenizer), config),
+        text_length=config.text_length,
+        image_vocab_size=config.image_vocab_size,
+    )
+    return painter, processor
+
+
+def _config_for(codec: PaiPainterVQModel, name: str, codec_name: str) -> PaiPainterConfig:
+    """The configuration of a new painter. It may leave its codec out, but must not name another."""
+    config_dict, _ = PaiPainterConfig.get_config_dict(name)
+    if config_dict.get("model_type") != PaiPainterConfig.model_type:
+        raise ValueError(
+            f"{name} is no painter's configuration: its model_type is {config_dict.get('model_type')!r}, but must be "
+            f"{PaiPainterConfig.model_type!r}."
+        )
+    found = architecture_of(codec.config)
+    if config_dict.get("image_vocab_size", PaiPainterConfig.image_vocab_size) != found["num_embeddings"]:
+        raise ValueError(
+            f"{name} wants {config_dict.get('image_vocab_size', PaiPainterConfig.image_vocab_size)} image codes "
+            f"(`image_vocab_size`), but the codec {codec_name} has {found['num_embeddings']}; they must be equal."
+        )
+    config = PaiPainterConfig.from_dict({"vq_config": found, **config_dict})
+    wanted = architecture_of(config.vq_config)
+    differences = [f"`{key}` {wanted[key]} instead of {found[key]}" for key in found if wanted[key] != found[key]]
+    if differences:
+        raise ValueError(
+            f"The `vq_config` of {name} isn't that of the codec {codec_name}: it has {', '.join(differences)}; please "
+            f"leave `vq_config` out to take the codec's."
+        )
+    return config
+
+
+def _load_tokenizer(name: str, config: PaiPainterConfig) -> BertTokenizer:
+    if not any(find_file(name, file) for file in ("tokenizer.json", "vocab.txt")):
+        raise ValueError(f"{name} has no vocabulary (vocab.txt or tokenizer.json): please set `tokenizer_name`.")
+    tokenizer = BertTokenizer.from_pretrained(name)
+    if len(tokenizer) != config.text_vocab_size:
+        raise ValueError(
+            f"The vocabulary of {name} has {len(tokenizer)} tokens, but the configuration has "
+            f"`text_vocab_size` {config.text_vocab_size}; they must be equal."
+        )
+    return tokenizer

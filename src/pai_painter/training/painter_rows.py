@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows on their way to the painter: a caption's ids, and codes from the cache or pixels that are yet to be encoded."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from ..data.augment import Augmentation
+from ..data.pictures import open_picture
+from ..data.streaming import PictureStream
+from ..modeling_vqgan import PaiPainterVQModel
+from ..processing_pai_painter import PaiPainterProcessor
+from .order import seed_of
+
+__all__ = ["CaptionedCodes", "CaptionedPictures", "StreamedPictures", "collate_rows", "sequences"]
+
+
+class _CaptionDraw:
+    """Which caption a row has in an epoch, if any: a function of the seed, the epoch and the row."""
+
+    def __init__(self, processor: PaiPainterProcessor, seed: int, caption_dropout: float):
+        self.processor, self.seed, self.caption_dropout = processor, seed, caption_dropout
+
+    def ids(self, captions: list[str], epoch: int, row: int) -> torch.Tensor:
+        """(text_length,), of one of the captions or, with the probability of `caption_dropout`, of the empty one."""
+        which, dropped = self.numbers(6, epoch, row)
+        return self.ids_of("" if dropped < self.caption_dropout else captions[int(which * len(captions))])
+
+    def ids_of(self, caption: str) -> torch.Tensor:
+        """(text_length,), of this caption."""
+        return self.processor(text=caption, return_tensors="pt")["input_ids"][0]
+
+    def numbers(self, purpose: int, epoch: int, row: int) -> list[float]:
+        """Two numbers in [0, 1)."""
+        return torch.rand(2, generator=self.generator(purpose, epoch, row)).tolist()
+
+    def generator(self, purpose: int, epoch: int, row: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed_of(self.seed, purpose, epoch, row))
+
+
+class CaptionedCodes(Dataset[dict[str, torch.Tensor]]):
+    """
+    Rows as `caption_ids` (text_length,) and `image_codes` (num_image_codes,).
+
+    Items are asked for by (epoch, row), which fix the caption and the variant of the codes. Asked for by row alone, the
+    first of each is taken.
+    """
+
+    def __init__(
+        self, codes: datasets.Dataset, processor: PaiPainterProcessor, seed: int = 0, caption_dropout: float = 0.0
+    ):
+        self.codes, self._draw = codes, _CaptionDraw(processor, seed, caption_dropout)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor]:
+        if isinstance(item, int):
+            row = self.codes[item]
+            caption_ids, codes = self._draw.ids_of(row["captions"][0]), row["image_codes"][0]
+        else:
+            epoch, number = item
+            row = self.codes[number]
+            caption_ids = self._draw.ids(row["captions"], epoch, number)
+            variant, _ = self._draw.numbers(7, epoch, number)
+            codes = row["image_codes"][int(variant * len(row["image_codes"]))]
+        return {"caption_ids": caption_ids, "image_codes": torch.tensor(codes)}
+
+
+class CaptionedPictures(Dataset[dict[str, torch.Tensor]]):
+    """
+    Rows as `caption_ids` (text_length,) and `pixel_values` (3, size, size) of a copy that is new in each epoch.
+
+    Items are asked for by (epoch, row).
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        processor: PaiPainterProcessor,
+        augmentation: Augmentation,
+        seed: int,
+        caption_dropout: float,
+    ):
+        self.rows, self.augmentation = rows, augmentation
+        self.processor, self._draw = processor, _CaptionDraw(processor, seed, caption_dropout)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, number = item
+        row = self.rows[number]
+        return {
+            "caption_ids": self._draw.ids(row["captions"], epoch, number),
+            "pixel_values": self.augmentation.prepare(
+                [open_picture(row["picture"])], self.processor.image_processor, self._draw.generator(8, epoch, number)
+            )[0],
+        }
+
+
+class StreamedPictures(IterableDataset[dict[str, torch.Tensor]]):
+    """
+    Rows of a stream as `caption_ids` (text_length,), `pixel_values` (3, size, size) and `place` (2,): the epoch and the
+    number of raw rows that have been read of it, with which the stream is taken up again behind the row.
+    """
+
+    def __init__(
+        self,
+        stream: PictureStream,
+        processor: PaiPainterProcessor,
+        augmentation: Augmentation,
+        seed: int,
+        caption_dropout: float,
+    ):
+        self.stream, self.augmentation = stream, augmentation
+        self.processor, self._draw = processor, _CaptionDraw(processor, seed, caption_dropout)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for row in self.stream:
+            yield {
+                "caption_ids": self._draw.ids(row.captions, row.epoch, row.position),
+                "pixel_values": self.augmentation.prepare(
+                    [open_picture(row.picture)],
+                    self.processor.image_processor,
+                    self._draw.generator(8, row.epoch, row.position),
+                )[0],
+                "place": torch.tensor([row.epoch, row.position]),
+            }
+
+
+def collate_rows(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Items → a batch of them."""
+    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def sequences(
+    batch: dict[str, Any], device: torch.device, codec: PaiPainterVQModel | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Batches of captions and codes, or of captions and pixels that `codec` encodes, → what the objective takes.
+
+    Returns:
+        `input_ids` and `labels`, both `(batch, text_length + num_image_codes)`; the labels are -100 on the caption.
+    """
+    caption_ids = batch["caption_ids"].to(device)
+    if codec is not None:
+        with torch.no_grad():
+            image_codes = codec.encode(batch["pixel_values"].to(device))["image_codes"]
+    else:
+        image_codes = batch["image_codes"].to(device)
+    input_ids = torch.cat([caption_ids, image_codes], dim=1)
+    return input_ids, torch.cat([torch.full_like(caption_ids, -100), image_codes], dim=1)
