@@ -13,8 +13,10 @@ from PIL import Image
 
 from pai_painter import PaiPainterConfig, PaiPainterImageProcessor, PaiPainterVQConfig, PaiPainterVQModel
 from pai_painter.data import codes as codes_module
-from pai_painter.data.codes import architecture_of, hash_of_model, load_codes
+from pai_painter.data.augment import Augmentation
+from pai_painter.data.codes import architecture_of, encode_share, hash_of_model, load_codes
 from pai_painter.data.rows import PictureRows, load_rows
+from pai_painter.data.sources import find_source
 
 CODEC = {
     "resolution": 8,
@@ -54,7 +56,7 @@ def rows(tmp_path: Path) -> Callable[..., datasets.Dataset]:
             Image.fromarray(pixels.numpy()).save(buffer, format="PNG")
             lines.append(f"{number}\t红{number}\t{base64.b64encode(buffer.getvalue()).decode()}\n")
         (tmp_path / "rows.tsv").write_text("".join(lines), encoding="utf-8")
-        return load_rows(tmp_path / "rows.tsv", "idx,text,imgbase64", cache_dir=tmp_path / "cache")
+        return load_rows(find_source([tmp_path / "rows.tsv"]), cache_dir=tmp_path / "cache")
 
     return make
 
@@ -140,7 +142,7 @@ def test_other_image_settings(options: dict, rows: Callable, codec, processor, e
 
 def test_variants(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
     plain = torch.tensor(encode(rows(), codec, processor)[0]["image_codes"][:])
-    codes, batches = encode(rows(), codec, processor, variants=3, max_shift=2)
+    codes, batches = encode(rows(), codec, processor, variants=3, augmentation=Augmentation(max_shift=2))
     assert batches == 2
     variants = torch.tensor(codes["image_codes"][:])
     assert variants.shape == (40, 3, 16)
@@ -148,14 +150,15 @@ def test_variants(rows: Callable, codec: PaiPainterVQModel, processor, encode: C
     assert (variants[:, 1] != variants[:, 0]).any(1).float().mean() > 0.6
     assert (variants[:, 1] != variants[:, 2]).any(1).float().mean() > 0.6
     # Each of these is another table.
-    assert encode(rows(), codec, processor, variants=2, max_shift=2)[1] == 2
-    assert encode(rows(), codec, processor, variants=3, max_shift=1)[1] == 2
-    assert encode(rows(), codec, processor, variants=3, max_shift=2)[1] == 0
+    assert encode(rows(), codec, processor, variants=2, augmentation=Augmentation(max_shift=2))[1] == 2
+    for other in (Augmentation(max_shift=1), Augmentation(max_shift=2, random_flip=True)):
+        assert encode(rows(), codec, processor, variants=3, augmentation=other)[1] == 2
+    assert encode(rows(), codec, processor, variants=3, augmentation=Augmentation(max_shift=2))[1] == 0
     # And none is a matter of chance.
     torch.manual_seed(7)
     for file in (Path(codes.cache_files[0]["filename"]).parent).glob("*.arrow"):
         file.unlink()
-    again, _ = encode(rows(), codec, processor, variants=3, max_shift=2)
+    again, _ = encode(rows(), codec, processor, variants=3, augmentation=Augmentation(max_shift=2))
     assert again["image_codes"][:] == variants.tolist()
 
 
@@ -173,8 +176,50 @@ def test_encoding_that_was_stopped_is_not_taken(
         patch.setattr(codes_module, "_encode", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             load_codes(rows(), codec, processor, cache_dir=tmp_path / "cache")
-    assert not list((tmp_path / "cache" / "pai_painter_codes").glob("*.arrow"))
+    assert not list((tmp_path / "cache" / "pai_painter_codes").rglob("*.arrow"))
     assert len(load_codes(rows(), codec, processor, cache_dir=tmp_path / "cache")) == 40
+
+
+def test_parts(
+    rows: Callable,
+    codec: PaiPainterVQModel,
+    processor,
+    encode: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The same codes; what is done is kept when the rest isn't, and processes share the work."""
+    options = {"variants": 2, "augmentation": Augmentation(random_flip=True)}
+    whole, _ = encode(rows(), codec, processor, **options)
+    monkeypatch.setattr(codes_module, "_PART", 32)
+    arguments = (rows(), codec, processor, *options.values())
+    for rank in (0, 1):
+        encode_share(*arguments, tmp_path / "shared", rank, processes=2)
+        parts = sorted((tmp_path / "shared" / "pai_painter_codes").rglob("*.arrow"))
+        assert [part.stem for part in parts] == ["000000000", "000000032"][: rank + 1]
+    encode_batch = codes_module._encode
+
+    def not_again(*_: object, **__: object) -> dict:
+        raise AssertionError("All parts are there.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codes_module, "_encode", not_again)
+        shared = load_codes(*arguments, cache_dir=tmp_path / "shared")
+    assert shared.to_list() == whole.to_list()
+    parts[0].unlink()
+    encoded = []
+    monkeypatch.setattr(
+        codes_module, "_encode", lambda *args, **rest: encoded.append(rest["start"]) or encode_batch(*args, **rest)
+    )
+    assert load_codes(*arguments, cache_dir=tmp_path / "shared").to_list() == whole.to_list()
+    assert encoded == [0]
+
+
+@pytest.mark.parametrize("changes", [{"random_crop": True}, {"random_flip": True}, {"max_shift": 2}])
+def test_every_change_changes(changes: dict, rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable):
+    codes, _ = encode(rows(), codec, processor, variants=2, augmentation=Augmentation(**changes))
+    variants = torch.tensor(codes["image_codes"][:])
+    assert (variants[:, 1] != variants[:, 0]).any(1).float().mean() > 0.3
 
 
 def test_hash_of_model(codec: PaiPainterVQModel, tmp_path: Path) -> None:

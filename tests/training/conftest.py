@@ -20,6 +20,7 @@ from pai_painter.training.arguments import (
     PainterTrainingArguments,
 )
 from pai_painter.training.codec import train_codec
+from pai_painter.training.painter_model import build_painter
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +112,7 @@ def painter_options() -> dict[str, object]:
     return {
         "max_train_steps": 8,
         "per_device_train_batch_size": 5,
+        "gradient_accumulation_steps": 2,
         "pkeep": 0.8,
         "caption_dropout": 0.2,
         "num_crops": 2,
@@ -133,3 +135,15 @@ def painter_arguments(painter_options: dict[str, object]) -> Callable[..., Paint
         return PainterTrainingArguments(output_dir=str(output_dir), **{**painter_options, **options})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained_painter(shapes: Path, codec_folder: Path) -> Path:
+    """A painter with random weights, saved whole with its processor."""
+    torch.manual_seed(0)
+    painter, processor = build_painter(
+        PainterModelArguments(config_name=str(shapes / "painter"), codec=str(codec_folder))
+    )
+    painter.save_pretrained(shapes / "random_painter")
+    processor.save_pretrained(shapes / "random_painter")
+    return shapes / "random_painter"

@@ -62,7 +62,8 @@ def test_metadata_and_numbers(tmp_path: Path) -> None:
         "| validation loss, in the end | 3.5000 |",
         "| perplexity, in the end | 33.1155 |",
         "| best validation loss, at step 1000 | 3.4000 |",
-        "| steps, epochs | 1,500, 1.94 |",
+        "| steps | 1,500 |",
+        "| epochs | 1.94 |",
         "| parameters, trained | 202,743,171, 126,669,312 |",
         "| rows per second | 41.5 |",
         "| time since it was (last) started | 1 h 2 min |",
@@ -128,6 +129,13 @@ def test_what_was_not_measured_has_no_line(tmp_path: Path) -> None:
     assert "validation" not in text.lower()
     assert "| perplexity" not in text
     assert "| training loss (the last logged mean) | 3.2500 |" in text
+
+
+def test_streamed_rows_are_not_counted(tmp_path: Path) -> None:
+    text = card_of(tmp_path, replace(FACTS, rows=None, epochs=None)).text
+    assert "| rows | a stream, not counted |" in text
+    assert "epochs" not in text
+    assert "the more so the fewer there were." in text
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that was stopped and taken up again is the run that wasn't."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -43,8 +44,13 @@ def stop_at_4() -> Callable:
     return run
 
 
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    adapter = folder / "adapter_model.safetensors"
+    return load_file(adapter if adapter.is_file() else folder / "model.safetensors")
+
+
 def equal_weights(one: Path, other: Path) -> bool:
-    first, second = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    first, second = weights_of(one), weights_of(other)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -65,20 +71,39 @@ def test_codec(codec_run: Callable, stop_at_4: Callable, tmp_path: Path) -> None
     assert [line["step"] for line in lines(resumed) if "loss" in line] == list(range(1, 9))
 
 
+@pytest.mark.parametrize(
+    ("model_options", "data_options", "options"),
+    [
+        ({}, {}, {}),
+        ({"lora_rank": 2, "lora_dropout": 0.2}, {}, {}),
+        ({"gradient_checkpointing": True}, {}, {"num_crops": 0, "random_crop": True, "random_flip": True}),
+        ({}, {"streaming": True, "shuffle_buffer": 5}, {"num_crops": 0, "mixed_precision": "no"}),
+        ({}, {}, {"load_best_model_at_end": True, "eval_steps": 1}),
+        ({}, {}, {"dataloader_num_workers": 2}),
+        pytest.param({}, {}, {"torch_compile": True}, marks=pytest.mark.slow),
+    ],
+    ids=["everything", "lora", "encoded-anew", "streaming", "best", "workers", "compiled"],
+)
 def test_painter(
-    painter_model: PainterModelArguments,
+    model_options: dict,
+    data_options: dict,
+    options: dict,
+    trained_painter: Path,
     data: DataArguments,
     painter_arguments: Callable,
     stop_at_4: Callable,
     tmp_path: Path,
 ) -> None:
-    whole = train_painter(painter_model, data, painter_arguments(tmp_path / "whole"))
-    stop_at_4(train_painter, painter_model, data, painter_arguments(tmp_path / "stopped"))
+    model = PainterModelArguments(model_name_or_path=str(trained_painter), **model_options)
+    data = dataclasses.replace(data, **data_options)
+    whole = train_painter(model, data, painter_arguments(tmp_path / "whole", **options))
+    stop_at_4(train_painter, model, data, painter_arguments(tmp_path / "stopped", **options))
     # Samples in the meantime draw random numbers, and must not change what comes after.
-    arguments = painter_arguments(tmp_path / "stopped", resume_from_checkpoint="latest", sample_steps=1)
-    resumed = train_painter(painter_model, data, arguments)
+    again = {**options, "resume_from_checkpoint": "latest", "sample_steps": 1}
+    resumed = train_painter(model, data, painter_arguments(tmp_path / "stopped", **again))
     assert equal_weights(whole, resumed)
-    other = train_painter(painter_model, data, painter_arguments(tmp_path / "other", seed=1))
+    assert lines(whole) == lines(resumed)
+    other = train_painter(model, data, painter_arguments(tmp_path / "other", **options, seed=1))
     assert not equal_weights(whole, other)
 
 

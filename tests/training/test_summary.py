@@ -88,6 +88,12 @@ def test_a_run_without_validation(tmp_path: Path) -> None:
     json.loads(write_summary(tmp_path, facts).read_text())
 
 
+def test_streamed_rows(tmp_path: Path) -> None:
+    facts = gather(write_metrics(tmp_path), rows=None)
+    assert (facts.rows, facts.epochs) == (None, None)
+    assert json.loads(write_summary(tmp_path, facts).read_text())["epochs"] is None
+
+
 def test_cut_and_strange_lines_are_left_out_and_steps_done_again_count_once(tmp_path: Path) -> None:
     lines = [
         {"step": 20, "loss": 3.0},

@@ -101,7 +101,7 @@ def _fields(output_dir: Path, facts: TrainingFacts, text_length: int, license: s
         "loss_curve": "loss.png" if (output_dir / "loss.png").is_file() else None,
         "results": _results(facts),
         "data": _data(facts),
-        "rows": f"{facts.rows:,}",
+        "rows": None if facts.rows is None else _rows(facts),
         "settings": [
             (f"`{name}`", _cell(value)) for name, value in sorted(facts.settings.items()) if value is not None
         ],
@@ -119,7 +119,8 @@ def _results(facts: TrainingFacts) -> list[tuple[str, str]]:
         ("perplexity, in the end", _number(facts.perplexity)),
         (f"best validation loss, at step {facts.best_step}", _number(facts.best_validation_loss)),
         ("perplexity at that step", _number(facts.best_perplexity)),
-        ("steps, epochs", f"{facts.steps:,}, {facts.epochs:.4g}"),
+        ("steps", f"{facts.steps:,}"),
+        ("epochs", None if facts.epochs is None else f"{facts.epochs:.4g}"),
         ("parameters, trained", f"{facts.parameters:,}, {facts.trained_parameters:,}"),
         ("rows per second", None if facts.rows_per_second is None else f"{facts.rows_per_second:.4g}"),
         ("time since it was (last) started", _duration(facts.seconds)),
@@ -132,11 +133,15 @@ def _results(facts: TrainingFacts) -> list[tuple[str, str]]:
 def _data(facts: TrainingFacts) -> list[tuple[str, str]]:
     rows = [
         ("name", _cell(facts.data)),
-        ("rows", f"{facts.rows:,}"),
+        ("rows", _rows(facts)),
         ("rejected rows", f"{facts.rejected_rows:,}"),
         ("hash of its content", f"`{facts.data_hash}`"),
     ]
     return rows if facts.validation_rows is None else [*rows, ("validation rows", f"{facts.validation_rows:,}")]
+
+
+def _rows(facts: TrainingFacts) -> str:
+    return "a stream, not counted" if facts.rows is None else f"{facts.rows:,}"
 
 
 def _cell(value: Any) -> str:

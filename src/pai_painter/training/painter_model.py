@@ -33,7 +33,7 @@ def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGener
     else:
         painter, processor = _new(model, dropout)
     if model.gradient_checkpointing:
-        painter.gradient_checkpointing_enable()
+        painter.activation_checkpointing_enable()
     return painter, processor
 
 

@@ -46,7 +46,8 @@ class TrainingFacts:
         parameters, trained_parameters: numbers of weights, the codec's included, and of those that training moved.
         data: name of the training data.
         data_hash: hash of its content.
-        rows, rejected_rows, validation_rows: numbers of rows that were used, thrown out, and validated on.
+        rows, rejected_rows, validation_rows: numbers of rows that were used (`None` for a stream), thrown out, and
+            validated on.
         steps, epochs: updates, and how often the rows were gone through.
         loss: mean cross-entropy of a code in nats over the last logged steps.
         validation_loss: the same over the validation rows at the last validation.
@@ -66,11 +67,11 @@ class TrainingFacts:
     trained_parameters: int
     data: str
     data_hash: str
-    rows: int
+    rows: int | None
     rejected_rows: int
     validation_rows: int | None
     steps: int
-    epochs: float
+    epochs: float | None
     loss: float | None
     validation_loss: float | None
     best_validation_loss: float | None
@@ -99,7 +100,7 @@ def gather_facts(
     base_model: str | None,
     data: str,
     data_hash: str,
-    rows: int,
+    rows: int | None,
     rejected_rows: int,
     validation_rows: int | None,
     steps: int,
@@ -118,6 +119,7 @@ def gather_facts(
         model: the trained model with its codec; a parameter that asks for gradients counts as trained.
         base_model: name or folder of the model that training started from.
         data: name of the training data; of a path the last component is kept.
+        rows: number of training rows, `None` if they are streamed.
         rows_per_step: rows of one update, over all processes and accumulated batches.
         settings: the run's arguments. Of paths the last component is kept; tokens are left out.
         hub_model_id: the repository that the model goes to.
@@ -139,7 +141,7 @@ def gather_facts(
         rejected_rows=rejected_rows,
         validation_rows=validation_rows,
         steps=steps,
-        epochs=steps * rows_per_step / rows,
+        epochs=None if rows is None else steps * rows_per_step / rows,
         loss=losses[-1] if losses else None,
         validation_loss=validations[-1][0] if validations else None,
         best_validation_loss=best_loss,
