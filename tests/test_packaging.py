@@ -28,6 +28,7 @@ DEMO_MODEL = {
 ASSETS = {f"pai_painter/demo_model/{name}" for name in DEMO_MODEL} | {
     "pai_painter/fonts/OFL.txt",
     "pai_painter/fonts/pai-painter-sans.otf",
+    "pai_painter/training/model_card_template.md",
 }
 # What a build reads. It happens in a copy, so that it neither sees nor leaves anything in the work tree.
 BUILD_INPUTS = [

@@ -62,13 +62,13 @@ class PictureCodec:
             OSError: if there is no such folder or repository.
             ValueError: if it isn't a painter's, or if the weights don't fit.
         """
-        name = os.fspath(name_or_path)
-        folder = read_painter_folder(name, revision=revision)
+        folder = read_painter_folder(os.fspath(name_or_path), revision=revision)
         sizes = {"size": folder.vq_config.resolution} if folder.layout == "EasyNLP" else {}
-        processor = PaiPainterProcessor.from_pretrained(name, revision=revision, **sizes)
-        with naming_damaged_weights(name):
+        # The base's, if it is an adapter's folder.
+        processor = PaiPainterProcessor.from_pretrained(folder.name, revision=folder.revision, **sizes)
+        with naming_damaged_weights(folder.name):
             vqgan = PaiPainterVQModel.from_pretrained(
-                name, config=folder.vq_config, dtype=torch.float32, revision=revision
+                folder.name, config=folder.vq_config, dtype=torch.float32, revision=folder.revision
             )
         return cls(vqgan, processor.image_processor)
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a painter is, read from its folder without its weights: what `pai-painter info` shows."""
 
+import math
 import os
 from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
+from safetensors import safe_open
 from transformers import GenerationConfig
 
 from .modeling_pai_painter import PaiPainterForImageGeneration
-from .painter_folder import find_file, read_painter_folder
+from .painter_folder import AdapterFolder, find_file, naming_damaged_weights, read_painter_folder
 from .sampling_pai_painter import complete_generation_config, default_generation_config
 
 __all__ = ["describe_model"]
@@ -19,30 +21,37 @@ _SETTINGS = ("temperature", "top_k", "top_p", "best_of")
 _MAX_TEXT = 600
 
 
-def describe_model(name_or_path: str | os.PathLike, revision: str = "main") -> dict[str, str]:
+def describe_model(
+    name_or_path: str | os.PathLike, revision: str = "main", base: str | os.PathLike | None = None
+) -> dict[str, str]:
     """
     A painter's facts, by name, in the order in which they are told.
 
     Args:
-        name_or_path: a folder, native or EasyNLP's, or a Hub repository.
+        name_or_path: a folder or a Hub repository: a whole model, native or EasyNLP's, or a LoRA adapter.
         revision: the repository's.
+        base: the model under an adapter, if it isn't where the adapter says.
 
     Raises:
         OSError: if there is no such folder or repository.
         ValueError: if it isn't a painter's.
     """
     name = os.fspath(name_or_path)
-    folder = read_painter_folder(name, revision=revision)
+    folder = read_painter_folder(name, base=base, revision=revision)
     config, vq_config = folder.config, folder.vq_config
     with torch.device("meta"):  # shapes without memory
         model = PaiPainterForImageGeneration(config)
     codec = sum(parameter.numel() for parameter in model.vqgan.parameters())
     together = sum(parameter.numel() for parameter in model.parameters())
     settings = default_generation_config(config).to_dict()
-    if find_file(name, "generation_config.json", revision=revision) is not None:
-        saved = GenerationConfig.from_pretrained(name, revision=revision)
+    settings_of, settings_revision = name, revision
+    if folder.adapter is not None and find_file(name, "generation_config.json", revision=revision) is None:
+        settings_of, settings_revision = folder.name, folder.revision
+    if find_file(settings_of, "generation_config.json", revision=settings_revision) is not None:
+        saved = GenerationConfig.from_pretrained(settings_of, revision=settings_revision)
         settings = complete_generation_config(saved, config).to_dict()
     return {
+        **_describe_adapter(folder.adapter),
         "layout": folder.layout,
         "transformer": f"{config.num_hidden_layers} layers, {config.num_attention_heads} heads, "
         f"{config.hidden_size} wide",
@@ -56,6 +65,18 @@ def describe_model(name_or_path: str | os.PathLike, revision: str = "main") -> d
             f"{option} {settings[option]}" for option in _SETTINGS if settings.get(option) is not None
         ),
         **_read_card(find_file(name, "README.md", revision=revision)),
+    }
+
+
+def _describe_adapter(adapter: AdapterFolder | None) -> dict[str, str]:
+    if adapter is None:
+        return {}
+    with naming_damaged_weights(adapter.name), safe_open(adapter.weights, "pt") as weights:
+        parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    rank, alpha = (_printable(adapter.settings.get(field)) for field in ("r", "lora_alpha"))
+    return {
+        "adapter": f"LoRA of rank {rank}, alpha {alpha}: {parameters:,} parameters",
+        "base": _printable(adapter.base),
     }
 
 

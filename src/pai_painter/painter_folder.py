@@ -7,7 +7,8 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from safetensors import SafetensorError
@@ -15,19 +16,56 @@ from transformers.utils import cached_file
 
 from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 
-__all__ = ["PainterFolder", "find_file", "naming_damaged_weights", "read_painter_folder"]
+__all__ = [
+    "AdapterFolder",
+    "PainterFolder",
+    "find_file",
+    "naming_damaged_weights",
+    "portable_base_name",
+    "read_adapter_folder",
+    "read_painter_folder",
+]
+
+_DEMO_FOLDER = Path(__file__).parent / "demo_model"
+_DEMO_NAME = "pai_painter.DEMO_MODEL"  # what adapters call it: its path is another one on each machine
+
+_BESIDE_LORA = ("bias", "modules_to_save", "target_parameters", "trainable_token_indices")
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """
+    Args:
+        name (`str`): The adapter's folder or repository.
+        settings (`dict`): Its adapter_config.json.
+        weights (`str`): The local path of its adapter_model.safetensors.
+        base (`str`): Folder or repository of the model under it.
+        base_revision (`str`): The base repository's.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    weights: str
+    base: str
+    base_revision: str
 
 
 @dataclass(frozen=True)
 class PainterFolder:
     """
     Args:
+        name (`str`): The folder or repository of the whole model: for an adapter's folder, of its base.
         config ([`PaiPainterConfig`]): The painter's configuration.
         layout (`str`): `"native"`, or `"EasyNLP"` for a checkpoint of that program.
+        revision (`str`): The repository's.
+        adapter ([`AdapterFolder`], *optional*): The adapter over it, if an adapter's folder was named.
     """
 
+    name: str
     config: PaiPainterConfig
     layout: Literal["native", "EasyNLP"]
+    revision: str = "main"
+    adapter: AdapterFolder | None = None
 
     @property
     def vq_config(self) -> PaiPainterVQConfig:
@@ -36,34 +74,55 @@ class PainterFolder:
 
 
 def read_painter_folder(
-    name_or_path: str | os.PathLike, vq_config: PaiPainterVQConfig | dict | None = None, **hub_options: Any
+    name_or_path: str | os.PathLike,
+    vq_config: PaiPainterVQConfig | dict | None = None,
+    base: str | os.PathLike | None = None,
+    **hub_options: Any,
 ) -> PainterFolder:
     """
-    Reads the configuration of a painter, in the native layout or in EasyNLP's.
+    Reads the configuration of a painter, in the native layout or in EasyNLP's, or of the painter under an adapter.
 
     Args:
         name_or_path: a folder, or the name (`owner/name`) of a Hub repository.
         vq_config: the codec's configuration, for an EasyNLP folder whose codec isn't VQGAN f16_16384.
+        base: for an adapter's folder, the model under it, if it isn't where the adapter says.
         hub_options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
 
     Raises:
-        OSError: if there is no such folder or repository, or if it has no config.json.
+        OSError: if there is no such folder or repository, if it has no config.json, or if an adapter's base is missing.
         ValueError: if its config.json isn't a painter's.
     """
     name = os.fspath(name_or_path)
-    config_file = find_file(name, "config.json", **hub_options)
+    adapter = read_adapter_folder(name, base, **hub_options)
+    if adapter is None:
+        if base is not None:
+            raise ValueError(f"{name} is a whole model and has no base: please leave `base` out.")
+        return _read_whole_painter(name, vq_config, **hub_options)
+    try:
+        folder = _read_whole_painter(adapter.base, vq_config, **{**hub_options, "revision": adapter.base_revision})
+    except OSError as error:
+        if base is not None:
+            raise
+        raise OSError(
+            f"The adapter {name} was trained on {adapter.base}, which isn't there; please pass the model that it was "
+            f"trained on as `base` ({str(error).rstrip('.')})."
+        ) from error
+    return replace(folder, adapter=adapter)
+
+
+def _read_whole_painter(
+    name: str, vq_config: PaiPainterVQConfig | dict | None, revision: str = "main", **hub_options: Any
+) -> PainterFolder:
+    config_file = find_file(name, "config.json", revision=revision, **hub_options)
     if config_file is None:
         if not os.path.isdir(name):
             raise OSError(f"There is no folder {name}, and the Hub does not give a config.json of that name either.")
         raise OSError(f"{name} holds no painter: it has no config.json.")
-    with open(config_file, encoding="utf-8") as file:
-        try:
-            config_dict = json.load(file)
-        except ValueError as error:  # of JSON or of UTF-8
-            raise ValueError(f"The config.json of {name} is damaged: {error}.") from error
+    config_dict = _read_json(config_file, name)
     model_type = config_dict.get("model_type") if isinstance(config_dict, dict) else None
     if model_type == "artist":
-        return PainterFolder(PaiPainterConfig.from_dict(config_dict, vq_config=vq_config), "EasyNLP")
+        config = PaiPainterConfig.from_dict(config_dict, vq_config=vq_config)
+        return PainterFolder(name, config, "EasyNLP", revision)
     if model_type != PaiPainterConfig.model_type:
         raise ValueError(
             f"{name} holds no painter: the model_type in its config.json is {model_type!r}, but must be "
@@ -71,12 +130,88 @@ def read_painter_folder(
         )
     if vq_config is not None:
         raise ValueError(f"{name} says itself what its codec is; `vq_config` is for EasyNLP's checkpoints only.")
-    return PainterFolder(PaiPainterConfig.from_dict(config_dict), "native")
+    return PainterFolder(name, PaiPainterConfig.from_dict(config_dict), "native", revision)
 
 
-def find_file(name_or_path: str, filename: str, **hub_options: Any) -> str | None:
+def read_adapter_folder(
+    name_or_path: str | os.PathLike, base: str | os.PathLike | None = None, **hub_options: Any
+) -> AdapterFolder | None:
+    """
+    Reads the settings of a LoRA adapter, or gives `None` if the folder holds none.
+
+    Args:
+        name_or_path: a folder or a Hub repository.
+        base: the model under it, if it isn't where the adapter says.
+        hub_options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
+
+    Raises:
+        OSError: if there is no such folder or repository, or if the adapter's weights are missing in it.
+        ValueError: if the settings are damaged, if they are of another method than LoRA or name no base, or if the
+            folder holds a whole model as well.
+    """
+    name = os.fspath(name_or_path)
+    settings_file = find_file(name, "adapter_config.json", optional=True, **hub_options)
+    if settings_file is None:
+        return None
+    if find_file(name, "config.json", optional=True, **hub_options) is not None:
+        raise ValueError(
+            f"{name} holds a whole model (config.json) and an adapter (adapter_config.json): which of them is meant? "
+            f"Please keep them in different folders."
+        )
+    settings = _read_json(settings_file, name)
+    method = settings.get("peft_type") if isinstance(settings, dict) else None
+    if method != "LORA":
+        raise ValueError(f"The adapter {name} must be a LoRA, but the peft_type in its settings is {method!r}.")
+    besides = [field for field in _BESIDE_LORA if settings.get(field) not in (None, "none", [], {})]
+    if besides:
+        raise ValueError(
+            f"The adapter {name} changes more than LoRA's matrices, which can't be merged: `{besides[0]}`."
+        )
+    weights = find_file(name, "adapter_model.safetensors", **hub_options)
+    if weights is None:
+        raise OSError(f"The adapter {name} has no weights (adapter_model.safetensors).")
+    if base is not None:
+        return AdapterFolder(name, settings, weights, os.fspath(base), "main")
+    recorded, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not recorded or not isinstance(recorded, str) or not isinstance(revision, str | None):
+        raise ValueError(
+            f"The adapter {name} doesn't say on which model it was trained: please pass that model as `base`."
+        )
+    where = str(_DEMO_FOLDER) if recorded == _DEMO_NAME else recorded
+    return AdapterFolder(name, settings, weights, where, revision or "main")
+
+
+def portable_base_name(name_or_path: str) -> str:
+    """
+    The name under which an adapter finds its base again.
+
+    The demo model gets a name without a path, since it comes with the package on every machine; other folders are
+    named by their whole path, since a relative one, `models/base`, reads like a repository of the Hub elsewhere.
+    """
+    if not os.path.isdir(name_or_path):
+        return name_or_path
+    if os.path.samefile(name_or_path, _DEMO_FOLDER):
+        return _DEMO_NAME
+    return os.path.abspath(name_or_path)
+
+
+def _read_json(path: str, name: str) -> Any:
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:  # of JSON or of UTF-8
+            raise ValueError(f"The {os.path.basename(path)} of {name} is damaged: {error}.") from error
+
+
+def find_file(name_or_path: str, filename: str, optional: bool = False, **hub_options: Any) -> str | None:
     """
     The local path of a file of a folder or a Hub repository, or `None` if that has no such file.
+
+    Args:
+        name_or_path: the folder or the repository.
+        filename: the file's name in it.
+        optional: give `None` as well if the Hub can't be asked, as for a repository that was downloaded before.
+        hub_options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
 
     Raises:
         OSError: if there is no such folder or repository.
@@ -84,7 +219,13 @@ def find_file(name_or_path: str, filename: str, **hub_options: Any) -> str | Non
     if not os.path.isdir(name_or_path):
         _check_repository_name(name_or_path)
     try:
-        return cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False, **hub_options)
+        return cached_file(
+            name_or_path,
+            filename,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=not optional,
+            **hub_options,
+        )
     except OSError as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise OSError(f"There is no folder {name_or_path}, and the Hub does not give it either: {reason}.") from error

@@ -16,8 +16,9 @@ from transformers.generation import StoppingCriteria
 from transformers.utils import logging
 
 from .configuration_pai_painter import PaiPainterVQConfig
+from .lora import has_lora, load_painter, save_lora
+from .lora_pipeline import LoraPipelineMixin
 from .modeling_pai_painter import PaiPainterForImageGeneration
-from .painter_folder import naming_damaged_weights, read_painter_folder
 from .processing_pai_painter import PaiPainterProcessor
 
 __all__ = ["PaiPainterPipeline", "PaiPainterPipelineOutput"]
@@ -48,7 +49,7 @@ class PaiPainterPipelineOutput(BaseOutput):
     image_codes: torch.LongTensor
 
 
-class PaiPainterPipeline(DiffusionPipeline):
+class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
     """
     Paints pictures from Chinese captions.
 
@@ -96,6 +97,7 @@ class PaiPainterPipeline(DiffusionPipeline):
         dtype: torch.dtype | str | None = None,
         attn_implementation: str | None = None,
         vq_config: PaiPainterVQConfig | dict | None = None,
+        base: str | os.PathLike | None = None,
         revision: str = "main",
         cache_dir: str | os.PathLike | None = None,
         token: str | bool | None = None,
@@ -103,7 +105,8 @@ class PaiPainterPipeline(DiffusionPipeline):
         force_download: bool = False,
     ) -> "PaiPainterPipeline":
         """
-        Builds the pipeline from a folder or a Hub repository, in the native layout or in EasyNLP's.
+        Builds the pipeline from a folder or a Hub repository: a whole model, native or EasyNLP's, or a LoRA adapter,
+        which brings its base along.
 
         Args:
             pretrained_model_name_or_path: the folder's path or the repository's name, `owner/name`.
@@ -112,10 +115,11 @@ class PaiPainterPipeline(DiffusionPipeline):
                 well. `"auto"` is the precision of the file.
             attn_implementation: `"sdpa"` (default), `"eager"`, …
             vq_config: the codec of an EasyNLP folder, if it isn't VQGAN f16_16384.
+            base: the model under an adapter, if it isn't where the adapter says.
             revision, cache_dir, token, local_files_only, force_download: as everywhere on the Hub.
 
         Raises:
-            OSError: if there is no such folder or repository, or if a file is missing in it.
+            OSError: if there is no such folder or repository, if a file is missing in it, or if an adapter's base is.
             ValueError: if it isn't a painter's, or if its weights are damaged or don't fit its configuration.
         """
         if torch_dtype is not None and dtype is not None and torch_dtype != dtype:
@@ -128,32 +132,25 @@ class PaiPainterPipeline(DiffusionPipeline):
             "force_download": force_download,
         }
         name = os.fspath(pretrained_model_name_or_path)
-        folder = read_painter_folder(name, vq_config, **hub_options)
-        sizes: dict[str, int] = {}
-        if folder.layout == "EasyNLP":  # whose processor says nothing of them
-            sizes = {"text_length": folder.config.text_length, "size": folder.vq_config.resolution}
-        processor = PaiPainterProcessor.from_pretrained(name, **sizes, **hub_options)
-        with naming_damaged_weights(name):
-            model = PaiPainterForImageGeneration.from_pretrained(
-                name,
-                config=folder.config,
-                dtype=torch_dtype or dtype or torch.float32,
-                attn_implementation=attn_implementation,
-                **hub_options,
-            )
+        precision = torch_dtype or dtype or torch.float32
+        model, processor = load_painter(name, base, precision, attn_implementation, vq_config, **hub_options)
         pipeline = cls(model=model, processor=processor)
         pipeline.register_to_config(_name_or_path=name)
         return pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
-        Saves model and processor side by side, as safetensors with native names, in the precision they have.
+        Saves model and processor side by side, as safetensors with native names, in the precision they have. Of a model
+        with an adapter, the adapter; `fuse_lora` and then `unload_lora_weights` make a whole model of it.
 
         Args:
             save_directory: the folder; made if it doesn't exist.
-            kwargs: passed on to the model's `save_pretrained`, such as `max_shard_size`.
+            kwargs: passed on to a whole model's `save_pretrained`, such as `max_shard_size`.
         """
-        self.model.save_pretrained(save_directory, **kwargs)
+        if has_lora(self.model):
+            save_lora(self.model, save_directory)
+        else:
+            self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
     @property

@@ -9,16 +9,22 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from sample_files import WRITERS, samples, write_jsonl_folder, write_parquet
 
 from pai_painter.data import rows as rows_module
-from pai_painter.data.rows import PictureRows, hash_of_file, load_rows
+from pai_painter.data.pictures import PICTURE_FORMATS, open_picture
+from pai_painter.data.rows import PictureRows, load_rows
+from pai_painter.data.sources import find_source
 from pai_painter.image_processing_pai_painter import PaiPainterImageProcessor
 
 SCHEMA = "idx:str:1,text:str:1,imgbase64:str:1"
@@ -46,17 +52,21 @@ def table(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., datasets.Dataset]:
     def load(path: Path, **options: object) -> datasets.Dataset:
-        return load_rows(path, SCHEMA, cache_dir=tmp_path / "cache", **options)
+        separator = options.pop("caption_separator", None)
+        source = find_source([path], input_schema=SCHEMA, caption_separator=separator)
+        return load_rows(source, cache_dir=tmp_path / "cache", **options)
 
     return load
 
 
 @pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
-    """The files that were read row by row."""
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sources that were read row by row."""
     found = []
     write = rows_module._write_table
-    monkeypatch.setattr(rows_module, "_write_table", lambda path, *rest: found.append(path) or write(path, *rest))
+    monkeypatch.setattr(
+        rows_module, "_write_table", lambda source, *rest: found.append(source.name) or write(source, *rest)
+    )
     return found
 
 
@@ -76,7 +86,7 @@ def test_read_once(table: Callable, load: Callable, built: list) -> None:
     path = table(line("1", "红", 1), line("2", "绿", 2))
     first, again = load(path), load(path)
     copied = load(table(path.read_text(), name="copy.tsv"))
-    assert built == [path]
+    assert built == [str(path)]
     assert first.to_list() == again.to_list() == copied.to_list()
     assert first._fingerprint == again._fingerprint == copied._fingerprint
 
@@ -97,10 +107,11 @@ def test_other_options_are_another_table(table: Callable, load: Callable, tmp_pa
     path = table(line("1", "红|绿", 1))
     assert load(path)[0]["captions"] == ["红|绿"]
     assert load(path, caption_separator="|")[0]["captions"] == ["红", "绿"]
-    swapped = load_rows(path, "text,idx,imgbase64", cache_dir=tmp_path / "cache")
+    swapped = load_rows(find_source([path], input_schema="text,idx,imgbase64"), cache_dir=tmp_path / "cache")
     assert (swapped[0]["idx"], swapped[0]["captions"]) == ("红|绿", ["1"])
     # The same columns, written another way.
-    assert load_rows(path, "idx,text,imgbase64", cache_dir=tmp_path / "cache")._fingerprint == load(path)._fingerprint
+    same = load_rows(find_source([path], input_schema="idx,text,imgbase64"), cache_dir=tmp_path / "cache")
+    assert same._fingerprint == load(path)._fingerprint
     assert len(built) == 3
 
 
@@ -136,7 +147,7 @@ def build_and_die(path: Path, cache: Path) -> None:
         os.kill(os.getpid(), 9)
 
     rows_module.open_picture = die
-    load_rows(path, SCHEMA, cache_dir=cache)
+    load_rows(find_source([path]), cache_dir=cache)
 
 
 def build_slowly(path: Path, cache: Path, done: str) -> None:
@@ -150,7 +161,7 @@ def build_slowly(path: Path, cache: Path, done: str) -> None:
         write(*arguments)
 
     rows_module._write_table = slowly
-    rows = load_rows(path, SCHEMA, cache_dir=cache)
+    rows = load_rows(find_source([path]), cache_dir=cache)
     Path(done).write_text(f"{len(rows)} {len(built)}")
 
 
@@ -211,24 +222,165 @@ def test_too_many_bad_rows(table: Callable, load: Callable, max_bad_rows: int) -
 
 
 def test_nothing_usable(table: Callable, load: Callable, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has 2 unusable and 0 usable rows .*`input_schema` \(idx:str:1,"):
+    with pytest.raises(ValueError, match=r"has 2 unusable and 0 usable rows .*`input_schema` \(idx,text,imgbase64\)"):
         load(table("a\tb\n", "c\td\n"))
     with pytest.raises(ValueError, match=r"table\.tsv is empty"):
         load(table())
     with pytest.raises(ValueError, match=r"There is no file \S+nothing\.tsv\."):
         load(tmp_path / "nothing.tsv")
-    with pytest.raises(ValueError, match=r"There is no file"):
+    with pytest.raises(ValueError, match=r"is a folder without metadata\.csv or metadata\.jsonl"):
         load(tmp_path)
-    with pytest.raises(ValueError, match=r"has no column 'idx'"):
-        load_rows(table(line("1", "红", 1)), "text,imgbase64", cache_dir=tmp_path / "cache")
+
+
+def test_renamed_files(table: Callable, load: Callable, tmp_path: Path, built: list) -> None:
+    """The table is found again, and the list of bad rows says what the files are called now."""
+    for number in range(2):
+        table(line("1", "红", number), "2\tbad\n", name=f"{number}.tsv")
+    rejects = tmp_path / "rejected.jsonl"
+    files = [tmp_path / "0.tsv", tmp_path / "1.tsv"]
+    for names in (["0.tsv", "1.tsv"], ["a.tsv", "b.tsv"]):
+        for number, name in enumerate(names):
+            files[number] = files[number].rename(tmp_path / name)
+        load_rows(find_source(files), cache_dir=tmp_path / "cache", rejects=rejects)
+        records = [json.loads(record) for record in rejects.read_text(encoding="utf-8").splitlines()]
+        assert [(record["file"], record["line"]) for record in records] == [(str(file), 2) for file in files]
+    assert len(built) == 1
+    message = rf"^{files[0]} and 1 more has 2 unusable and 2 usable rows \(the first, {files[0]}, line 2: "
+    with pytest.raises(ValueError, match=message):
+        load_rows(find_source(files), max_bad_rows=1, cache_dir=tmp_path / "cache")
+
+
+def test_reading_stops_when_there_are_too_many_bad_rows(
+    table: Callable, load: Callable, tmp_path: Path, built: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = table(line("1", "红", 1), *["bad\n"] * 3, *(line(str(n), "绿", n) for n in range(50)))
+    opened: list[bytes] = []
+    check = rows_module.open_picture
+    monkeypatch.setattr(rows_module, "open_picture", lambda data: opened.append(data) or check(data))
+    rejects = tmp_path / "rejected.jsonl"
+    with pytest.raises(ValueError, match=r"has 3 unusable and 1 usable rows .*`max_bad_rows`\), and reading stopped"):
+        load(path, max_bad_rows=2, rejects=rejects)
+    assert len(opened) == 1
+    assert len(rejects.read_text(encoding="utf-8").splitlines()) == 3
+    assert not [found for found in (tmp_path / "cache" / "pai_painter_rows").iterdir() if found.is_dir()]
+    # What was read until then is not taken for the table.
+    assert len(load(path, max_bad_rows=3)) == 51
+    assert len(built) == 2
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_kind_of_source(kind: str, tmp_path: Path) -> None:
+    expected = samples(10, bad=(3,))
+    path = WRITERS[kind](tmp_path, expected)
+    rejects = tmp_path / "rejected.jsonl"
+    rows = load_rows(find_source([path]), cache_dir=tmp_path / "cache", rejects=rejects)
+    assert rows.to_list() == [
+        {"idx": idx, "captions": [text], "picture": data} for idx, text, data in expected if idx != "r3"
+    ]
+    (record,) = [json.loads(record) for record in rejects.read_text(encoding="utf-8").splitlines()]
+    assert record["file"].startswith(str(path))
+    assert (record["idx"], record["line"]) == ("r3", 5 if kind == "csv folder" else 4)
+    with pytest.raises(ValueError, match=r"1 unusable and 9 usable rows"):
+        load_rows(find_source([path]), max_bad_rows=0, cache_dir=tmp_path / "cache")
+
+
+def test_a_data_set_by_name(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for number in range(2):
+        write_parquet(tmp_path / "set", samples(4, first=4 * number), f"train-{number}.parquet")
+    source = find_source(None, dataset_name=str(tmp_path / "set"))
+    assert load_rows(source, cache_dir=tmp_path / "cache")["idx"][:] == [f"r{number}" for number in range(8)]
+
+
+@pytest.mark.parametrize("option", [{"caption_column": "other"}, {"id_column": "other"}, {"image_column": "other"}])
+def test_other_columns_are_another_table(option: dict, tmp_path: Path, built: list) -> None:
+    columns = {"idx": ["1"], "text": ["红"], "image": [picture(1)]}
+    columns["other"] = [picture(2)] if "image_column" in option else ["绿"]
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    one = load_rows(find_source([tmp_path / "x.parquet"]), cache_dir=tmp_path / "cache")
+    other = load_rows(find_source([tmp_path / "x.parquet"], **option), cache_dir=tmp_path / "cache")
+    assert len(built) == 2
+    assert one._fingerprint != other._fingerprint
+    assert one[0] != other[0]
+
+
+def test_pictures_of_all_sorts(tmp_path: Path) -> None:
+    """What a picture may be, each through a table and out again upright, opaque and in RGB."""
+
+    def file_of(image: Image.Image, file_format: str, **options: object) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, format=file_format, **options)
+        return buffer.getvalue()
+
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    half = Image.new("RGB", (8, 8), "red")
+    half.paste("blue", (0, 0, 8, 4))  # blue above red; turned clockwise, blue is on the right
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    deep = Image.fromarray(np.full((8, 8), 257 * 77, dtype=np.uint16))
+    bomb = Image.new("1", (8193, 8193))
+    good = {
+        **{name: file_of(red, name, **({"lossless": True} if name == "WEBP" else {})) for name in PICTURE_FORMATS},
+        "EXIF": file_of(half, "PNG", exif=rotated),
+        "transparent": file_of(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "PNG"),
+        "16 bits": file_of(deep, "PNG"),
+        "CMYK": file_of(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF"),
+        "animation": file_of(red, "GIF", save_all=True, append_images=[blue, blue]),
+    }
+    bad = {
+        "pixels": (file_of(bomb, "PNG"), "8193x8193 pixels, more than"),
+        "cut off": (file_of(half, "BMP")[:100], "cut off"),
+        "format": (file_of(red, "PPM"), "none of PNG"),
+        "page": (b"<html></html>", "none of PNG"),
+        "nothing": (b"", "is empty"),
+    }
+    lines = [f"{name}\t红\t{base64.b64encode(data).decode()}\n" for name, data in good.items()]
+    lines += [f"{name}\t红\t{base64.b64encode(data).decode()}\n" for name, (data, _) in bad.items()]
+    (tmp_path / "x.tsv").write_text("".join(lines), encoding="utf-8")
+    rejects = tmp_path / "rejected.jsonl"
+    rows = load_rows(find_source([tmp_path / "x.tsv"]), cache_dir=tmp_path / "cache", rejects=rejects)
+    found = {row["idx"]: open_picture(row["picture"]) for row in rows}
+    assert list(found) == list(good)
+    assert all(image.mode == "RGB" for image in found.values())
+    wanted = {"EXIF": (0, 0, 255), "transparent": (255, 255, 255), "16 bits": (77, 77, 77)}
+    for name, image in found.items():
+        pixel = image.getpixel((6, 6))
+        assert max(abs(one - two) for one, two in zip(pixel, wanted.get(name, (255, 0, 0)), strict=True)) < 3, name
+    records = [json.loads(record) for record in rejects.read_text(encoding="utf-8").splitlines()]
+    assert [record["idx"] for record in records] == list(bad)
+    for record in records:
+        assert bad[record["idx"]][1] in record["reason"]
+
+
+def test_every_spelling_of_base64(tmp_path: Path) -> None:
+    data = next(found for found in map(picture, range(256)) if {"+", "/"} <= set(base64.b64encode(found).decode()))
+    assert len(data) % 3  # there is something to pad
+    text, url_safe = base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()
+    spellings = [text, url_safe, text.rstrip("="), url_safe.rstrip("="), f"data:image/png;base64,{text}", f" {text} "]
+    wrong = [text[:21], text.replace("+", " "), f"b'{text}'", f"data:image/png,{text}"]
+    (tmp_path / "x.tsv").write_text("".join(f"{n}\t红\t{cell}\n" for n, cell in enumerate(spellings + wrong)))
+    # In Parquet a cell may have line breaks, too.
+    broken = "\r\n".join(text[place : place + 10] for place in range(0, len(text), 10))
+    table = pyarrow.table({"text": ["红"] * 7, "image": [*spellings, broken]})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    for name, count in (("x.tsv", 6), ("x.parquet", 7)):
+        rows = load_rows(find_source([tmp_path / name]), max_bad_rows=4, cache_dir=tmp_path / "cache")
+        assert rows["picture"][:] == [data] * count
+
+
+def test_names_that_are_not_unicode(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What can't be written as UTF-8 is no reason to fall over the list of bad rows."""
+    write_jsonl_folder(tmp_path, samples(2))
+    metadata = tmp_path / "pictures" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text() + json.dumps({"idx": "\ud83d", "text": "红", "file_name": "no\ud83d.png"}))
+    rejects = tmp_path / "rejected.jsonl"
+    for _ in range(2):
+        rows = load_rows(find_source([tmp_path / "pictures"]), cache_dir=tmp_path / "cache", rejects=rejects)
+        assert len(rows) == 2
+        assert json.loads(rejects.read_text(encoding="utf-8"))["idx"] == "\ud83d"
 
 
 def test_rows_are_written_in_small_batches(table: Callable, load: Callable) -> None:
     """Memory doesn't grow with the file, nor do a thousand large pictures have to fit."""
     rows = load(table(*(line(str(n), "红", n % 256) for n in range(100))))
     assert [len(batch) for batch in rows.data.table.to_batches()] == [32, 32, 32, 4]
-
-
-def test_hash_of_file(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"abc")
-    assert hash_of_file(tmp_path / "x").startswith("ba7816bf8f01cfea414140de5dae2223")

@@ -115,7 +115,9 @@ def test_cut_and_strange_lines_are_left_out_and_steps_done_again_count_once(tmp_
     ]
 
 
-def test_the_summary_holds_no_path_and_no_token(tmp_path: Path) -> None:
+def test_the_summary_holds_no_path_and_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me" / "shop").mkdir(parents=True)  # must not turn the repository's name into a path
     folder = write_metrics(tmp_path / "跑")
     settings = {
         "output_dir": str(folder),

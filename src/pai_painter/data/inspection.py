@@ -2,6 +2,7 @@
 """What a source of captions and pictures holds, found in one pass: what `pai-painter inspect` does."""
 
 import io
+import os
 import random
 import re
 from collections import Counter
@@ -125,7 +126,7 @@ class Inspection:
         if not self.sample:
             raise ValueError(f"{self.name} has no picture for a contact sheet.")
         _, captions, images = zip(*sorted(self.sample, key=lambda drawn: drawn[0]), strict=True)
-        title = f"{self.name}: {len(images)} of {self.rows:,} rows"
+        title = f"{os.path.basename(self.name)}: {len(images)} of {self.rows:,} rows"
         return draw_grid(images, captions, title=title, cell_size=_THUMBNAIL)
 
 

@@ -5,6 +5,7 @@ import base64
 import binascii
 import io
 import re
+import string
 import warnings
 
 from PIL import Image, UnidentifiedImageError
@@ -17,7 +18,7 @@ MAX_PIXELS = 64 * 1024 * 1024  # below Pillow's own limit (89 million), so that 
 _DATA_URL = re.compile(r"data:([^,]{0,200}),", re.IGNORECASE)
 _LINE_BREAK = re.compile(r"[ \t]*[\r\n]+[ \t]*")
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]")
-_STANDARD_ALPHABET = str.maketrans("-_", "+/")
+_ALPHABET = (string.ascii_letters + string.digits + "+/").encode()
 
 
 class BadPicture(ValueError):
@@ -42,16 +43,19 @@ def decode_base64_picture(text: str) -> bytes:
     Raises:
         BadPicture: If the text is empty, holds other characters, or was cut off.
     """
-    text = _LINE_BREAK.sub("", text.strip())
+    text = text.strip()
+    if "\n" in text or "\r" in text:  # rarely, and a pattern is slow on a megabyte
+        text = _LINE_BREAK.sub("", text)
     prefix = _DATA_URL.match(text)
     if prefix is not None:
         if not prefix[1].lower().endswith(";base64"):
             raise BadPicture(f"The picture's data URL is not in base64: it begins with {prefix[0][:40]!r}.")
         text = text[prefix.end() :].strip()
-    body = text.rstrip("=").translate(_STANDARD_ALPHABET)
+    body = text.rstrip("=").replace("-", "+").replace("_", "/")
     if not body:
         raise BadPicture("The picture is empty.")
-    stranger = _NOT_BASE64.search(body)
+    has_strangers = body.encode("utf-8", "replace").translate(None, _ALPHABET)  # far faster than the pattern
+    stranger = _NOT_BASE64.search(body) if has_strangers else None
     if stranger is not None:
         place = f"character {stranger.start() + 1} of {len(body)}"
         raise BadPicture(f"The picture is not base64: it holds {stranger[0]!r} at {place}.")

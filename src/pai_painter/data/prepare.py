@@ -16,7 +16,7 @@ from .checking import check_rows
 from .listings import PictureSource, numbered_rows
 from .picture_rows import PictureRow
 from .repeats import RepeatedIds
-from .shards import Manifest, ShardFolder, ShardFormat, ShardRow, ShardWriter
+from .shards import Manifest, ShardFolder, ShardFormat, ShardRow, ShardWriter, naming_the_folder
 from .tsv import BadRow
 
 __all__ = ["PrepareOptions", "Prepared", "prepare_rows"]
@@ -115,12 +115,13 @@ def prepare_rows(
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, but must be at least 1.")
-    if (output.exists() and not output.is_dir()) or output.suffix in (".tsv", ".parquet"):
-        raise ValueError(
-            f"{output} must be a folder, for several files: please name one, and the format with --format."
-        )
+    if output.is_file():
+        raise ValueError(f"{output} is a file: please name a folder for the shards.")
+    if output.suffix in (".tsv", ".parquet"):
+        raise ValueError(f"{output} would be a folder of shards: please name it without {output.suffix}.")
     identity = _identify(source, progress)
-    output.mkdir(parents=True, exist_ok=True)
+    with naming_the_folder(output):
+        output.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / ".lock", timeout=0):
             folder = ShardFolder(output, options.format)
@@ -197,8 +198,6 @@ class _Preparation:
                 self.progress("Preparing", self.position, total)
             self._finish(shard)
             shard = None
-        except OSError as error:
-            raise OSError(error.errno, f"{self.folder.path} can't be written to ({error.strerror})") from error
         finally:
             checked.close()
             if shard is not None:

@@ -5,6 +5,8 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
@@ -13,7 +15,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-__all__ = ["Manifest", "ShardFolder", "ShardFormat", "ShardRow"]
+__all__ = ["Manifest", "ShardFolder", "ShardFormat", "ShardRow", "ShardWriter", "naming_the_folder"]
 
 ShardFormat = Literal["tsv", "parquet"]
 
@@ -69,6 +71,20 @@ class Manifest:
     def rows(self) -> int:
         """Rows in the shards."""
         return sum(shard["rows"] for shard in self.shards)
+
+
+@contextmanager
+def naming_the_folder(path: Path) -> Iterator[None]:
+    """
+    For the time in which something is written to a folder.
+
+    Raises:
+        OSError: if it can't be; its text names the folder and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{path} can't be written to ({error.strerror})") from error
 
 
 class _Sink:
@@ -195,22 +211,15 @@ class ShardFolder:
             self.save(manifest, [])
             return manifest
         found = self._read_manifest()
-        for ours, theirs, what in ((source, found.source, "of another source"), (options, found.options, "made with")):
-            names = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
-            if names:
-                difference = ", ".join(
-                    f"{name} {theirs.get(name)!s:.20} instead of {ours.get(name)!s:.20}" for name in names
-                )
-                raise ValueError(
-                    f"The shards in {self.path} are {what} ({difference}): please name a new folder, or give --force "
-                    "to begin again."
-                )
+        self._check_same(found.source, source, "another source")
+        self._check_same(found.options, options, "other options")
         self._check_shards(found)
         return found
 
     def writer(self, manifest: Manifest) -> "ShardWriter":
         """A writer of the next shard."""
-        return ShardWriter(self, self._shard_name(len(manifest.shards)))
+        with naming_the_folder(self.path):
+            return ShardWriter(self, self._shard_name(len(manifest.shards)))
 
     def save(self, manifest: Manifest, rejects: list[str]) -> None:
         """
@@ -222,7 +231,8 @@ class ShardFolder:
         """
         manifest.rejected_bytes = self.list_rejects(manifest, rejects)
         text = json.dumps({"layout": _LAYOUT, **asdict(manifest)}, ensure_ascii=False, indent=1) + "\n"
-        self._replace(_MANIFEST, text.encode())
+        with naming_the_folder(self.path):
+            self._replace(_MANIFEST, text.encode())
 
     def list_rejects(self, manifest: Manifest, rejects: list[str]) -> int:
         """Appends to the list of rejected rows behind the place that the manifest knows; returns the new length."""
@@ -231,7 +241,8 @@ class ShardFolder:
         if not length:
             self.rejected_file.unlink(missing_ok=True)
             return 0
-        with open(self.rejected_file, "r+b" if self.rejected_file.exists() else "xb") as file:
+        mode = "r+b" if self.rejected_file.exists() else "xb"
+        with naming_the_folder(self.path), open(self.rejected_file, mode) as file:
             file.truncate(manifest.rejected_bytes)
             file.seek(manifest.rejected_bytes)
             file.write(added)
@@ -269,6 +280,15 @@ class ShardFolder:
             return Manifest(**content)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}): please give --force to begin again.") from error
+
+    def _check_same(self, there: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
+        different = [name for name in wanted if there.get(name) != wanted[name]]
+        if different:
+            facts = ", ".join(f"{name} {there.get(name)!s:.12} instead of {wanted[name]!s:.12}" for name in different)
+            raise ValueError(
+                f"{self.path} holds shards made from {what} ({facts}): please name a new folder, or give --force to "
+                "begin again."
+            )
 
     def _check_shards(self, manifest: Manifest) -> None:
         for shard in manifest.shards:
@@ -321,7 +341,8 @@ class ShardWriter:
         Raises:
             OSError: if the disk is full.
         """
-        self.writer.write(row)
+        with naming_the_folder(self.folder.path):
+            self.writer.write(row)
         self.rows += 1
 
     def commit(self) -> dict[str, Any]:
@@ -331,12 +352,13 @@ class ShardWriter:
         Raises:
             OSError: if the disk is full.
         """
-        self.writer.close()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        os.replace(self.partial, self.folder.path / self.name)
-        self.folder.sync()
+        with naming_the_folder(self.folder.path):
+            self.writer.close()
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            os.replace(self.partial, self.folder.path / self.name)
+            self.folder.sync()
         return {
             "file": self.name,
             "rows": self.rows,

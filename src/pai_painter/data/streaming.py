@@ -176,6 +176,7 @@ class _Rejected:
         self.seen = {(record["file"], record["line"]) for record in records}
         self.first = f"{records[0]['file']}, line {records[0]['line']}: {records[0]['reason']}" if records else ""
         path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+        self._check_limit()
 
     def add(self, bad: BadRow) -> None:
         where = (str(bad.path), bad.line_number)
@@ -188,6 +189,9 @@ class _Rejected:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._check_limit()
+
+    def _check_limit(self) -> None:
         if len(self.seen) > self.max_bad_rows:
             raise ValueError(
                 f"{self.source.name} has {self.summary()}; at most {self.max_bad_rows} are allowed (`max_bad_rows`)."

@@ -103,7 +103,7 @@ class ParquetFiles(FileSource):
             wanted.append(self.columns.idx)
         path, line = self.paths[part], 0
         try:
-            # Page by page: a row group of a thousand pictures is not held at once.
+            # What is held at once is about two row groups of the file, however many there are.
             with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
                 for batch in file.iter_batches(_BATCH, columns=wanted, use_threads=False):
                     for values in batch.to_pylist():

@@ -34,7 +34,12 @@ class Figures:
                 name: value if isinstance(value, int | float | str | bool) else json.dumps(value)
                 for name, value in settings.items()
             }
-            self.accelerator.init_trackers("pai-painter", config=plain)
+            # What is done again after a restart isn't to stand twice, and a run taken up is the run it was.
+            options = {
+                "tensorboard": {"purge_step": start + 1},
+                "trackio": {"name": self.path.parent.name, "resume": "allow", "auto_log_cpu": False},
+            }
+            self.accelerator.init_trackers("pai-painter", config=plain, init_kwargs=options)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """One line. A disk that is full is no reason to lose the run."""

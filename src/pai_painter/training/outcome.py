@@ -63,7 +63,7 @@ def tell_outcome(
         )
         write_summary(folder, facts)
         write_model_card(folder, facts, painter.config.text_length)
-    except OSError as error:
+    except (OSError, ModuleNotFoundError) as error:  # a full disk, no matplotlib
         logger.warning("The model is saved, but what tells of its training isn't (%s).", error)
     if training.push_to_hub:
         repository = training.hub_model_id or folder.resolve().name

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..data.codes import architecture_of, hash_of_model
-from ..lora import add_lora, save_lora
+from ..lora import add_lora, has_lora, save_lora
 from ..modeling_pai_painter import PaiPainterForImageGeneration
 from ..modeling_vqgan import PaiPainterVQModel
 from ..processing_pai_painter import PaiPainterProcessor
@@ -92,15 +92,15 @@ def _save(
     Args:
         gathered: the objective's weights, if this process's painter doesn't have all of them.
     """
-    if getattr(painter, "peft_config", None):
-        save_lora(painter, folder)
+    if gathered is not None:
+        gathered = {name.removeprefix("painter."): weight for name, weight in gathered.items()}
+    if has_lora(painter):
+        save_lora(painter, folder, gathered)
         return
+    if gathered is not None:
+        gathered |= {f"vqgan.{name}": weight for name, weight in codec.state_dict().items()}
     with with_codec(painter, codec):
-        whole = None
-        if gathered is not None:
-            own = {name.removeprefix("painter."): weight for name, weight in gathered.items()}
-            whole = {**own, **{f"vqgan.{name}": weight for name, weight in codec.state_dict().items()}}
-        painter.save_pretrained(folder, state_dict=whole)
+        painter.save_pretrained(folder, state_dict=gathered)
     processor.save_pretrained(folder)
 
 

@@ -1,69 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pai-painter`: reads the command line and calls the library, which is imported when a command needs it."""
+"""The commands that paint and that look at pictures and models."""
 
-import contextlib
-import errno
-import io
-import logging
 import sys
 import time
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from .pipeline_pai_painter import PaiPainterPipeline
-
-app = typer.Typer(
-    help="Paints pictures from Chinese captions with PAI-Painter models.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+from .common import (
+    ForceOption,
+    ModelOption,
+    RevisionOption,
+    VerboseOption,
+    model_or_demo,
+    one_sentence_errors,
+    quieten,
+    shown_name,
 )
 
-_MACHINE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENFILE, errno.EMFILE, errno.ENOMEM)
-_LONGEST_ERROR = 700
+if TYPE_CHECKING:
+    from ..pipeline_pai_painter import PaiPainterPipeline
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help="A model's folder or its name on the Hub; by default the model in this package."),
-]
-RevisionOption = Annotated[str, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite files that exist already.")]
-VerboseOption = Annotated[
-    bool, typer.Option("--verbose", help="Show what the libraries report, and where errors come from.")
-]
+__all__ = ["decode", "encode", "info", "paint"]
 
 
-def main() -> None:
-    """The command `pai-painter`."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that can't show Chinese is no reason to fail
-            stream.reconfigure(errors="backslashreplace")
-    app()
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"pai-painter {version('pai-painter')}")
-        raise typer.Exit
-
-
-@app.callback()
-def common(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Paints pictures from Chinese captions with PAI-Painter models."""
-
-
-@app.command()
 def paint(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPTS...", help="Captions in Chinese.")],
     num_images: Annotated[int, typer.Option(min=1, help="Pictures of each caption.")] = 1,
@@ -96,14 +57,14 @@ def paint(
 
     pai-painter paint 红苹果 一只熊猫 --num-images 4 --seed 0 --output pictures --grid grid.png
     """
-    with _one_sentence_errors(verbose):
-        from .painting import Painting, PaintingOptions, random_seed
+    with one_sentence_errors(verbose):
+        from ..painting import Painting, PaintingOptions, random_seed
 
         start = time.perf_counter()
         pipe = _load_pipeline(model, revision, device, verbose)
         options = PaintingOptions.for_model(pipe, best_of, temperature, top_k, top_p, size)
         seed = random_seed() if seed is None else seed
-        painting = Painting(pipe, prompts, num_images, seed, options, output, grid, _shown_name(model, revision), force)
+        painting = Painting(pipe, prompts, num_images, seed, options, output, grid, shown_name(model, revision), force)
         pictures = 0
         for picture in painting.paint():
             pictures += 1
@@ -121,7 +82,6 @@ def paint(
         typer.echo(f"Painted {_count(pictures)} in {time.perf_counter() - start:.1f} s, loading included.")
 
 
-@app.command()
 def encode(
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURES...", help="Picture files (PNG, JPEG, WebP, …).")],
     output: Annotated[Path, typer.Option(help="The JSON file for the codes.")] = Path("codes.json"),
@@ -137,13 +97,13 @@ def encode(
 
     Example: pai-painter encode apple.png panda.jpg --output codes.json
     """
-    with _one_sentence_errors(verbose):
-        _quieten(verbose)
-        from .codes_files import PictureCodec, write_codes
-        from .picture_files import check_new_files
+    with one_sentence_errors(verbose):
+        quieten(verbose)
+        from ..codes_files import PictureCodec, write_codes
+        from ..picture_files import check_new_files
 
         check_new_files([output], force)
-        codec = PictureCodec.from_pretrained(_model_or_demo(model), revision)
+        codec = PictureCodec.from_pretrained(model_or_demo(model), revision)
         coded = []
         for path in pictures:
             picture, psnr = codec.encode(path)
@@ -153,7 +113,6 @@ def encode(
         typer.echo(f"{output}: the codes of {_count(len(coded))}")
 
 
-@app.command()
 def decode(
     codes: Annotated[Path, typer.Argument(help="A JSON file from `pai-painter encode`.")],
     output: Annotated[Path, typer.Option(help="A folder, or a .png file for a single picture.")] = Path("."),
@@ -167,21 +126,20 @@ def decode(
 
     Example: pai-painter decode codes.json --output decoded
     """
-    with _one_sentence_errors(verbose):
-        _quieten(verbose)
-        from .codes_files import PictureCodec, decoded_names, read_codes
-        from .picture_files import check_new_files, in_folder_or_file, save_png
+    with one_sentence_errors(verbose):
+        quieten(verbose)
+        from ..codes_files import PictureCodec, decoded_names, read_codes
+        from ..picture_files import check_new_files, in_folder_or_file, save_png
 
-        codec = PictureCodec.from_pretrained(_model_or_demo(model), revision)
+        codec = PictureCodec.from_pretrained(model_or_demo(model), revision)
         coded = read_codes(codes, codec.vqgan.config)
         paths = in_folder_or_file(output, decoded_names(coded))
         check_new_files(paths, force)
         for picture, path in zip(coded, paths, strict=True):
-            save_png(codec.decode(picture), path, {"model": _shown_name(model, revision)}, force)
+            save_png(codec.decode(picture), path, {"model": shown_name(model, revision)}, force)
             typer.echo(path)
 
 
-@app.command()
 def info(
     model: Annotated[
         str | None,
@@ -195,25 +153,25 @@ def info(
 
     Example: pai-painter info alibaba-pai/pai-painter-base-zh
     """
-    with _one_sentence_errors(verbose):
-        _quieten(verbose)
+    with one_sentence_errors(verbose):
+        quieten(verbose)
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        from .model_info import describe_model
+        from ..model_info import describe_model
 
-        table = Table(show_header=False, title=Text(_shown_name(model, revision)))
-        for name, fact in describe_model(_model_or_demo(model), revision).items():
+        table = Table(show_header=False, title=Text(shown_name(model, revision)))
+        for name, fact in describe_model(model_or_demo(model), revision).items():
             table.add_row(name, Text(fact))  # Text: what looks like markup in a card is none
         Console().print(table)
 
 
 def _load_pipeline(model: str | None, revision: str, device: str | None, verbose: bool) -> "PaiPainterPipeline":
-    _quieten(verbose)
+    quieten(verbose)
     import torch
 
-    from .pipeline_pai_painter import PaiPainterPipeline
+    from ..pipeline_pai_painter import PaiPainterPipeline
 
     if device is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -222,77 +180,9 @@ def _load_pipeline(model: str | None, revision: str, device: str | None, verbose
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # torch raises either for a missing device
         raise ValueError(f"This machine can't paint on --device {device}: {str(error).splitlines()[0]}") from error
-    pipe = PaiPainterPipeline.from_pretrained(_model_or_demo(model), revision=revision).to(device)
+    pipe = PaiPainterPipeline.from_pretrained(model_or_demo(model), revision=revision).to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="Painting", unit="code", leave=False)
     return pipe
-
-
-def _model_or_demo(model: str | None) -> str:
-    from . import DEMO_MODEL
-
-    return DEMO_MODEL if model is None else model
-
-
-def _shown_name(model: str | None, revision: str) -> str:
-    """A model's name for others: a folder's own name says nothing about the machine that it is on."""
-    if model is None:
-        return "the demo model of pai-painter"
-    if Path(model).is_dir():
-        return Path(model).resolve().name
-    return model if revision == "main" else f"{model} ({revision})"
-
-
-def _quieten(verbose: bool) -> None:
-    """Our own warnings are shown in one line each; the libraries' reports and loading bars only if asked for."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("Note: %(message)s"))
-    logging.getLogger("pai_painter").handlers = [handler]
-    logging.getLogger("pai_painter").propagate = False
-    if not verbose:
-        from huggingface_hub.utils import logging as hub_logging
-        from transformers.utils import logging as transformers_logging
-
-        hub_logging.set_verbosity_error()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()  # the Hub client's, too
-
-
-@contextlib.contextmanager
-def _one_sentence_errors(verbose: bool) -> Iterator[None]:
-    """Exit codes: 2 for what the user can mend, 1 for the rest, 130 for Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("Stopped; the files that were named above are complete.", err=True)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:  # `| head` has read enough; typer ends quietly
-        raise
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:  # noqa: BLE001 - the last net: a person gets a sentence, and the trace if wanted
-        if verbose:
-            traceback.print_exc()
-        typer.echo(f"Error: {_sentence(error)}", err=True)
-        raise typer.Exit(2 if _can_be_mended(error) else 1) from None
-
-
-def _can_be_mended(error: Exception) -> bool:
-    return isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno not in _MACHINE_TROUBLE)
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
-    elif isinstance(error, OSError) and error.strerror is not None:
-        text = error.strerror
-    elif isinstance(error, (OSError, ValueError)):
-        text = str(error)
-    else:
-        text = f"Something unexpected went wrong ({type(error).__name__}: {error}); --verbose shows where"
-    text = " ".join(text.split())
-    if len(text) > _LONGEST_ERROR:
-        text = f"{text[:_LONGEST_ERROR]} … (--verbose shows all of it)"
-    return text if text.endswith((".", "!", "?", ")")) else f"{text}."
 
 
 def _count(pictures: int) -> str:

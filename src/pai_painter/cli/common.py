@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: options, quiet libraries, and errors of one sentence."""
+
+import contextlib
+import errno
+import logging
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "ForceOption",
+    "ModelOption",
+    "RevisionOption",
+    "VerboseOption",
+    "model_or_demo",
+    "one_sentence_errors",
+    "quieten",
+    "shown_name",
+]
+
+_MACHINE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENFILE, errno.EMFILE, errno.ENOMEM)
+_LONGEST_ERROR = 700
+# Libraries of an extra: without it, a command says which words install it.
+_EXTRAS = {"datasets": "train", "filelock": "train", "peft": "train", "pyarrow": "train", "yaml": "train"}
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="A model's folder or its name on the Hub; by default the model in this package."),
+]
+RevisionOption = Annotated[str, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite files that exist already.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", help="Show what the libraries report, and where errors come from.")
+]
+
+
+def model_or_demo(model: str | None) -> str:
+    """The model's name, or the folder of the model in this package."""
+    from .. import DEMO_MODEL
+
+    return DEMO_MODEL if model is None else model
+
+
+def shown_name(model: str | None, revision: str) -> str:
+    """A model's name for others: a folder's own name says nothing about the machine that it is on."""
+    if model is None:
+        return "the demo model of pai-painter"
+    if Path(model).is_dir():
+        return Path(model).resolve().name
+    return model if revision == "main" else f"{model} ({revision})"
+
+
+def quieten(verbose: bool) -> None:
+    """Our own warnings are shown in one line each; the libraries' reports and loading bars only if asked for."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("Note: %(message)s"))
+    logging.getLogger("pai_painter").handlers = [handler]
+    logging.getLogger("pai_painter").propagate = False
+    if not verbose:
+        from huggingface_hub.utils import logging as hub_logging
+        from transformers.utils import logging as transformers_logging
+
+        hub_logging.set_verbosity_error()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()  # the Hub client's, too
+
+
+@contextlib.contextmanager
+def one_sentence_errors(
+    verbose: bool, stopped: str = "Stopped; the files that were named above are complete."
+) -> Iterator[None]:
+    """
+    Turns every error into one sentence on stderr. Exit codes: 2 for what the user can mend, 1 for the rest, 130 for
+    Ctrl-C.
+
+    Args:
+        verbose: show the stack trace, too.
+        stopped: what is said after Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(stopped, err=True)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:  # `| head` has read enough; typer ends quietly
+        raise
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:  # noqa: BLE001 - the last net: a person gets a sentence, and the trace if wanted
+        if verbose:
+            traceback.print_exc()
+        typer.echo(f"Error: {_sentence(error)}", err=True)
+        raise typer.Exit(2 if _can_be_mended(error) else 1) from None
+
+
+def _can_be_mended(error: Exception) -> bool:
+    if isinstance(error, ModuleNotFoundError):
+        return error.name in _EXTRAS
+    return isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno not in _MACHINE_TROUBLE)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+        text = f'This command needs {error.name}: please run `pip install "pai-painter[{_EXTRAS[error.name]}]"`'
+    elif isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, OSError) and error.strerror is not None:
+        text = error.strerror
+    elif isinstance(error, (OSError, ValueError)):
+        text = str(error)
+    else:
+        text = f"Something unexpected went wrong ({type(error).__name__}: {error}); --verbose shows where"
+    text = " ".join(text.split())
+    if len(text) > _LONGEST_ERROR:
+        text = f"{text[:_LONGEST_ERROR]} … (--verbose shows all of it)"
+    return text if text.endswith((".", "!", "?", ")")) else f"{text}."

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that train and that finish what was trained."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import RevisionOption, VerboseOption, one_sentence_errors, quieten
+
+__all__ = ["PASS_ALL_WORDS_ON", "merge", "train"]
+
+# `train` has a parser of its own, with the same words as train.py: --help, too, is for that one.
+PASS_ALL_WORDS_ON: dict[str, Any] = {
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+}
+
+
+def train(context: typer.Context) -> None:
+    """
+    Fine-tune a painter on your pictures; takes the words of train.py (--help lists them).
+
+    Example: pai-painter train --model_name_or_path MODEL --train_file train.tsv --output_dir out
+    """
+    try:
+        from ..training.painter import main
+    except ModuleNotFoundError as error:
+        with one_sentence_errors(verbose=False):
+            raise error
+    main(context.args)
+
+
+def merge(
+    adapter: Annotated[
+        str, typer.Argument(help="A LoRA adapter's folder (what `train --lora_rank` leaves) or its name on the Hub.")
+    ],
+    output: Annotated[Path, typer.Argument(help="A new folder for the whole model.")],
+    base: Annotated[
+        str | None, typer.Option(help="The model under the adapter; by default the one that the adapter names.")
+    ] = None,
+    revision: RevisionOption = "main",
+    verbose: VerboseOption = False,
+) -> None:
+    """
+    Merge a LoRA adapter into its base model: a whole model that loads without peft.
+
+    Example: pai-painter merge out merged --base alibaba-pai/pai-painter-base-zh
+    """
+    with one_sentence_errors(verbose):
+        quieten(verbose)
+        from ..lora import merge_lora
+
+        typer.echo(f"{merge_lora(adapter, output, base, revision)}: the whole model")

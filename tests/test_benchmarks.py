@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scripts of benchmarks/ run, and what they compare is the same computation."""
+
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from accelerate.state import AcceleratorState, PartialState
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = ("flat_memory", "train_step", "training_memory")
+COMMANDS = re.findall(r"^python benchmarks/(\w+)\.py *(.*)$", (BENCHMARKS / "README.md").read_text("utf-8"), re.M)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield
+    forget_precision()
+
+
+def forget_precision() -> None:
+    """Accelerate keeps one state for each process."""
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+
+
+def run(script: str, folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{script}.py"), *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def figures_of(script: str, folder: Path, *words: str) -> dict:
+    done = run(script, folder, "--tiny", "--json", "figures.json", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in folder.iterdir()] == ["figures.json"]  # nothing else is left behind
+    return json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_train_step(tmp_path: Path) -> None:
+    variants = figures_of("train_step", tmp_path, "--threads", "1")["variants"]
+    assert list(variants) == ["published", "ours, float32", "ours, fastest"]
+    assert variants["published"]["speedup"] == 1
+    for row in variants.values():
+        assert row["speedup_lowest"] <= row["speedup"] <= row["speedup_highest"]
+        assert row["rows_per_second"] > 0
+        assert row["peak_gb"] > 0
+
+
+@pytest.mark.slow
+def test_training_memory(tmp_path: Path) -> None:
+    full, lora = figures_of("training_memory", tmp_path)["rows"]
+    assert 0 < lora["trainable_parameters"] < full["trainable_parameters"] < full["parameters"]
+    assert full["fixed_gb"] == pytest.approx(4e-9 * (full["parameters"] + 3 * full["trainable_parameters"]))
+    assert full["peaks"][0]["measured"]
+    assert full["peaks"][0]["peak_gb"] > full["fixed_gb"]
+
+
+def test_what_memory_does_not_hold_is_not_tried(tmp_path: Path) -> None:
+    importlib.import_module("training_memory").main(tiny=True, memory_limit=0.001, json_file=tmp_path / "figures.json")
+    full, lora = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["rows"]
+    assert lora["trainable_parameters"] < full["trainable_parameters"]
+    assert not full["peaks"][0]["measured"]
+    assert full["peaks"][0]["peak_gb"] > 0.001
+
+
+@pytest.mark.slow
+def test_flat_memory(tmp_path: Path) -> None:
+    figures = figures_of("flat_memory", tmp_path, "--folder", str(tmp_path))
+    assert figures["rows"] > 1
+    assert [run["steps"] for run in figures["runs"]] == [2, 2]
+    assert all(0.1 < run["peak_gb"] < 2 for run in figures["runs"])
+
+
+@pytest.mark.slow
+def test_too_much_memory_is_a_failure(tmp_path: Path) -> None:
+    done = run("flat_memory", tmp_path, "--tiny", "--limit", "100MB")
+    assert done.returncode == 1
+    assert "More than 0.1 GB of anonymous memory were in use." in done.stderr
+
+
+def test_anonymous_memory_counts_children() -> None:
+    from flat_memory import watch_anonymous_memory
+
+    holds = "kept = b'x' * 100_000_000; print('ready', flush=True); input()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {holds!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with watch_anonymous_memory(process.pid, 0.01) as samples:
+        assert process.stdout.readline() == b"ready\n"
+        seen = len(samples)
+        while len(samples) < seen + 2:  # the first of them may have been begun before
+            time.sleep(0.01)
+        process.communicate(b"\n", timeout=10)
+    assert 100_000_000 < max(samples) < 150_000_000
+
+
+TAKING = """
+import os
+
+def build(megabytes):
+    len(b"x" * 400_000_000)  # what building needs doesn't count
+    kept = [b"x" * 50_000_000]
+    def step():
+        if not megabytes:
+            os._exit(9)
+        kept.append(b"x" * (megabytes * 1_000_000))
+        kept.pop()
+        return 1.5
+    return step
+"""
+
+
+@pytest.fixture
+def taking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """For a process of its own: builds what takes memory in each step, or with 0 dies."""
+    (tmp_path / "taking_memory.py").write_text(TAKING)
+    monkeypatch.syspath_prepend(tmp_path)
+    return importlib.import_module("taking_memory").build
+
+
+def test_a_step_is_measured_in_a_process_of_its_own(taking: Callable) -> None:
+    from measuring import step_processes
+
+    with step_processes(taking, 200, 100) as (large, small):
+        for process, megabytes in ((large, 200), (small, 100), (large, 200)):
+            measured = process.step()
+            assert measured.loss == 1.5
+            assert measured.peak_bytes / 1e6 == pytest.approx(50 + megabytes, abs=10)
+
+
+def test_a_process_that_dies_is_named(taking: Callable) -> None:
+    from measuring import MeasuringFailed, step_processes
+
+    sentence = "The process of 0 ended with status 9"
+    with step_processes(taking, 0) as (process,), pytest.raises(MeasuringFailed, match=sentence):
+        process.step()
+
+
+def test_both_ways_have_the_same_loss() -> None:
+    from steps import PublishedStep, StepSettings, build_painter
+
+    from pai_painter.training.objective import PainterObjective
+    from pai_painter.training.painter_rows import sequences
+
+    torch.manual_seed(0)
+    settings = StepSettings("tiny", batch_size=3, published=True, attn_implementation="eager")
+    painter = build_painter(settings)
+    with torch.no_grad():
+        painter.lm_head.weight.normal_()  # so that the loss isn't everywhere that of guessing
+    published = PublishedStep(painter, settings)
+    rows = {"caption_ids": published.caption_ids, "pixel_values": published.pixel_values}
+    input_ids, labels = sequences(rows, torch.device("cpu"), painter.vqgan)
+    with torch.no_grad():
+        ours = PainterObjective(painter)(input_ids, labels)
+        theirs = published.loss(published.caption_ids, published.pixel_values)
+    assert ours > 5
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_steps_learn(published: bool) -> None:
+    from steps import StepSettings, build_step
+
+    settings = StepSettings("tiny", batch_size=1, published=published)
+    step = build_step(settings)
+    period = 1 if published else 4  # ours goes through four batches
+    losses = [step() for _ in range(period + 1)]
+    assert losses[period] < losses[0]
+
+
+def test_half_the_precision_is_used() -> None:
+    from steps import StepSettings, build_step
+
+    settings = StepSettings("tiny", batch_size=1)
+    exact = build_step(settings)()
+    forget_precision()
+    rounded = build_step(replace(settings, mixed_precision="bf16"))()
+    assert exact != rounded
+    assert abs(exact - rounded) < 0.01
+
+
+@pytest.mark.parametrize(("script", "words"), COMMANDS, ids=lambda word: word or "plain")
+def test_commands_of_the_readme_are_taken(script: str, words: str) -> None:
+    app = typer.Typer()
+    app.command()(importlib.import_module(script).main)
+    typer.main.get_command(app).make_context(script, shlex.split(words))
+
+
+def test_every_script_has_a_command_in_the_readme() -> None:
+    assert {script for script, _ in COMMANDS} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "sentence"),
+    [
+        ("train_step", {"size": "huge"}, "there is no size 'huge'; it must be one of base, large, tiny."),
+        ("training_memory", {"sizes": "base,huge"}, "there is no size 'huge'; it must be one of base, large, tiny."),
+        ("training_memory", {"batch_sizes": "1,x"}, "`batch_sizes` must be whole numbers with commas, got '1,x'."),
+        ("training_memory", {"batch_sizes": "0"}, "`batch_sizes` must be 1 or more, got '0'."),
+        ("flat_memory", {"size": "2TB"}, "a size is a number and MB or GB, such as 200MB, got '2TB'."),
+        ("flat_memory", {"size": "9000000GB"}, "GB free, but"),
+    ],
+)
+def test_bad_options_are_one_sentence(script: str, options: dict, sentence: str) -> None:
+    with pytest.raises(typer.BadParameter, match=re.escape(sentence)):
+        importlib.import_module(script).main(**options)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves in its output folder."""
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hub_stand_in import running_hub
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_world import launch
+from transformers import AutoModel
+
+from pai_painter import PaiPainterPipeline
+from pai_painter.training import painter_data
+from pai_painter.training.arguments import DataArguments, PainterModelArguments
+from pai_painter.training.painter import train_painter
+
+
+@pytest.fixture
+def model(trained_painter: Path) -> PainterModelArguments:
+    return PainterModelArguments(model_name_or_path=str(trained_painter))
+
+
+def validations(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+
+
+def test_a_whole_folder(
+    model: PainterModelArguments, data: DataArguments, painter_arguments: Callable, tmp_path: Path
+) -> None:
+    prompts = ["红色的方", "绿色的叉"]
+    folder = train_painter(
+        model, data, painter_arguments(tmp_path / "out", sample_steps=4, eval_steps=4, validation_prompts=prompts)
+    )
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(
+        [
+            *("README.md", "checkpoint-4", "config.json", "generation_config.json", "loss.png", "metrics.jsonl"),
+            *("model.safetensors", "processor_config.json", "samples", "tokenizer.json", "tokenizer_config.json"),
+            "training_summary.json",
+        ]
+    )
+    # Two validation rows and two prompts; originals, codec and painted below each other.
+    grid = Image.open(folder / "samples" / "step-000008.png")
+    assert grid.width > 4 * 128
+    assert grid.height > 3 * 128
+    summary = json.loads((folder / "training_summary.json").read_text())
+    assert (summary["steps"], summary["rows"], summary["validation_rows"]) == (8, 12, 12)
+    assert summary["epochs"] == pytest.approx(8 * 5 * 2 / 12)
+    assert summary["validation_loss"] == pytest.approx(validations(folder)[-1][1])
+    assert summary["trained_parameters"] < summary["parameters"]  # the codec is frozen
+    card = (folder / "README.md").read_text()
+    assert str(tmp_path) not in card
+    assert str(tmp_path) not in (folder / "training_summary.json").read_text()
+    assert "samples/step-000008.png" in card
+    # A checkpoint doesn't hold what isn't trained.
+    held = load_file(folder / "checkpoint-4" / "model.safetensors")
+    assert not any("vqgan" in name for name in held)
+
+
+def test_a_folder_with_an_adapter(
+    trained_painter: Path, data: DataArguments, painter_arguments: Callable, tmp_path: Path
+) -> None:
+    model = PainterModelArguments(model_name_or_path=str(trained_painter), lora_rank=2)
+    folder = train_painter(model, data, painter_arguments(tmp_path / "out"))
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert not (folder / "model.safetensors").exists()
+    held = load_file(folder / "checkpoint-4" / "model.safetensors")
+    assert held
+    assert all("lora_" in name for name in held)
+    painted, plain = (
+        PaiPainterPipeline.from_pretrained(name)("红色的圆", seed=0).images[0] for name in (folder, trained_painter)
+    )
+    assert painted.size == plain.size
+    trained = load_file(folder / "adapter_model.safetensors")
+    assert any(weight.abs().max() > 0 for name, weight in trained.items() if "lora_B" in name)
+
+
+def test_the_best_model_is_the_one_that_is_kept(
+    model: PainterModelArguments,
+    data: DataArguments,
+    painter_arguments: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    losses = iter([3.0, 2.0, 2.5, 2.0, 2.1, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(painter_data, "validation_loss", lambda *_: {"validation_loss": next(losses)})
+    often = {"eval_steps": 1, "sample_steps": 8, "save_steps": 99}
+    folder = train_painter(model, data, painter_arguments(tmp_path / "out", early_stopping_patience=3, **often))
+    assert validations(folder) == [(1, 3.0), (2, 2.0), (3, 2.5), (4, 2.0), (5, 2.1)]
+    monkeypatch.undo()
+    # The same run of two steps; its last rate of learning isn't 0 then, so the schedule must not know.
+    short = {"max_train_steps": 2, "lr_scheduler_type": "constant", **often}
+    constant = painter_arguments(tmp_path / "long", lr_scheduler_type="constant", load_best_model_at_end=True, **often)
+    losses = iter([3.0, 2.0, *[2.5] * 6])
+    monkeypatch.setattr(painter_data, "validation_loss", lambda *_: {"validation_loss": next(losses)})
+    best = load_file(train_painter(model, data, constant) / "model.safetensors")
+    monkeypatch.undo()
+    second = load_file(train_painter(model, data, painter_arguments(tmp_path / "short", **short)) / "model.safetensors")
+    assert best.keys() == second.keys()
+    assert all(torch.equal(best[name], second[name]) for name in best)
+    assert AutoModel.from_pretrained(tmp_path / "long").vqgan is not None
+
+
+def test_without_validation_there_is_no_best(
+    model: PainterModelArguments, data: DataArguments, painter_arguments: Callable, tmp_path: Path
+) -> None:
+    data = dataclasses.replace(data, validation_file=[])
+    with pytest.raises(ValueError, match=r"look at the validation loss: please set `validation_file`\."):
+        train_painter(model, data, painter_arguments(tmp_path / "out", early_stopping_patience=3))
+    folder = train_painter(
+        model, data, painter_arguments(tmp_path / "out", validation_prompts=["红色的圆"], sample_steps=8)
+    )
+    assert Image.open(folder / "samples" / "step-000008.png").height < 2 * 128 + 64
+    assert validations(folder) == []
+
+
+def test_streams_need_steps(
+    model: PainterModelArguments, data: DataArguments, painter_arguments: Callable, tmp_path: Path
+) -> None:
+    data = dataclasses.replace(data, streaming=True)
+    endless = painter_arguments(tmp_path / "out", max_train_steps=None, num_crops=0)
+    with pytest.raises(ValueError, match=r"The number of rows isn't known .*: please set `max_train_steps`\."):
+        train_painter(model, data, endless)
+    with pytest.raises(ValueError, match=r"A stream keeps no codes: please set `num_crops` to 0"):
+        train_painter(model, data, painter_arguments(tmp_path / "out"))
+
+
+def test_to_the_hub(
+    model: PainterModelArguments,
+    data: DataArguments,
+    painter_arguments: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    with running_hub() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", hub.endpoint)
+        options = {"push_to_hub": True, "hub_model_id": "painter/mine", "hub_private": True, "sample_steps": 8}
+        folder = train_painter(model, data, painter_arguments(tmp_path / "out", **options))
+        repository = hub.repositories["painter/mine"]
+    assert repository.private
+    files = repository.files()
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert {"README.md", "config.json", "loss.png", "training_summary.json", "samples/step-000008.png"} <= files.keys()
+    assert not [name for name in files if "checkpoint" in name or "jsonl" in name]
+
+
+def test_trackio(trained_painter: Path, data: DataArguments, painter_options: dict, tmp_path: Path) -> None:
+    chosen = {**vars(data), **painter_options, "model_name_or_path": str(trained_painter), "report_to": ["trackio"]}
+    chosen |= {"output_dir": str(tmp_path / "mine"), "max_train_steps": 3}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump({k: v for k, v in chosen.items() if v not in (None, [])}))
+    done = launch("train.py", str(tmp_path / "settings.yaml"), environment={"TRACKIO_DIR": str(tmp_path / "trackio")})
+    assert done.returncode == 0, done.stderr
+    (table,) = (tmp_path / "trackio").glob("pai-painter*.db")
+    with sqlite3.connect(table) as connection:
+        rows = connection.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+    assert {name for name, *_ in rows} == {"mine"}
+    assert [step for _, step, metrics in rows if "learning_rate" in metrics] == [1, 2, 3]
+
+
+def test_tensorboard(
+    model: PainterModelArguments, data: DataArguments, painter_arguments: Callable, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = train_painter(model, data, painter_arguments(tmp_path / "out", report_to=["tensorboard"], eval_steps=4))
+    found = EventAccumulator(str(folder / "pai-painter")).Reload()
+    written = [(event.step, pytest.approx(event.value)) for event in found.Scalars("validation_loss")]
+    assert written == validations(folder)
+    assert len(found.Scalars("loss")) == 8
