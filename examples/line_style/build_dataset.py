@@ -79,9 +79,10 @@ def write_table(pictures: dict[str, bytes], things: dict[str, Thing], path: Path
 
 
 def write_evaluation(trained: list[Thing], heldout: list[Thing], path: Path) -> None:
-    """Write what `compare.py` asks for: new words for trained things, held-out things with the style and without it."""
+    """Write what `compare.py` asks for: trained things by old and new words, held-out things with and without style."""
     renamed = [thing for thing in trained if thing.words][: len(heldout)]
     questions = {
+        "trained": [{"caption": _styled(thing.label), "thing": thing.hexcode} for thing in renamed],
         "words": [{"caption": _styled(thing.words[-1]), "thing": thing.hexcode} for thing in renamed],
         "things": [{"caption": _styled(thing.label), "thing": thing.hexcode} for thing in heldout],
         "plain": [{"caption": thing.label, "thing": thing.hexcode} for thing in heldout],
@@ -93,7 +94,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=HERE, help="folder of train.tsv, heldout.tsv, evaluation.json")
     parser.add_argument("--downloads", type=Path, default=EMOJI / "data" / "downloads")
-    parser.add_argument("--pictures", type=int, default=400, help="pictures to train on")
+    parser.add_argument("--pictures", type=int, default=120, help="pictures to train on")
     parser.add_argument("--heldout", type=int, default=40, help="pictures of other things, for before and after")
     arguments = parser.parse_args()
     try:

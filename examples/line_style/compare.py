@@ -24,11 +24,16 @@ from pai_painter.data.sources import find_source
 from pai_painter.grids import draw_grid
 
 HERE = Path(__file__).resolve().parent
-KINDS = {"words": "trained things by new words", "things": "things never drawn so", "plain": "plain captions"}
+KINDS = {
+    "trained": "trained captions",
+    "words": "trained things by new words",
+    "things": "things never drawn so",
+    "plain": "plain captions",
+}
 # The codec tints black ink: its copies of line drawings come near this, half of the coloured pictures lie above 0.2.
 GREY_BELOW = 0.07
 # Pictures in the grid of each kind.
-SHOWN = {"words": 4, "things": 4, "plain": 2}
+SHOWN = {"trained": 3, "words": 3, "things": 2, "plain": 2}
 BATCH = 20
 
 Pictures = dict[str, list[Image.Image]]

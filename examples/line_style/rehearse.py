@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Paints the things of train.tsv as the model paints them now, as rows to train on beside the new drawings.
+Paints things as the model paints them now, as rows to train on beside the new drawings.
 
     python examples/line_style/rehearse.py --output runs/rehearsal.tsv
 
@@ -10,6 +10,7 @@ they mean, and need none of the pictures that it was trained on.
 
 import argparse
 import base64
+import hashlib
 import io
 import sys
 from pathlib import Path
@@ -22,21 +23,30 @@ HERE = Path(__file__).resolve().parent
 EMOJI = HERE.parent / "emoji"
 sys.path.insert(0, str(EMOJI))  # the demo's recipe has the words
 
-from captions import make_captions, read_things  # noqa: E402
+from captions import Thing, make_captions, read_things  # noqa: E402
 
 STYLE = "线条风格"
 BATCH = 20
 
 
+def choose_things() -> list[Thing]:
+    """First the things of train.tsv, which are not to become line drawings everywhere; then others, not held out."""
+    words = read_things(EMOJI / "words.tsv")
+    trained, heldout = (
+        [line.split("\t")[0].split("/")[1] for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("train.tsv", "heldout.tsv")
+    )
+    others = sorted(words.keys() - {*trained, *heldout}, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return [words[hexcode] for hexcode in trained + others]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Paints the things of train.tsv as the model paints them now.")
+    parser = argparse.ArgumentParser(description="Paints things as the model paints them now.")
     parser.add_argument("--model", default=DEMO_MODEL)
     parser.add_argument("--output", type=Path, required=True, help="TSV for the rows")
-    parser.add_argument("--limit", type=int, help="paint the first so many things only")
+    parser.add_argument("--pictures", type=int, default=240, help="how many things to paint")
     arguments = parser.parse_args()
-    lines = (HERE / "train.tsv").read_text(encoding="utf-8").splitlines()[: arguments.limit]
-    words = read_things(EMOJI / "words.tsv")
-    things = [words[line.split("\t")[0].split("/")[1]] for line in lines]
+    things = choose_things()[: arguments.pictures]
     pipe = PaiPainterPipeline.from_pretrained(arguments.model)
     pipe.set_progress_bar_config(disable=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -141,10 +141,10 @@ def test_to_the_hub(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with running_hub() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", hub.endpoint)
         options = {"push_to_hub": True, "hub_model_id": "painter/mine", "hub_private": True, "sample_steps": 8}
         folder = train_painter(model, data, painter_arguments(tmp_path / "out", **options))
         repository = hub.repositories["painter/mine"]
@@ -163,7 +163,7 @@ def test_trackio(trained_painter: Path, data: DataArguments, painter_options: di
     assert done.returncode == 0, done.stderr
     (table,) = (tmp_path / "trackio").glob("pai-painter*.db")
     with sqlite3.connect(table) as connection:
-        rows = connection.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+        rows = connection.execute("SELECT run_name, step, CAST(metrics AS TEXT) FROM metrics ORDER BY step").fetchall()
     assert {name for name, *_ in rows} == {"mine"}
     assert [step for _, step, metrics in rows if "learning_rate" in metrics] == [1, 2, 3]
 

@@ -135,13 +135,10 @@ def inspect(
         quieten(verbose)
         from ..data.inspection import inspect_rows
         from ..data.listings import find_pictures
-        from ..picture_files import check_new_files, save_png
+        from ..picture_files import save_png
         from ..processing_pai_painter import PaiPainterProcessor
 
-        if contact_sheet is not None:
-            if contact_sheet.suffix.lower() != ".png":
-                raise ValueError(f"The contact sheet is saved as PNG: please let {contact_sheet} end in .png.")
-            check_new_files([contact_sheet], force)
+        _check_sheet(contact_sheet, force)
         source = find_pictures(
             files,
             input_schema=input_schema,
@@ -166,6 +163,15 @@ def inspect(
         if contact_sheet is not None:
             save_png(found.draw_contact_sheet(), contact_sheet, {}, force)
             typer.echo(f"{contact_sheet}: {_count(len(found.sample), 'picture')} with captions")
+
+
+def _check_sheet(path: Path | None, force: bool) -> None:
+    from ..picture_files import check_new_files
+
+    if path is not None:
+        if path.suffix.lower() != ".png":
+            raise ValueError(f"The contact sheet is saved as PNG: please let {path} end in .png.")
+        check_new_files([path], force)
 
 
 def _show(found: "Inspection") -> None:
