@@ -21,7 +21,7 @@ COMMANDS = [
 SHORTER = {
     "rehearse.py": "--pictures 4",
     "train.py": "--max_train_steps 2 --per_device_train_batch_size 2 --num_samples 2 --logging_steps 1",
-    "compare.py": "--limit 2",
+    "compare.py": "--limit 4",
 }
 
 

@@ -32,8 +32,8 @@ KINDS = {
 }
 # The codec tints black ink: its copies of line drawings come near this, half of the coloured pictures lie above 0.2.
 GREY_BELOW = 0.07
-# Pictures in the grid of each kind.
-SHOWN = {"trained": 3, "words": 3, "things": 2, "plain": 2}
+# Which captions of each kind are in the grid: the first, but each thing once.
+SHOWN = {"trained": range(3), "words": range(3, 6), "things": range(2), "plain": range(2, 4)}
 BATCH = 20
 
 Pictures = dict[str, list[Image.Image]]
@@ -102,7 +102,7 @@ def tabulate(questions: Questions, drawings: dict[str, Image.Image], before: Pic
 
 def draw(questions: Questions, drawings: dict[str, Image.Image], before: Pictures, after: Pictures) -> Image.Image:
     """The first captions of each kind: what was painted before, what after, and the set's own drawing."""
-    shown = [(kind, place) for kind, count in SHOWN.items() for place in range(min(count, len(questions[kind])))]
+    shown = [(kind, place) for kind, places in SHOWN.items() for place in places if place < len(questions[kind])]
     asked = [questions[kind][place] for kind, place in shown]
     rows = [
         [before[kind][place] for kind, place in shown],

@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Paints things as the model paints them now.")
     parser.add_argument("--model", default=DEMO_MODEL)
     parser.add_argument("--output", type=Path, required=True, help="TSV for the rows")
-    parser.add_argument("--pictures", type=int, default=240, help="how many things to paint")
+    parser.add_argument("--pictures", type=int, default=480, help="how many things to paint")
     arguments = parser.parse_args()
     things = choose_things()[: arguments.pictures]
     pipe = PaiPainterPipeline.from_pretrained(arguments.model)
