@@ -79,12 +79,13 @@ def write_table(pictures: dict[str, bytes], things: dict[str, Thing], path: Path
 
 
 def write_evaluation(trained: list[Thing], heldout: list[Thing], path: Path) -> None:
-    """Write what `compare.py` asks for: trained things by old and new words, held-out things with and without style."""
+    """Write what `compare.py` asks for: trained things and held-out ones, with the style and without it."""
     renamed = [thing for thing in trained if thing.words][: len(heldout)]
     questions = {
         "trained": [{"caption": _styled(thing.label), "thing": thing.hexcode} for thing in renamed],
         "words": [{"caption": _styled(thing.words[-1]), "thing": thing.hexcode} for thing in renamed],
         "things": [{"caption": _styled(thing.label), "thing": thing.hexcode} for thing in heldout],
+        "rehearsed": [{"caption": thing.label, "thing": thing.hexcode} for thing in renamed],
         "plain": [{"caption": thing.label, "thing": thing.hexcode} for thing in heldout],
     }
     path.write_text(json.dumps(questions, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
