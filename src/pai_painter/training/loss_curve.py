@@ -61,7 +61,7 @@ def draw_loss_curve(metrics_file: str | Path, path: str | Path) -> Path | None:
 
 
 def _draw_losses(axes: "Axes", losses: list[tuple[float, float]], validations: list[tuple[float, float]]) -> None:
-    axes.set_title("Loss over the run", loc="left", fontweight="bold")
+    axes.set_title("Loss", loc="left", fontweight="bold")
     axes.set_ylabel("cross-entropy (nats per code)")
     if losses:
         few = len(losses) <= _FEW
@@ -89,7 +89,7 @@ def _draw_losses(axes: "Axes", losses: list[tuple[float, float]], validations: l
         label = f"best: {best:.3f} at step {step:,.0f}"
         axes.plot(step, best, color=_VALIDATION, linestyle="none", marker="*", markersize=15, zorder=4, label=label)
     axes.margins(y=0.12)
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4)  # above, where no curve can be
 
 
 def _draw_rates(axes: "Axes", rates: list[tuple[float, float]]) -> None:
