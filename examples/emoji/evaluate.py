@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -22,11 +23,11 @@ from rich.table import Table
 from pai_painter import DEMO_MODEL, PaiPainterPipeline
 from pai_painter.data.pictures import open_picture
 from pai_painter.data.rows import load_rows
+from pai_painter.data.sources import find_source
 from pai_painter.grids import draw_grid
 from pai_painter.training.codec import validate_codec
 
 DATA = Path(__file__).parent / "data"
-SCHEMA = "idx,text,imgbase64"
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Gallery:
         """Reads train.tsv and heldout.tsv."""
         pictures = {}
         for name in ("train.tsv", "heldout.tsv"):
-            for row in load_rows(data / name, SCHEMA, caption_separator="|"):
+            for row in _rows(data / name):
                 pictures[row["idx"]] = open_picture(row["picture"])
         things = [idx.split("/")[1] for idx in pictures]
         return cls(np.stack([_point(picture) for picture in pictures.values()]), things, pictures)
@@ -50,6 +51,10 @@ class Gallery:
     def nearest_thing(self, picture: Image.Image) -> str:
         """What the nearest picture shows."""
         return self.things[int(((self.points - _point(picture)) ** 2).sum(1).argmin())]
+
+
+def _rows(path: Path) -> datasets.Dataset:
+    return load_rows(find_source([path], caption_separator="|"))
 
 
 def _point(picture: Image.Image) -> np.ndarray:
@@ -102,13 +107,13 @@ def main() -> None:
     table = Table("measure", "figure")
     codec = validate_codec(
         pipe.model.vqgan,
-        load_rows(arguments.data / "heldout.tsv", SCHEMA, caption_separator="|"),
+        _rows(arguments.data / "heldout.tsv"),
         pipe.processor.image_processor,
     )
     table.add_row("codec: PSNR of held-out pictures", f"{codec['psnr']:.2f} dB")
     everything = validate_codec(
         pipe.model.vqgan,
-        load_rows(arguments.data / "train.tsv", SCHEMA, caption_separator="|"),
+        _rows(arguments.data / "train.tsv"),
         pipe.processor.image_processor,
     )
     table.add_row("codec: PSNR of trained pictures", f"{everything['psnr']:.2f} dB")

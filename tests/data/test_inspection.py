@@ -11,7 +11,7 @@ from PIL import Image
 
 from pai_painter import PaiPainterProcessor
 from pai_painter.data.inspection import Inspection, Spread, inspect_rows
-from pai_painter.data.listings import find_pictures
+from pai_painter.data.sources import find_source
 
 SCHEMA = "idx:str:1,text:str:1,imgbase64:str:1"
 
@@ -31,7 +31,7 @@ def picture(color: int, size: tuple[int, int] = (16, 16), format: str = "PNG") -
 def inspect(path: Path, processor: PaiPainterProcessor, lines: list[str], **options) -> Inspection:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     separator = options.pop("caption_separator", None)
-    source = find_pictures([str(path)], input_schema=SCHEMA, caption_separator=separator)
+    source = find_source([str(path)], input_schema=SCHEMA, caption_separator=separator)
     return inspect_rows(source, processor, **options)
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pai_painter.data.listings import find_pictures
 from pai_painter.data.prepare import Prepared, PrepareOptions, prepare_rows
+from pai_painter.data.sources import find_source
 
 SCHEMA = "idx:str:1,text:str:1,imgbase64:str:1"
 
@@ -39,7 +39,7 @@ def base64_of(data: bytes) -> str:
 def prepare(source: Path | str, output: Path, force: bool = False, max_bad_rows: int = 100, **options) -> Prepared:
     names = ("caption_separator", "image_folder", "image_column", "id_column", "caption_column")
     reading = {name: options.pop(name) for name in names if name in options}
-    found = find_pictures([str(source)], input_schema=SCHEMA, **reading)
+    found = find_source([str(source)], input_schema=SCHEMA, **reading)
     workers = options.pop("workers", 1)
     options = PrepareOptions(caption_separator=reading.get("caption_separator"), **options)
     return prepare_rows(found, output, options, workers=workers, max_bad_rows=max_bad_rows, force=force)
@@ -132,12 +132,12 @@ def test_a_folder_with_metadata(folder, name, tmp_path) -> None:
         (folder / name).write_text('file_name,text\nb.png,"红,""苹果"""\n', encoding="utf-8")
     else:
         (folder / name).write_text(json.dumps({"file_name": "b.png", "text": '红,"苹果"'}) + "\n", encoding="utf-8")
-    assert rows_of(prepare(folder, tmp_path / "out")) == [("1", '红,"苹果"', picture(1))]
+    assert rows_of(prepare(folder, tmp_path / "out")) == [("b.png", '红,"苹果"', picture(1))]
 
 
 def test_csv(folder, tmp_path) -> None:
     rows = [
-        'file_name,text,idx\r\n"b.png","第一行\n第二行",007\r\n',
+        'image,text,idx\r\n"b.png","第一行\n第二行",007\r\n',
         "猫/a.jpg,黑猫,007\r\n\r\nb.png\r\n",
         f"{base64_of(picture(5))},🍎,\r\n",
         f'"data:image/png;base64,{base64_of(picture(6))}",梨,x\r\n',
@@ -152,7 +152,7 @@ def test_csv(folder, tmp_path) -> None:
     assert (done.joined_lines, done.repeated_ids) == (1, 1)
     assert [(row["line"], row["reason"]) for row in reasons_of(done)] == [
         (5, "The row is empty."),
-        (6, "The row has 1 cells instead of 3 (file_name, text, idx)."),
+        (6, "The row has 1 cells instead of 3 (image, text, idx)."),
         (9, "The picture https://example.org/x.png is on the net; nothing is downloaded."),
     ]
 
@@ -160,7 +160,7 @@ def test_csv(folder, tmp_path) -> None:
 def test_jsonl(folder, tmp_path) -> None:
     lines = [
         json.dumps({"image": "b.png", "text": "苹果", "idx": 3}).encode(),
-        json.dumps({"base64": base64_of(picture(5)), "text": "梨"}).encode(),
+        json.dumps({"image": base64_of(picture(5)), "text": "梨"}).encode(),
         b"[]",
         b"",
         b"{",
@@ -219,7 +219,7 @@ def test_paths_stay_in_the_folder(folder, tmp_path) -> None:
     reasons = [row["reason"] for row in reasons_of(done)]
     assert len(reasons) == len(names)
     for place in (0, 1, 2, 5):
-        assert "leads out of the folder" in reasons[place]
+        assert "lies outside of the folder" in reasons[place]
 
 
 def test_linked_captions_and_folders_stay_in_the_folder(folder, tmp_path) -> None:
@@ -231,7 +231,7 @@ def test_linked_captions_and_folders_stay_in_the_folder(folder, tmp_path) -> Non
     (folder / "c.txt").symlink_to(tmp_path / "other" / "c.txt")
     done = prepare(folder, tmp_path / "out")
     assert [idx for idx, _, _ in rows_of(done)] == ["b.png", "猫/a.jpg"]
-    assert "leads out" in reasons_of(done)[0]["reason"]
+    assert "lies outside" in reasons_of(done)[0]["reason"]
 
 
 def test_an_image_folder_elsewhere(folder, tmp_path) -> None:
@@ -252,12 +252,17 @@ def test_an_unreadable_file(folder, tmp_path) -> None:
     [
         ("rows.csv", b"", "is empty"),
         ("rows.csv", b"file_name,file_name\n", "different name for every column"),
-        ("rows.csv", b"a,b\n1,2\n", "has no column 'file_name', but 'a', 'b'"),
-        ("rows.csv", b'file_name,text\nb.png,"never closed\n', "no valid CSV from line 2 on"),
+        ("rows.csv", b"a,b\n1,2\n", "has no column 'text', but 'a', 'b': please set"),
+        (
+            "rows.csv",
+            b'file_name,text\nb.png,"never closed\n',
+            "line 2: a quotation mark is opened that is never closed",
+        ),
         ("rows.csv", b"file_name,text\n", "has no usable row"),
         ("rows.csv", b"PK\x03\x04", "looks like a zip archive"),
         ("rows.jsonl", b"\xff\xfe{", "looks like UTF-16"),
-        ("rows.jsonl", b"{}\n", "has no usable row. For example"),
+        ("rows.jsonl", b"{}\n", "has no column 'text', but none at all"),
+        ("rows.jsonl", b"[]\n", "has no column 'text', but none at all"),
         ("rows.xlsx", b"PK\x03\x04", "not known by its name"),
         ("rows.tsv", b"1\tx\n", "has no usable row. For example"),
     ],
@@ -272,7 +277,7 @@ def test_wrong_files(name, content, sentence, tmp_path) -> None:
 
 def test_wrong_folders_and_options(folder, table, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"holds neither .* nor pictures"):
+    with pytest.raises(ValueError, match=r"none of its pictures has a \.txt file"):
         prepare(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(ValueError, match="There is no file"):
         prepare(tmp_path / "nowhere.csv", tmp_path / "out")
@@ -467,11 +472,11 @@ def test_no_disk_space(table, format, tmp_path) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from pai_painter.data.listings import find_pictures
 from pai_painter.data.prepare import PrepareOptions, prepare_rows
+from pai_painter.data.sources import find_source
 
 if __name__ == "__main__":
-    source = find_pictures([sys.argv[1]], input_schema="idx,text,imgbase64")
+    source = find_source([sys.argv[1]], input_schema="idx,text,imgbase64")
     prepare_rows(source, Path(sys.argv[2]), PrepareOptions(shard_size=20), workers=3)
 """
 

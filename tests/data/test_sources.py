@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources of every kind: the same rows out of each, and one sentence for each that is none."""
 
+import csv
 import gzip
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 from sample_files import WRITERS, line, picture, samples, write_csv_folder, write_parquet, write_shard, write_tar
 from sample_files import write_tsv as tsv
 
-from pai_painter.data import BadRow
+from pai_painter.data import BadRow, csv_jsonl, webdataset
 from pai_painter.data.named_dataset import NamedDataset
 from pai_painter.data.picture_rows import Columns
 from pai_painter.data.sources import DataSource, PictureRow, find_source
@@ -136,6 +137,48 @@ def test_columns_of_tsv(compressed: bool, tmp_path: Path) -> None:
     assert plain(rows) == [("7", ["红", "绿"], picture(1))]
 
 
+def test_captions_in_texts_beside_pictures(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder / "sub").mkdir(parents=True)
+        (tmp_path / folder / "sub" / "红.PNG").write_bytes(picture(ord(folder)))
+        (tmp_path / folder / "sub" / "红.txt").write_text("红|绿")
+    one = find_source([tmp_path / "a"], caption_separator="|")
+    assert plain(read_all(one)[0]) == [("sub/红.PNG", ["红", "绿"], picture(ord("a")))]
+    two = find_source([str(tmp_path / "[ab]")])
+    assert [(row.idx, row.file, row.line) for row in read_all(two)[0]] == [
+        ("1-sub/红.PNG", str(tmp_path / "a"), 1),
+        ("2-sub/红.PNG", str(tmp_path / "b"), 1),
+    ]
+    hashes = [one.content_hash()]
+    for name, content in (("红.PNG", picture(1)), ("红.txt", b"x"), ("x.png", picture(2))):
+        (tmp_path / "a" / "sub" / name).write_bytes(content)
+        hashes.append(one.content_hash())
+    assert len(set(hashes)) == 4
+
+
+def test_tables_beside_each_other(tmp_path: Path) -> None:
+    """Each has its own column of pictures; rows without an id are called by their path or their line."""
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "0.csv").write_text("file_name,text,idx\na.png,红,007\na.png,绿,\n", encoding="utf-8")
+    base64 = line("", "", picture(2)).strip()
+    (tmp_path / "1.csv").write_text(f"text,image\n蓝,{base64}\n蓝, a.png \n", encoding="utf-8")
+    rows, bad = read_all(find_source([str(tmp_path / "*.csv")]))
+    assert not bad
+    assert plain(rows) == [
+        ("007", ["红"], picture(1)),
+        ("1-a.png", ["绿"], picture(1)),
+        ("2-2", ["蓝"], picture(2)),
+        ("2-a.png", ["蓝"], picture(1)),
+    ]
+
+
+@pytest.mark.parametrize("value", [b"x", True, {"a": 1}])
+def test_ids_that_are_none(value: object, tmp_path: Path) -> None:
+    table = pyarrow.table({"idx": [value], "text": ["红"], "image": [picture(1)]})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    assert reasons(tmp_path / "x.parquet")[0][2].startswith("The id is neither text nor a number, but ")
+
+
 # --- what stops at once
 
 
@@ -232,10 +275,10 @@ def test_what_can_not_be_found(tmp_path: Path) -> None:
             find_source(nothing)
     with pytest.raises(ValueError, match="must be a list"):
         find_source("x.tsv")
-    (tmp_path / "x.csv").write_text("a,b\n")
-    with pytest.raises(ValueError, match=r"x\.csv is not known by its name; allowed are TSV .* prepare"):
-        find_source([tmp_path / "x.csv"])
-    with pytest.raises(ValueError, match=r"folder without metadata\.csv .*it holds x\.csv"):
+    (tmp_path / "x.xlsx").write_text("a,b\n")
+    with pytest.raises(ValueError, match=r"x\.xlsx is not known by its name; allowed are TSV "):
+        find_source([tmp_path / "x.xlsx"])
+    with pytest.raises(ValueError, match=r"folder without metadata\.csv .*it holds x\.xlsx"):
         find_source([tmp_path])
     path = tsv(tmp_path, samples(1))
     with pytest.raises(ValueError, match=r"table\.tsv is named twice"):
@@ -293,26 +336,43 @@ def test_bad_rows_of_a_csv(tmp_path: Path) -> None:
         ("15", 16, ["last"]),
     ]
     assert reasons(folder) == [
+        (5, None, "The row is empty."),
         (6, None, "The row has 2 cells instead of 3 (idx, file_name, text)."),
-        (7, "6", "There is no picture none.png."),
-        (8, "7", "The picture ../secret.png lies outside of the folder."),
-        (9, "8", "There is no picture sub."),
+        (7, "6", "There is no file none.png."),
+        (8, "7", "The file ../secret.png lies outside of the folder."),
+        (9, "8", "There is no file sub."),
         (10, "9", "The caption is empty."),
         (11, None, "The row is no CSV: ',' expected after '\"'."),
-        (12, "11", "The picture's name (file_name) is missing."),
-        (13, "12", f"The picture {tmp_path}/secret.png lies outside of the folder."),
-        (14, "13", "The picture link.png lies outside of the folder."),
-        (15, "14", f"The picture {'n' * 300} can't be read: File name too long."),
+        (12, "11", "The picture (file_name) is missing."),
+        (13, "12", f"The file {f'{tmp_path}/secret.png'[:80]} lies outside of the folder."),
+        (14, "13", "The file link.png lies outside of the folder."),
+        (15, "14", f"The file {'n' * 80} can't be read (File name too long)."),
         (17, "16", "The caption holds bytes that are no UTF-8."),
     ]
     assert find_source([folder]).content_hash()
 
 
-def test_a_quotation_mark_without_end_swallows_nothing(tmp_path: Path) -> None:
+def test_a_quotation_mark_without_end_swallows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_csv_folder(tmp_path, samples(3))
     (folder / "metadata.csv").write_text('file_name,text\nsub/r0.png,"红\nsub/r1.png,绿\nsub/r2.png,蓝\n')
     with pytest.raises(ValueError, match=r"metadata\.csv, line 2: a quotation mark is opened"):
         read_all(find_source([folder]))
+    monkeypatch.setattr(csv_jsonl, "MAX_LINE_BYTES", 200)
+    monkeypatch.setattr(csv_jsonl.csv, "field_size_limit", lambda limit=None, set=csv.field_size_limit: set(200))
+    rows = "".join(f"sub/r{number}.png,绿\n" for number in range(3)) * 20
+    (folder / "metadata.csv").write_text(f'file_name,text\nsub/r0.png,"红\n{rows}sub/r1.png,"红"\n')
+    with pytest.raises(ValueError, match=r"metadata\.csv, line 2: a quotation mark is opened"):
+        read_all(find_source([folder]))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
+def test_a_line_without_end_is_not_held(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_jsonl, "MAX_LINE_BYTES", 100)
+    (tmp_path / name).write_text('{"text": "红", "image": "a.png"}\n' if name == "x.jsonl" else "text,image\n")
+    with open(tmp_path / name, "a") as file:
+        file.write("x" * 101)
+    with pytest.raises(ValueError, match=rf"{name}, line 2 is longer than 100 bytes"):
+        read_all(find_source([tmp_path / name]))
 
 
 def test_links_as_the_hubs_cache_has_them(tmp_path: Path) -> None:
@@ -344,18 +404,19 @@ def test_bad_rows_of_json_lines(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture(1))
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     rows, _ = read_all(find_source([tmp_path]))
-    # Line 10 has an id, but the table has none: the first row decides.
-    assert [(row.idx, row.line, row.captions) for row in rows] == [("1", 1, ["红", "绿"]), ("9", 10, ["红", "绿"])]
+    assert [(row.idx, row.line, row.captions) for row in rows] == [("a.png", 1, ["红", "绿"])]
     found = [(number, reason.split(":")[0].rstrip(".")) for number, _, reason in reasons(tmp_path)]
     assert found == [
-        (3, "The row is no JSON"),
+        (2, "The row is empty"),
+        (3, "The row is no JSON in UTF-8"),
         (4, "The row is no JSON object"),
-        (5, "The row is no JSON"),
+        (5, "The row is no JSON in UTF-8"),
         (6, "The caption is no text, but int"),
         (7, "The caption holds bytes that are no UTF-8"),
-        (8, "The picture's name (file_name) is missing"),
-        (9, "No file can have the name '\\ud800'"),
-        (11, "No file can have the name 'a\\x00b'"),
+        (8, "The picture (file_name) is missing"),
+        (9, "No file can have the name \\ud800"),
+        (10, "The id holds bytes that are no UTF-8"),
+        (11, "No file can have the name a\\x00b"),
         (12, "The caption is empty"),
     ]
 
@@ -444,6 +505,16 @@ def test_compressed_shards(suffix: str, tmp_path: Path) -> None:
     assert len(read_all(find_source([tmp_path / f"x{suffix}"]))[0]) == 3
 
 
+def test_a_sample_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files it has, each of them small enough."""
+    monkeypatch.setattr(webdataset, "MAX_LINE_BYTES", 1000)
+    files = [("a.txt", b"t"), *((f"a.{n}.bin", bytes(600)) for n in range(9)), ("a.z.png", bytes(600))]
+    path = write_tar(tmp_path / "x.tar", [*files, ("b.png", picture(1)), ("b.txt", b"t")])
+    assert reasons(path) == [(1, "a", "The sample is larger than 1000 bytes.")]
+    contents = next(find_source([path]).records(0)).content[1]
+    assert sum(len(content) for content in contents.values() if content) < 1000
+
+
 def test_links_in_a_shard_are_no_files(tmp_path: Path) -> None:
     path = write_shard(tmp_path, samples(1))
     with tarfile.open(path, "a") as archive:
@@ -484,6 +555,30 @@ def test_folders_that_the_datasets_library_reads(kind: str, tmp_path: Path, offl
     os.utime(changed, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert offline(tmp_path / "set", **options).content_hash() != before
     assert not list((tmp_path / "hub cache").rglob("*.arrow"))
+
+
+def test_pictures_that_a_folder_does_not_hold(tmp_path: Path, offline: Callable) -> None:
+    folder = write_csv_folder(tmp_path, samples(1), "set")
+    (tmp_path / "secret.png").write_bytes(picture(1))
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    os.mkfifo(folder / "pipe.png")
+    rows = "r0,sub/r0.png,红\n7,none.png,红\n8,link.png,红\n9,pipe.png,红\n"
+    (folder / "metadata.csv").write_text(f"idx,file_name,text\n{rows}", encoding="utf-8")
+    good, bad = read_all(offline(folder))
+    assert [row.picture for row in good] == [picture(0)]
+    assert [found.line_number for found in bad] == [2, 3, 4]
+    assert [found.reason.split("/")[0] for found in bad] == ["There is no file ", "The file ", "There is no file "]
+    assert bad[1].reason.endswith("lies outside of the folder.")
+
+
+def test_snapshots_of_the_hubs_cache(tmp_path: Path, offline: Callable) -> None:
+    folder = write_csv_folder(tmp_path / "snapshots", samples(2), "0")
+    (tmp_path / "blobs").mkdir()
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        path.rename(tmp_path / "blobs" / str(number))
+        path.symlink_to(tmp_path / "blobs" / str(number))
+    rows, bad = read_all(offline(folder))
+    assert (len(rows), bad) == (2, [])
 
 
 def test_shards_of_a_data_set(tmp_path: Path, offline: Callable) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sample_files import WRITERS, line, picture, samples, write_csv_folder, write_parquet, write_shard, write_tsv
 from torch.utils.data import DataLoader
 
-from pai_painter.data import streaming
+from pai_painter.data import open_picture, streaming
 from pai_painter.data.sources import DataSource, find_source
 from pai_painter.data.streaming import PictureStream, StreamedRow
 
@@ -51,7 +51,7 @@ def test_every_row_once_per_epoch(buffer: int, tmp_path: Path) -> None:
         assert names(epochs[0]) != names(epochs[1]) != names(epochs[2])
     row = rows[0]
     assert row.captions == [f"红{row.idx[1:]}"]
-    assert row.picture == picture(int(row.idx[1:]))
+    assert row.picture == open_picture(picture(int(row.idx[1:])))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -232,6 +232,14 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     assert peak < 1_500_000
 
 
+def test_a_picture_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr(streaming, "open_picture", lambda data: opened.append(data) or open_picture(data))
+    rows = first(stream_of(source_of(tmp_path, bad=())), ROWS)
+    assert sorted(opened) == sorted(picture(number) for number in range(ROWS))
+    assert {row.picture.mode for row in rows} == {"RGB"}
+
+
 def test_pictures_of_a_folder_are_read_one_at_a_time(tmp_path: Path) -> None:
     """What waits in the buffer is a line of the table, not a picture."""
     folder = write_csv_folder(tmp_path, samples(20))
@@ -239,4 +247,4 @@ def test_pictures_of_a_folder_are_read_one_at_a_time(tmp_path: Path) -> None:
     rows = iter(stream)
     next(rows)
     (folder / "sub" / "r7.png").write_bytes(picture(250))
-    assert picture(250) in [row.picture for row in itertools.islice(rows, 19)]
+    assert open_picture(picture(250)) in [row.picture for row in itertools.islice(rows, 19)]

@@ -41,7 +41,8 @@ _DEFAULT_SCHEMA = "idx:str:1,text:str:1,imgbase64:str:1"
 
 def prepare(
     source: Annotated[
-        str, typer.Argument(help="A folder of pictures, or a CSV, JSONL, TSV or Parquet file, or a pattern of files.")
+        str,
+        typer.Argument(help="A folder of pictures, a TSV, CSV, JSONL, Parquet or .tar file, or a pattern of files."),
     ],
     output: Annotated[Path, typer.Argument(help="A folder for the shards.")],
     format: Annotated[Literal["tsv", "parquet"], typer.Option(help="What the shards are.")] = "tsv",
@@ -74,11 +75,11 @@ def prepare(
     """
     with one_sentence_errors(verbose, "Stopped; the same command goes on from the last whole shard."):
         quieten(verbose)
-        from ..data.listings import find_pictures
         from ..data.prepare import PrepareOptions, prepare_rows
+        from ..data.sources import find_source
 
         options = PrepareOptions(format, shard_size, size, caption_separator)
-        found = find_pictures(
+        found = find_source(
             [source],
             input_schema=input_schema,
             id_column=id_column,
@@ -134,12 +135,12 @@ def inspect(
     with one_sentence_errors(verbose, "Stopped; nothing was written."):
         quieten(verbose)
         from ..data.inspection import inspect_rows
-        from ..data.listings import find_pictures
+        from ..data.sources import find_source
         from ..picture_files import save_png
         from ..processing_pai_painter import PaiPainterProcessor
 
         _check_sheet(contact_sheet, force)
-        source = find_pictures(
+        source = find_source(
             files,
             input_schema=input_schema,
             id_column=id_column,

@@ -40,7 +40,7 @@ def check_rows(
     Gives the rows in their order; those whose picture can't be opened come as bad rows.
 
     Args:
-        rows (`Iterator[PictureRow | BadRow]`): See [`~data.listings.numbered_rows`].
+        rows (`Iterator[PictureRow | BadRow]`): See [`~data.picture_rows.DataSource.good_and_bad_rows`].
         size (`int`, *optional*): Pictures whose shorter side is longer are shrunk to this.
         workers (`int`): Processes; 1 for none but this one.
 

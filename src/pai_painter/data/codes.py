@@ -20,8 +20,8 @@ from .pictures import open_picture
 __all__ = ["architecture_of", "encode_share", "hash_of_model", "load_codes"]
 
 _BATCH = 32
-# Rows whose codes are one file: what a run that is stopped while it encodes loses at most. A multiple of _BATCH, so that
-# a picture has the same neighbours in its batch whatever the number of rows.
+# Rows whose codes are one file: what a run that is stopped while it encodes loses at most. A multiple of _BATCH, so
+# that a picture has the same neighbours in its batch whatever the number of rows.
 _PART = 128 * _BATCH
 
 _FEATURES = datasets.Features(

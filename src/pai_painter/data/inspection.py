@@ -13,10 +13,9 @@ from PIL import Image
 
 from ..grids import draw_grid
 from ..processing_pai_painter import PaiPainterProcessor
-from .listings import PictureSource, numbered_rows
-from .picture_rows import PictureRow
+from .picture_rows import DataSource, PictureRow
 from .pictures import BadPicture, open_picture
-from .repeats import RepeatedIds
+from .repeated_ids import RepeatedIds
 from .tsv import BadRow
 
 __all__ = ["Inspection", "Reason", "Spread", "inspect_rows"]
@@ -131,7 +130,7 @@ class Inspection:
 
 
 def inspect_rows(
-    source: PictureSource,
+    source: DataSource,
     processor: PaiPainterProcessor,
     *,
     text_length: int | None = None,
@@ -144,7 +143,7 @@ def inspect_rows(
     Reads a source once. Memory doesn't grow with it, but for eight bytes a row that find repeated ids.
 
     Args:
-        source (`PictureSource`): See [`~data.listings.find_pictures`].
+        source (`DataSource`): See [`~data.sources.find_source`].
         processor ([`PaiPainterProcessor`]): Of the model that is to read the captions.
         text_length (`int`, *optional*): Word pieces that the model reads, if not what the processor says.
         max_rows (`int`, *optional*): Look at no more than the first so many rows, good and bad.
@@ -166,7 +165,7 @@ def inspect_rows(
     found = Inspection(source.name, text_length, processor.image_processor.size["shortest_edge"])
     reasons: dict[str, Reason] = {}
     ids, draw = RepeatedIds(), random.Random(seed)
-    for number, row in enumerate(numbered_rows(source)):
+    for number, row in enumerate(source.good_and_bad_rows()):
         if number == max_rows:
             found.complete = False
             break

@@ -12,7 +12,10 @@ from typing import Any
 import datasets
 import fsspec
 
+from .picture_files import read_inside
 from .picture_rows import Columns, DataSource, PictureRow, Record, RowReader, hash_of_file
+from .pictures import BadPicture
+from .tsv import MAX_LINE_BYTES, BadRow
 
 __all__ = ["NamedDataset"]
 
@@ -104,9 +107,27 @@ class NamedDataset(DataSource):
         # Only the library's own reader of folders says where a picture is. In a table, a path is a stranger's word.
         from_folder = self._rows.info.builder_name == "imagefolder"
         if from_folder and isinstance(picture, dict) and picture["bytes"] is None and picture["path"] is not None:
-            with fsspec.open(picture["path"], "rb") as file:
-                picture = file.read()
+            try:
+                picture = self._read_file(picture["path"])
+            except BadPicture as error:
+                idx = self._reader.id_of(record, record.content)
+                raise BadRow(self.parts[record.part], record.line, str(error), idx) from error
         return self._reader.read(record, {**record.content, self._image: picture})
+
+    def _read_file(self, path: str) -> bytes:
+        if self.is_folder:
+            folder = Path(os.path.realpath(self.dataset_name))
+            # In a snapshot of the Hub's cache, pictures are links into the folder of blobs beside it.
+            blobs = (str(folder.parents[1] / "blobs"),) if folder.parent.name == "snapshots" else ()
+            return read_inside(folder, path, (str(folder), *blobs))
+        try:
+            with fsspec.open(path, "rb") as file:
+                content: bytes = file.read(MAX_LINE_BYTES + 1)
+        except FileNotFoundError as error:
+            raise BadPicture(f"There is no file {path}.") from error
+        if len(content) > MAX_LINE_BYTES:
+            raise BadPicture(f"The file {path} is larger than {MAX_LINE_BYTES} bytes.")
+        return content
 
     @property
     def _is_streamed(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from .pictures import BadPicture, decode_base64_picture
@@ -149,18 +150,24 @@ class DataSource(ABC):
 
     def rows(self, on_bad_row: Callable[[BadRow], None]) -> Iterator[PictureRow]:
         """The rows of all parts in order; `on_bad_row` takes those that can't be used."""
+        for row in self.good_and_bad_rows():
+            if isinstance(row, BadRow):
+                on_bad_row(row)
+            else:
+                yield row
+
+    def good_and_bad_rows(self) -> Iterator[PictureRow | BadRow]:
+        """All rows of all parts in order, so that the n-th is the same whenever they are read."""
         for part in range(len(self.parts)):
             for record in self.records(part):
                 try:
-                    row = self.read(record)
+                    yield self.read(record)
                 except BadRow as bad:
-                    on_bad_row(bad)
-                else:
-                    yield row
+                    yield bad
 
-    def number_of(self, record: Record, number: int) -> str:
-        """The id of the row with this number in its part, if the table has no ids: unlike any other of the source."""
-        return str(number) if len(self.parts) == 1 else f"{record.part + 1}-{number}"
+    def own_id(self, record: Record, name: int | str) -> str:
+        """The id of a row without one, from its number or name in its part: unlike any in the source's other parts."""
+        return str(name) if len(self.parts) == 1 else f"{record.part + 1}-{name}"
 
 
 class RowReader:
@@ -177,29 +184,39 @@ class RowReader:
     def __init__(self, source: DataSource, columns: Columns, image: str, has_ids: bool) -> None:
         self.source, self.columns, self.image, self.has_ids = source, columns, image, has_ids
 
-    def read(self, record: Record, values: Mapping[str, Any], number: int | None = None) -> PictureRow:
+    def read(self, record: Record, values: Mapping[str, Any]) -> PictureRow:
         """
         Args:
             record (`Record`): The row.
             values (`Mapping`): Its cells; one that is missing is like an empty one.
-            number (`int`, *optional*): Its number in the file, if it is not its line.
 
         Raises:
             BadRow: If it has no caption or no picture.
         """
-        file = self.source.parts[record.part]
-        idx = self.source.number_of(record, number or record.line)
-        if self.has_ids:
-            given = values.get(self.columns.idx)
-            idx = "" if given is None else str(given)
-        if _BROKEN.search(idx):
-            raise BadRow(file, record.line, "The id holds bytes that are no UTF-8.")
+        file, idx = self.source.parts[record.part], self.id_of(record, values)
         captions, text = self._captions(values.get(self.columns.caption), file, record.line, idx)
         try:
             picture = picture_bytes(values.get(self.image))
         except BadPicture as error:
             raise BadRow(file, record.line, str(error), idx) from error
         return PictureRow(file, record.line, idx, text, captions, picture)
+
+    def id_of(self, record: Record, values: Mapping[str, Any]) -> str:
+        """
+        The row's id.
+
+        Raises:
+            BadRow: If it is neither text nor a number.
+        """
+        if not self.has_ids:
+            return self.source.own_id(record, record.line)
+        file, given = self.source.parts[record.part], values.get(self.columns.idx)
+        if not isinstance(given, (str, int, float, NoneType)) or isinstance(given, bool):
+            raise BadRow(file, record.line, f"The id is neither text nor a number, but {type(given).__name__}.")
+        idx = "" if given is None else str(given)
+        if _BROKEN.search(idx):
+            raise BadRow(file, record.line, "The id holds bytes that are no UTF-8.")
+        return idx
 
     def _captions(self, value: Any, file: str, line: int, idx: str) -> tuple[list[str], str]:
         texts = value if isinstance(value, list) else [value]

@@ -13,9 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .checking import check_rows
-from .listings import PictureSource, numbered_rows
-from .picture_rows import PictureRow
-from .repeats import RepeatedIds
+from .picture_rows import DataSource, PictureRow
+from .repeated_ids import RepeatedIds
 from .shards import Manifest, ShardFolder, ShardFormat, ShardRow, ShardWriter, naming_the_folder
 from .tsv import BadRow
 
@@ -81,7 +80,7 @@ class Prepared:
 
 
 def prepare_rows(
-    source: PictureSource,
+    source: DataSource,
     output: Path,
     options: PrepareOptions,
     *,
@@ -97,7 +96,7 @@ def prepare_rows(
     was stopped and begun again.
 
     Args:
-        source (`PictureSource`): See [`~data.listings.find_pictures`].
+        source (`DataSource`): See [`~data.sources.find_source`].
         output (`Path`): A new folder, or one in which the same work was begun.
         options ([`PrepareOptions`]): What the shards are like.
         workers (`int`, *optional*, defaults to 1): Processes that open pictures.
@@ -141,10 +140,10 @@ def prepare_rows(
     )
 
 
-def _identify(source: PictureSource, progress: Progress) -> dict[str, Any]:
+def _identify(source: DataSource, progress: Progress) -> dict[str, Any]:
     """Reads everything once: what is changed later is noticed, and the progress bar knows the end."""
     digest, ids, count = hashlib.sha256(), RepeatedIds(), 0
-    for row in numbered_rows(source):
+    for row in source.good_and_bad_rows():
         count += 1
         if isinstance(row, BadRow):
             digest.update(repr(("bad", row.line_number, row.idx, row.reason)).encode())
@@ -161,7 +160,7 @@ class _Preparation:
 
     def __init__(
         self,
-        source: PictureSource,
+        source: DataSource,
         folder: ShardFolder,
         manifest: Manifest,
         options: PrepareOptions,
@@ -178,7 +177,7 @@ class _Preparation:
     def run(self) -> None:
         """From where the manifest is to the end."""
         total = self.manifest.source["rows"]
-        rows = islice(numbered_rows(self.source), self.position, None)
+        rows = islice(self.source.good_and_bad_rows(), self.position, None)
         checked = check_rows(rows, self.options.size, self.workers)
         shard: ShardWriter | None = None
         try:

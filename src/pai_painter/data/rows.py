@@ -24,7 +24,7 @@ __all__ = ["PictureRows", "load_rows"]
 logger = logging.getLogger(__name__)
 
 # Raised whenever the table's columns or the checks of a row change, so that old caches are left alone.
-_LAYOUT = 3
+_LAYOUT = 4
 # Rows written at a time: pictures are large, and a thousand of them, the default, are not little memory.
 _BATCH = 32
 _TABLE, _REJECTED = "rows.arrow", "rejected_rows.jsonl"
@@ -77,7 +77,8 @@ def load_rows(
     if bad:
         where = "" if rejects is None else f" All are listed in {rejects}."
         place = _place(source, bad[0])
-        logger.warning("%d rows of %s can't be used; %s: %s%s", len(bad), source.name, place, bad[0]["reason"], where)
+        count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
+        logger.warning("%s of %s can't be used; %s: %s%s", count, source.name, place, bad[0]["reason"], where)
     return rows
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .picture_rows import DataSource, PictureRow, Record
+from .picture_rows import DataSource, Record
 from .pictures import BadPicture, open_picture
 from .tsv import BadRow
 
@@ -25,14 +26,14 @@ class StreamedRow:
     Attributes:
         idx (`str`): Its id.
         captions (`list[str]`): One caption or several.
-        picture (`bytes`): The picture file; it has been opened once.
+        picture (`PIL.Image.Image`): The picture, upright and opaque, in RGB.
         epoch (`int`): The epoch it belongs to, from 0.
         position (`int`): How many rows of the epoch lie behind it, itself and the other processes' included.
     """
 
     idx: str
     captions: list[str]
-    picture: bytes
+    picture: Image.Image
     epoch: int
     position: int
 
@@ -106,10 +107,13 @@ class PictureStream(IterableDataset[StreamedRow]):
             for position, record in enumerate(self._shuffled(epoch)):
                 if position < start or position % self.processes != self.rank:
                     continue
-                row = self._check(record, rejected)
-                if row is not None:
+                try:
+                    row = self._open(record, epoch, position + 1)
+                except BadRow as bad:
+                    rejected.add(bad)
+                else:
                     usable += 1
-                    yield StreamedRow(row.idx, row.captions, row.picture, epoch, position + 1)
+                    yield row
             # Of an epoch that was joined in its middle nothing may be left.
             if not usable and not start:
                 share = "" if self.processes == 1 else f" for process {self.rank + 1} of {self.processes}"
@@ -118,17 +122,13 @@ class PictureStream(IterableDataset[StreamedRow]):
                 )
             start = 0
 
-    def _check(self, record: Record, rejected: "_Rejected") -> PictureRow | None:
+    def _open(self, record: Record, epoch: int, position: int) -> StreamedRow:
+        row = self.source.read(record)
         try:
-            row = self.source.read(record)
-            open_picture(row.picture)
-        except BadRow as bad:
-            rejected.add(bad)
+            picture = open_picture(row.picture)
         except BadPicture as error:
-            rejected.add(BadRow(row.file, row.line, str(error), row.idx))
-        else:
-            return row
-        return None
+            raise BadRow(row.file, row.line, str(error), row.idx) from error
+        return StreamedRow(row.idx, row.captions, picture, epoch, position)
 
     def _shuffled(self, epoch: int) -> Iterator[Record]:
         """

@@ -6,7 +6,7 @@ import itertools
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class WebDatasetShards(FileSource):
                 members = datasets.StreamingDownloadManager().iter_archive(archive)
                 for name, group in itertools.groupby(members, lambda member: _split(member[0])[0]):
                     number += 1
-                    yield Record(part, number, (name, {_split(inner)[1]: _read(file) for inner, file in group}))
+                    yield Record(part, number, (name, _read_sample(group)))
         except _DAMAGES as error:
             what = f"is damaged after sample {number}" if number else "is no tar archive"
             raise ValueError(f"{path} {what}: {error}.") from error
@@ -98,7 +98,7 @@ class WebDatasetShards(FileSource):
             missing = "picture" if picture is None else "caption"
             raise BadRow(file, record.line, f"The sample has no {missing}, but {', '.join(files)}.", name)
         if values[picture] is None:
-            raise BadRow(file, record.line, f"The picture is larger than {MAX_LINE_BYTES} bytes.", name)
+            raise BadRow(file, record.line, f"The sample is larger than {MAX_LINE_BYTES} bytes.", name)
         text = values[caption]
         if isinstance(text, bytes):
             text = text.decode("utf-8", errors="surrogateescape")
@@ -133,9 +133,15 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension
 
 
-def _read(file: Any) -> bytes | None:
-    content: bytes = file.read(MAX_LINE_BYTES + 1)
-    return None if len(content) > MAX_LINE_BYTES else content
+def _read_sample(members: Iterable[tuple[str, Any]]) -> dict[str, bytes | None]:
+    """Extension → content; `None` for a file with which the sample would be too large to be held."""
+    sample: dict[str, bytes | None] = {}
+    left = MAX_LINE_BYTES
+    for name, file in members:
+        content: bytes = file.read(left + 1)
+        sample[_split(name)[1]] = content if len(content) <= left else None
+        left -= len(content) if len(content) <= left else 0
+    return sample
 
 
 def _json_of(files: dict[str, bytes | None]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class StreamedPictures(IterableDataset[dict[str, torch.Tensor]]):
             yield {
                 "caption_ids": self._draw.ids(row.captions, row.epoch, row.position),
                 "pixel_values": self.augmentation.prepare(
-                    [open_picture(row.picture)],
+                    [row.picture],
                     self.processor.image_processor,
                     self._draw.generator(8, row.epoch, row.position),
                 )[0],

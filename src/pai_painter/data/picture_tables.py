@@ -59,7 +59,7 @@ class TsvFiles(FileSource):
     def read(self, record: Record) -> PictureRow:
         file = self.parts[record.part]
         row = parse_row(file, record.line, record.content, self.layout)
-        idx = row.idx if self.layout.id_column is not None else self.number_of(record, record.line)
+        idx = row.idx if self.layout.id_column is not None else self.own_id(record, record.line)
         try:
             picture = decode_base64_picture(row.imgbase64 or "")
         except BadPicture as error:
