@@ -113,6 +113,8 @@ def test_the_newest_whole_one_is_taken(
     ]
     with pytest.raises(ValueError, match=r"checkpoint-2 is not a whole checkpoint.*use `latest`"):
         find_checkpoint(tmp_path, str(tmp_path / "checkpoint-2"))
+    with pytest.raises(ValueError, match=r"There is no checkpoint True; use `latest`"):
+        find_checkpoint(tmp_path, "True")
     assert find_checkpoint("elsewhere", str(tmp_path / "checkpoint-1")) == tmp_path / "checkpoint-1"
 
 
@@ -158,3 +160,15 @@ def test_no_space_for_the_manifest(
     assert save_checkpoint(accelerator, tmp_path, 2, SETTINGS, keep=1) is None
     assert names(tmp_path) == []
     assert "No space left on device). Training goes on; there is none yet." in caplog.text
+
+
+def test_what_does_not_fit_is_one_sentence(accelerator: Accelerator, tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(accelerator, tmp_path, 2, SETTINGS, keep=1)
+    state = checkpoint / "optimizer.bin"
+    state.write_bytes(bytes(state.stat().st_size))  # as long as it was
+    with pytest.raises(ValueError, match=r"checkpoint-2 can't be taken up by this run: "):
+        load_checkpoint(accelerator, checkpoint, SETTINGS)
+    other = Accelerator(cpu=True)
+    other.prepare(torch.nn.Linear(32, 32))
+    with pytest.raises(ValueError, match=r"checkpoint-2 can't be taken up by this run: (.|\n)*size mismatch"):
+        load_checkpoint(other, checkpoint, SETTINGS, ignore_changes=True)

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,9 @@ def test_the_recipes_settings_are_valid(name: str) -> None:
         ([*ENOUGH, "--save_steps", "yes"], "Argument --save_steps/--save-steps: invalid int value: 'yes'"),
         ([*ENOUGH, "--use_ema", "perhaps"], "Argument --use_ema/--use-ema: "),
         ([*ENOUGH, "--lerning_rate", "1"], "There is no setting `lerning_rate` (on the command line); did you mean `l"),
+        (["--lerning_rate", "1"], "There is no setting `lerning_rate` (on the command line); did you mean `learning_"),
+        (["--seed=1", "--output-dir=o", "--use-emma"], "There is no setting `use_emma`"),
+        ([*ENOUGH, "--lr_scheduler_type", "constant", "--warmup_steps", "9"], "The schedule `constant` has no `warmu"),
         ([*ENOUGH, "--learning", "1"], "There is no setting `learning` (on the command line)"),
         ([*ENOUGH, "settings.yaml"], "The settings file settings.yaml must be the first word"),
         (["nothing.yaml"], "There is no settings file nothing.yaml."),
@@ -179,8 +183,10 @@ def test_a_file_that_is_no_text(tmp_path: Path, said: Callable) -> None:
     [
         (ValueError("First line\n  second line."), 2, "First line second line."),
         (OSError(28, "No space left on device", "o/x"), 2, "[Errno 28] No space left on device: 'o/x'"),
+        (ImportError("The package flash_attn is missing."), 2, "The package flash_attn is missing."),
         (SafetensorError("Error while deserializing header"), 2, "Error while deserializing header"),
         (torch.OutOfMemoryError("Tried to allocate 2 GiB. GPU 0 …"), 2, "The device's memory is full, a smaller `per_"),
+        (RuntimeError("[gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:1"), 2, "Another process of this run "),
         (KeyboardInterrupt(), 130, "Stopped; there is no checkpoint."),
     ],
 )
@@ -206,11 +212,13 @@ def test_who_stops_a_run_is_told_how_to_go_on(tmp_path: Path, said: Callable) ->
 
 
 def test_errors_of_ours_are_not_hidden() -> None:
-    def train(*_: object) -> None:
-        raise KeyError("a mistake in the program")
+    for mistake in (KeyError("a mistake in the program"), RuntimeError("another")):
 
-    with pytest.raises(KeyError):
-        run_from_command_line(PAINTER, train, ENOUGH)
+        def train(*_: object, mistake: Exception = mistake) -> None:
+            raise mistake
+
+        with pytest.raises(type(mistake)):
+            run_from_command_line(PAINTER, train, ENOUGH)
 
 
 def test_sigterm_stops_like_ctrl_c(said: Callable) -> None:
@@ -234,6 +242,33 @@ def test_cut_captions_are_warned_about_once(caplog: pytest.LogCaptureFixture) ->
     for caption in "abc":
         logger.warning(f"The caption {caption} is cut.")
     assert caplog.messages == ["The caption a is cut. (Said once; it may be so for other captions.)"]
+
+
+def test_another_process_speaks_if_the_first_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr("pai_painter.training.command_line._HEAD_START", 0.3)
+
+    def train(*_: object) -> None:
+        raise ValueError("Only my share is bad.")
+
+    before = time.monotonic()
+    with pytest.raises(SystemExit) as stop:
+        run_from_command_line(PAINTER, train, ENOUGH)
+    assert time.monotonic() - before >= 0.3
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "train.py: process 1: Only my share is bad.\n"
+
+
+def test_what_was_called_is_named(capsys: pytest.CaptureFixture) -> None:
+    for words in (["nothing.yaml"], ["--help"]):
+        with pytest.raises(SystemExit):
+            train_painter_main(words, program="pai-painter train")
+    said = capsys.readouterr()
+    assert said.err == "pai-painter train: There is no settings file nothing.yaml.\n"
+    assert said.out.startswith("usage: pai-painter train ")
 
 
 @pytest.mark.parametrize(("main", "setting"), [(train_painter_main, "--pkeep PKEEP"), (train_codec_main, "--no_flip")])

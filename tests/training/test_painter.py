@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,7 +197,8 @@ def test_sizes_that_do_not_fit_are_one_sentence(
     shapes: Path, codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     config(tmp_path, num_attention_heads=3)
-    words = {"config_name": tmp_path, "codec": codec_folder, "train_file": shapes / "shapes.tsv", "output_dir": "out"}
+    words = {"config_name": tmp_path, "codec": codec_folder, "train_file": shapes / "shapes.tsv"}
+    words["output_dir"] = tmp_path / "out"
     with pytest.raises(SystemExit) as stop:
         main([f"--{name}={value}" for name, value in words.items()])
     assert stop.value.code == 2
@@ -210,6 +212,42 @@ def test_no_vocabulary(codec_folder: Path, data: DataArguments, tmp_path: Path) 
     model = PainterModelArguments(config_name=str(tmp_path), codec=str(codec_folder))
     with pytest.raises(ValueError, match=r"has no vocabulary .*: please set `tokenizer_name`"):
         train_painter(model, data, PainterTrainingArguments(output_dir=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("missing", ["config_name", "codec"])
+def test_a_part_that_is_not_there(missing: str, shapes: Path, codec_folder: Path, tmp_path: Path) -> None:
+    parts = {"config_name": str(shapes / "painter"), "codec": str(codec_folder)}
+    with pytest.raises(OSError, match=r"There is no folder \S+/nothing,"):
+        build_painter(PainterModelArguments(**{**parts, missing: str(tmp_path / "nothing")}))
+    with pytest.raises(OSError, match=r"has no config\.json\."):
+        build_painter(PainterModelArguments(**{**parts, missing: str(tmp_path)}))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_processes_share_the_rows_to_validate_on(batch_size: int, trained: Path, data: DataArguments) -> None:
+    """Each row once, in the same number of forwards on all of them: also if there are more processes than batches."""
+    _, processor, codes = codes_of(trained, data)
+    rows, forwards, sums = CaptionedCodes(codes, processor), [], []
+
+    def objective(input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        forwards[-1] += 1
+        return (input_ids.double() ** 2).mean()
+
+    def share(rank: int, processes: int) -> float:
+        forwards.append(0)
+        cpu = torch.device("cpu")
+        found = SimpleNamespace(num_processes=processes, process_index=rank, device=cpu, reduce=lambda total, _: total)
+        return validation_loss(objective, rows, found, batch_size)["validation_loss"]
+
+    sums = [share(rank, 3) for rank in range(3)]
+    assert len(set(forwards)) == 1
+    assert sum(sums) == pytest.approx(share(0, 1), rel=1e-5)
+
+
+def test_a_loss_beyond_all_bounds_is_a_figure(trained: Path, data: DataArguments) -> None:
+    _, processor, codes = codes_of(trained, data)
+    found = validation_loss(lambda *_: torch.tensor(1000.0), CaptionedCodes(codes, processor), Accelerator(cpu=True))
+    assert found == {"validation_loss": pytest.approx(1000), "validation_perplexity": math.inf}
 
 
 def test_the_attention_asked_for_is_used(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
@@ -214,6 +215,11 @@ def test_the_launcher_must_not_contradict(run: Callable, monkeypatch: pytest.Mon
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP needs accelerators, and this machine trains on cpu; please launch"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed isn't installed here; please `pip install deepspeed`"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "MEGATRON_LM is not supported; please launch with DDP"),
+        (
+            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+            {"gradient_accumulation_steps": 2},
+            "launched with gradient_accumulation_steps 4, but `gradient_accumulation_steps` is 2: please give both the",
+        ),
         ({}, {"report_to": ["tensorbord"]}, "There is no tracker 'tensorbord' .*; accelerate knows aim, clearml"),
         ({}, {"report_to": ["wandb"]}, "The tracker wandb .* isn't installed: please `pip install wandb`"),
     ],
@@ -227,7 +233,7 @@ def test_what_would_be_ignored_in_silence_is_refused(
         run(**options)
 
 
-def test_noise_of_a_step_is_a_function_of_seed_step_and_process(run: Callable) -> None:
+def test_noise_of_a_step_is_a_function_of_seed_step_and_process(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(**options: Any) -> list[float]:
         running, _ = run(**options)
         found = []
@@ -239,6 +245,34 @@ def test_noise_of_a_step_is_a_function_of_seed_step_and_process(run: Callable) -
     assert drawn() == drawn()
     assert len(set(drawn())) == 6
     assert drawn(seed=1) != drawn()
+    parts = drawn(gradient_accumulation_steps=2)
+    assert len(set(parts)) == 12
+    assert parts[::2] == drawn()
+    first = drawn()
+    monkeypatch.setattr(Accelerator, "process_index", 1)
+    assert not {*drawn()} & {*first}
+
+
+def test_a_line_of_the_log_is_the_mean_since_the_last(run: Callable, tmp_path: Path) -> None:
+    running, _ = run(gradient_accumulation_steps=2, logging_steps=3, save_steps=2)
+    losses = []
+    for step, _numbers in running.batches(Numbers(), 5, torch.stack):
+        losses.append(float(len(losses)))
+        loss = torch.tensor(losses[-1], requires_grad=True)
+        running.update(loss)
+        running.finish_step(step, loss, dict, no_sample, fail)
+    assert [line["loss"] for line in figures(tmp_path)] == [sum(range(6)) / 6, sum(range(6, 12)) / 6]
+
+
+def test_a_step_that_fp16_skips_moves_nothing(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, _ = run(use_ema=True, lr_scheduler_type="linear")
+    seen = []
+    for step, numbers in running.batches(Numbers(), 5, torch.stack):
+        with monkeypatch.context() as patch:
+            patch.setattr(Accelerator, "optimizer_step_was_skipped", step == 1)
+            running.update(running.objective(numbers))
+        seen.append((running.average.updates, running.schedule.last_epoch))
+    assert seen == [(1, 1), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]
 
 
 def test_steps_of_a_run() -> None:
@@ -261,7 +295,48 @@ def test_news_of_a_run_taken_up(run: Callable, tmp_path: Path, caplog: pytest.Lo
 def test_processes_that_would_each_train_alone_are_refused(
     run: Callable[..., tuple[TrainingRun, Model]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pai_painter.training.launch.Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    found = SimpleNamespace(num_processes=1, gradient_accumulation_steps=1)
+    monkeypatch.setattr("pai_painter.training.launch.Accelerator", lambda **_: found)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="ACCELERATE_USE_CPU=true"):
         run()
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "out", "Not a directory")):
+        with pytest.raises(ValueError, match=rf"^Nothing can be written to {folder} \(`output_dir`\): {reason}\.$"):
+            TrainingRun(TrainingArguments(output_dir=str(folder)))
+
+
+def test_what_a_killed_run_left_half_written_goes(run: Callable, tmp_path: Path) -> None:
+    folders = [tmp_path / "out" / name for name in (".checkpoint-3.partial", ".model-x", "best/.model-y", "mine")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("")
+    run()
+    assert [folder.name for folder in folders if folder.exists()] == ["mine"]
+
+
+def test_a_window_of_another_length_begins_at_the_checkpoint(run: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    """5 windows of 2 batches are no whole number of windows of 3."""
+    train(run(gradient_accumulation_steps=2, save_steps=5)[0])
+    options = {"resume_from_checkpoint": "latest", "ignore_changed_settings": True, "max_train_steps": 8}
+    running, _ = run(gradient_accumulation_steps=3, save_steps=5, **options)
+    assert "gradient_accumulation_steps was 2 and is now 3" in caplog.text
+    updates = []
+    for number, (step, numbers) in enumerate(running.batches(Numbers(), 5, torch.stack)):
+        running.update(running.objective(numbers))
+        if running.accelerator.sync_gradients:
+            updates.append((number, step))
+    assert updates == [(2, 5), (5, 6), (8, 7)]
+
+
+def test_a_checkpoint_beyond_the_end(run: Callable) -> None:
+    train(run(save_steps=4)[0])
+    options = {"resume_from_checkpoint": "latest", "ignore_changed_settings": True}
+    with pytest.raises(ValueError, match=r"checkpoint-4 is beyond the 3 steps of this run: please make it longer\."):
+        run(max_train_steps=3, **options)
+    running, _ = run(max_train_steps=4, **options)
+    assert list(running.count(iter([torch.zeros(1)] * 3))) == []
+    assert list(running.batches(Numbers(), 5, torch.stack)) == []

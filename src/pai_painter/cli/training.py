@@ -28,7 +28,7 @@ def train(context: typer.Context) -> None:
     except ModuleNotFoundError as error:
         with one_sentence_errors(verbose=False):
             raise error
-    main(context.args)
+    main(context.args, program="pai-painter train")
 
 
 def merge(

@@ -4,4 +4,4 @@
 from .painter import main
 
 if __name__ == "__main__":
-    main()
+    main(program="python -m pai_painter.training")

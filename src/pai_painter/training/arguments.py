@@ -133,6 +133,8 @@ class TrainingArguments:
             raise ValueError(
                 f"`lr_scheduler_type` must be one of {', '.join(_SCHEDULES)}, got {self.lr_scheduler_type!r}."
             )
+        if self.lr_scheduler_type == "constant" and self.warmup_steps:
+            raise ValueError("The schedule `constant` has no `warmup_steps`: please set `constant_with_warmup`.")
         if self.mixed_precision not in (None, "no", "bf16", "fp16"):
             raise ValueError(f"`mixed_precision` must be no, bf16 or fp16, got {self.mixed_precision!r}.")
 

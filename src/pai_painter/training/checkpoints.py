@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -140,7 +141,7 @@ def find_checkpoint(output_dir: str | Path, which: str) -> Path | None:
     The checkpoint folder that `which` names: a path, or `latest` for the newest whole one (`None` if there is none).
 
     Raises:
-        ValueError: if a folder named by its path is not a whole checkpoint.
+        ValueError: if a folder named by its path isn't there or is not a whole checkpoint.
     """
     if which == "latest":
         for checkpoint in reversed(_all_checkpoints(Path(output_dir))):
@@ -148,6 +149,8 @@ def find_checkpoint(output_dir: str | Path, which: str) -> Path | None:
                 return checkpoint
             logger.warning("%s is not whole (its manifest doesn't fit its files) and is passed over.", checkpoint)
         return None
+    if not Path(which).is_dir():
+        raise ValueError(f"There is no checkpoint {which}; use `latest` to take the newest one in the output folder.")
     if not _is_whole(Path(which)):
         raise ValueError(
             f"{which} is not a whole checkpoint of ours (its manifest doesn't fit its files); use `latest` to take the "
@@ -167,7 +170,8 @@ def load_checkpoint(
         ignore_changes: go on even if that has changed, with a warning.
 
     Raises:
-        ValueError: if the run that wrote it had other settings or another number of processes.
+        ValueError: if the run that wrote it had other settings or another number of processes, or can't be taken up
+            for another reason.
     """
     manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
     then = _flat({**manifest["settings"], "processes": manifest["processes"]})
@@ -185,7 +189,10 @@ def load_checkpoint(
         )
     if differences:
         logger.warning("Going on as another run than %s: %s.", checkpoint.name, "; ".join(differences))
-    accelerator.load_state(str(checkpoint))
+    try:
+        accelerator.load_state(str(checkpoint))
+    except (RuntimeError, UnpicklingError) as error:  # other shapes or states, damage of the same size
+        raise ValueError(f"{checkpoint} can't be taken up by this run: {error}") from error
     return manifest["step"]
 
 

@@ -193,6 +193,12 @@ def _save(
     processor.save_pretrained(folder)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command line of `train_codec.py`; errors are one sentence on stderr and status 2."""
-    run_from_command_line((CodecModelArguments, DataArguments, CodecTrainingArguments), train_codec, argv)
+def main(argv: list[str] | None = None, program: str | None = None) -> None:
+    """
+    The command line of `train_codec.py`; errors are one sentence on stderr and status 2.
+
+    Args:
+        argv: its words; `sys.argv[1:]` by default.
+        program: what the user has called, for the help and in front of errors; the script's name by default.
+    """
+    run_from_command_line((CodecModelArguments, DataArguments, CodecTrainingArguments), train_codec, argv, program)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ from .stopping import Stopped
 __all__ = ["parse_arguments", "run_from_command_line"]
 
 _FILES = (".yaml", ".yml", ".json")
+_HEAD_START = 5.0  # seconds that the first process has to say what is wrong, and its launcher to end the others
 _ABOUT = (
     "The settings may stand in a YAML or JSON file, given first; flags behind it win over the file's lines. "
     "For example: %(prog)s settings.yaml --learning_rate 2e-5"
@@ -47,24 +49,30 @@ class _OnlyFirst(logging.Filter):
         return first
 
 
-def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
+def parse_arguments(
+    types: tuple[type, ...], argv: list[str] | None = None, program: str | None = None
+) -> tuple[Any, ...]:
     """
     Reads flags, or one YAML or JSON file that holds them (flags behind the file win).
 
     Args:
         types: the dataclasses to fill.
         argv: the words of the command line; `sys.argv[1:]` if not given.
+        program: what the help calls the program; the script's name if not given.
 
     Raises:
         ValueError: if a setting is unknown, missing or not allowed, or if the file can't be read.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     # Abbreviations are off: `--learning 1` would otherwise quietly be the learning rate.
-    parser = _Parser(types, description=_ABOUT, allow_abbrev=False)
+    parser = _Parser(types, prog=program, description=_ABOUT, allow_abbrev=False)
     known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
     if argv and argv[0].endswith(_FILES):
         several = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
         argv = _flags_of_file(argv[0], known, several) + argv[1:]
+    for word in argv:  # before argparse complains that a required setting, perhaps this one misspelt, is missing
+        if word.startswith("--") and word.partition("=")[0] not in parser._option_string_actions:
+            _refuse_unknown(word, known, "on the command line")
     *arguments, unknown = parser.parse_args_into_dataclasses(
         argv, look_for_args_file=False, return_remaining_strings=True
     )
@@ -118,26 +126,38 @@ def _refuse_unknown(word: str, known: set[str], where: str) -> NoReturn:
     raise ValueError(f"There is no setting `{name}` ({where}); {hint}")
 
 
-def run_from_command_line(types: tuple[type, ...], train: Callable[..., Any], argv: list[str] | None) -> None:
+def run_from_command_line(
+    types: tuple[type, ...], train: Callable[..., Any], argv: list[str] | None, program: str | None = None
+) -> None:
     """
     Parses and trains.
 
     What is wrong with the input is said in one sentence on stderr, with exit status 2. A run that is stopped names its
     newest checkpoint, with exit status 130 (Ctrl-C) or 143 (SIGTERM).
+
+    Args:
+        types: the dataclasses to fill.
+        train: is called with them.
+        argv: the words of the command line; `sys.argv[1:]` if not given.
+        program: what was called, for the help and in front of errors; the script's name if not given.
     """
     _set_up_logging()
-    program = _program()
+    program = program or os.path.basename(sys.argv[0])
     output_dir = None
     try:
-        arguments = parse_arguments(types, argv)
+        arguments = parse_arguments(types, argv, program)
         output_dir = arguments[-1].output_dir
         with _sigterm_interrupts():
             train(*arguments)
-    except (ValueError, OSError, SafetensorError) as error:
-        _leave(program, str(error), 2)
+    except (ValueError, OSError, ImportError, SafetensorError) as error:  # imports: of what only some settings need
+        _leave(program, str(error), 2, perhaps_alone=output_dir is not None)
     except torch.OutOfMemoryError as error:
         advice = "a smaller `per_device_train_batch_size` needs less"
-        _leave(program, f"The device's memory is full, {advice} ({str(error).partition('. ')[0]}).", 2)
+        _leave(program, f"The device's memory is full, {advice} ({str(error).partition('. ')[0]}).", 2, True)
+    except RuntimeError as error:
+        if "by peer" not in str(error):  # gloo's words: connection closed, or reset, by peer
+            raise
+        _leave(program, "Another process of this run has ended, so this one can't go on.", 2, True)
     except KeyboardInterrupt as stop:
         newest = None if output_dir is None else find_checkpoint(output_dir, "latest")
         advice = f"go on from {newest} with --resume_from_checkpoint latest." if newest else "there is no checkpoint."
@@ -145,19 +165,22 @@ def run_from_command_line(types: tuple[type, ...], train: Callable[..., Any], ar
         _leave(program, f"Stopped; {advice}", 143 if terminated else 130)
 
 
-def _program() -> str:
-    """What was called, for errors: a script, a command, or a module."""
-    name = os.path.basename(sys.argv[0])
-    return name if name != "__main__.py" else os.path.basename(os.path.dirname(sys.argv[0]))
-
-
 def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"  # set by torchrun and by accelerate launch
 
 
-def _leave(program: str, sentence: str, status: int) -> NoReturn:
-    if _is_first_process():
-        sys.stderr.write(f"{program}: {' '.join(sentence.split())}\n")
+def _leave(program: str, sentence: str, status: int, perhaps_alone: bool = False) -> NoReturn:
+    """
+    Args:
+        perhaps_alone: whether this process may be the only one that has something to say.
+    """
+    if not _is_first_process():
+        if not perhaps_alone:
+            sys.exit(status)
+        # Most errors are met by all processes; the first one's end then is this one's, too, by the launcher's hand.
+        time.sleep(_HEAD_START)
+        program = f"{program}: process {os.environ['RANK']}"
+    sys.stderr.write(f"{program}: {' '.join(sentence.split())}\n")
     sys.exit(status)
 
 

@@ -31,6 +31,11 @@ def build_accelerator(training: TrainingArguments) -> Accelerator:
         log_with=[*training.report_to] or None,
         project_dir=training.output_dir,
     )
+    if accelerator.gradient_accumulation_steps != training.gradient_accumulation_steps:
+        raise ValueError(
+            f"accelerate was launched with gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, but "
+            f"`gradient_accumulation_steps` is {training.gradient_accumulation_steps}: please give both the same."
+        )
     _check_processes(accelerator.num_processes)
     _check_kind(accelerator, training)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

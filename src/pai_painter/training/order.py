@@ -2,11 +2,12 @@
 """Which rows a step sees: a pure function of (seed, step, process), so that a resumed run goes on exactly."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
-__all__ = ["StepBatches", "seed_of"]
+__all__ = ["StepBatches", "read_batches", "seed_of"]
 
 
 def seed_of(*numbers: int) -> int:
@@ -67,3 +68,19 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
             generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
             self._epoch, self._order = epoch, torch.randperm(self.rows, generator=generator)
         return epoch, int(self._order[offset])
+
+
+def read_batches(loader: DataLoader) -> Iterator[Any]:
+    """
+    The batches of a loader.
+
+    Raises:
+        ValueError, OSError: what is wrong with the data. If a worker has found it, torch puts the worker's stack into
+            the message, which users don't want to read: its last line is what was said.
+    """
+    try:
+        yield from loader
+    except (ValueError, OSError) as error:
+        if not str(error).startswith(f"Caught {type(error).__name__} in DataLoader worker"):
+            raise
+        raise ValueError(str(error).rstrip().rpartition("\n")[2].partition(": ")[2]) from error

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the painter: captions and cached codes → a folder that `AutoModel` and the pipeline load."""
 
+import hashlib
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from .painter_data import PainterData
 from .painter_model import build_painter, take_codec, with_codec
 from .painter_rows import sequences
 from .run import TrainingRun
-from .saving import BestModel
+from .saving import BestModel, check_kind
 
 __all__ = ["main", "train_painter"]
 
@@ -38,15 +40,18 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
         Stopped: if SIGTERM or Ctrl-C came while it trained; there is a checkpoint then.
     """
     run, since = TrainingRun(training), time.monotonic()
+    check_kind(Path(training.output_dir), adapter=model.lora_rank is not None)
     painter, processor = build_painter(model)
     codec = take_codec(painter).to(run.accelerator.device)
     rows = PainterData(run, codec, processor, data, training)
-    settings = {**_settings_of(painter, codec, model), "data": rows.identity}
+    settings = {**_settings_of(painter, codec, processor, model), "data": rows.identity}
+    if training.keeps_best:
+        settings["validation_data"] = rows.validation_identity
     if model.lora_rank is not None:
         targets = model.lora_target_modules or None
         add_lora(painter, model.lora_rank, model.lora_alpha, model.lora_dropout, targets, model.revision)
     trained = [parameter for parameter in painter.parameters() if parameter.requires_grad]
-    best = BestModel(Path(training.output_dir) / "best", training.early_stopping_patience)
+    best = BestModel(Path(training.output_dir), training.early_stopping_patience)
     objective = PainterObjective(painter, training.pkeep)
     run.prepare(objective, trained, rows.count, settings, rows.stateful, best if training.keeps_best else None)
 
@@ -68,11 +73,20 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
 
 
 def _settings_of(
-    painter: PaiPainterForImageGeneration, codec: PaiPainterVQModel, model: PainterModelArguments
+    painter: PaiPainterForImageGeneration,
+    codec: PaiPainterVQModel,
+    processor: PaiPainterProcessor,
+    model: PainterModelArguments,
 ) -> dict[str, Any]:
     """What of the model a run depends on, beside the weights that checkpoints hold."""
     names = ["attn_implementation", "gradient_checkpointing"]
-    settings: dict[str, Any] = {"config": architecture_of(painter.config), "codec": hash_of_model(codec)}
+    vocabulary = json.dumps(processor.tokenizer.get_vocab(), sort_keys=True)
+    settings: dict[str, Any] = {
+        "config": architecture_of(painter.config),
+        "codec": hash_of_model(codec),
+        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "image_processor": processor.image_processor.to_dict(),
+    }
     if model.lora_rank is not None:
         names += ["lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"]
         settings["base"] = hash_of_model(painter)
@@ -104,6 +118,13 @@ def _save(
     processor.save_pretrained(folder)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command line of `train.py`; errors are one sentence on stderr and status 2."""
-    run_from_command_line((PainterModelArguments, DataArguments, PainterTrainingArguments), train_painter, argv)
+def main(argv: list[str] | None = None, program: str | None = None) -> None:
+    """
+    The command line of `train.py`; errors are one sentence on stderr and status 2.
+
+    Args:
+        argv: its words; `sys.argv[1:]` by default.
+        program: what the user has called, for the help and in front of errors; the script's name by default.
+    """
+    types = (PainterModelArguments, DataArguments, PainterTrainingArguments)
+    run_from_command_line(types, train_painter, argv, program)

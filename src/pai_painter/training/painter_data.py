@@ -21,6 +21,7 @@ from ..modeling_pai_painter import PaiPainterForImageGeneration
 from ..modeling_vqgan import PaiPainterVQModel
 from ..processing_pai_painter import PaiPainterProcessor
 from .arguments import DataArguments, PainterTrainingArguments
+from .order import read_batches
 from .painter_rows import CaptionedCodes, CaptionedPictures, StreamedPictures, collate_rows
 from .rows import find_training_source, load_training_rows, load_validation_rows, open_stream
 from .run import TrainingRun
@@ -43,6 +44,7 @@ class PainterData:
     Attributes:
         count: number of training rows, `None` if they are streamed.
         identity: tells other rows from these; kept in checkpoints.
+        validation_identity: the same of the rows to validate on, `None` without them.
         name: of the source, for messages.
         encoder: the codec if batches hold pixels, else `None`.
         stateful: what checkpoints hold of the data.
@@ -65,6 +67,7 @@ class PainterData:
         source = find_training_source(data)
         self.name = source.name
         self.validation_rows = load_validation_rows(data, training.output_dir, self.accelerator)
+        self.validation_identity = None if self.validation_rows is None else self.validation_rows._fingerprint
         changes = Augmentation(training.random_crop, training.random_flip, training.max_shift)
         self.count: int | None = None
         self.encoder: PaiPainterVQModel | None = codec
@@ -127,7 +130,7 @@ class PainterData:
         # More workers than one would each read all of the stream.
         workers = min(training.dataloader_num_workers, 1)
         loader = DataLoader(dataset, training.per_device_train_batch_size, collate_fn=collate_rows, num_workers=workers)
-        for batch in loader:
+        for batch in read_batches(loader):
             self._place.now = batch.pop("place")[-1]
             yield batch
 
@@ -138,10 +141,16 @@ class StreamPlace:
     def __init__(self, stream: PictureStream, accelerator: Accelerator):
         self.stream, self.accelerator = stream, accelerator
         self.now = torch.zeros(2, dtype=torch.long)
+        self._places = [self.now.tolist()]
+        # All processes meet before the first of them writes: on a full disk, only some of them come as far as here.
+        accelerator.register_save_state_pre_hook(self._gather)
+
+    def _gather(self, *_: Any) -> None:
+        self._places = self.accelerator.gather(self.now[None].to(self.accelerator.device)).tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints; all processes call it, and the first one's is written."""
-        return {"places": self.accelerator.gather(self.now[None].to(self.accelerator.device)).tolist()}
+        """For checkpoints, of which the first process writes it."""
+        return {"places": self._places}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves the stream to where the checkpoint was."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The painter that a run starts from: a trained one, or a new one around a trained codec."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -83,6 +84,9 @@ def _trained(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterFor
 
 
 def _new(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
+    for name in (str(model.codec), str(model.config_name)):
+        if not os.path.isfile(name) and find_file(name, "config.json") is None:
+            raise OSError(f"{name} has no config.json.")
     codec = PaiPainterVQModel.from_pretrained(model.codec, dtype=torch.float32)
     config = _config_for(codec, str(model.config_name), str(model.codec))
     config.update(dropout)

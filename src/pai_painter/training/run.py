@@ -23,8 +23,8 @@ from .checkpoints import all_well, find_checkpoint, hold_only_trained, load_chec
 from .figures import Figures
 from .launch import build_accelerator, is_sharded
 from .optimizer import build_optimizer
-from .order import StepBatches, seed_of
-from .saving import BestModel, save_whole
+from .order import StepBatches, read_batches, seed_of
+from .saving import BestModel, check_folder, remove_left_overs, save_whole
 from .stopping import Stopped, StopSignals
 
 __all__ = ["TrainingRun"]
@@ -59,12 +59,16 @@ class TrainingRun:
         start, done, steps: updates when the run was taken up, so far, and of the whole run.
 
     Raises:
-        ValueError: if `accelerate launch` was told something else than the arguments, or what isn't supported.
+        ValueError: if `accelerate launch` was told something else than the arguments, or what isn't supported, or if
+            the output folder can't be written to.
     """
 
     def __init__(self, training: TrainingArguments):
         self.training = training
         self.accelerator = build_accelerator(training)
+        check_folder(Path(training.output_dir))
+        if self.accelerator.is_main_process:
+            remove_left_overs(Path(training.output_dir))
         set_seed(training.seed)
         self.signals = StopSignals()
         self.figures = Figures(self.accelerator, training.output_dir)
@@ -140,7 +144,8 @@ class TrainingRun:
             stop=self.steps,
         )
         workers = training.dataloader_num_workers
-        return self.count(DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=workers))
+        loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=workers)
+        return self.count(read_batches(loader))
 
     def count(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """The same for batches that come from elsewhere, perhaps endlessly."""
@@ -150,7 +155,7 @@ class TrainingRun:
         with self._bar:
             for number, batch in enumerate(batches, self.start * accumulation):
                 step, part = divmod(number, accumulation)
-                if step == self.steps or self.ended_early:
+                if step >= self.steps or self.ended_early:
                     return
                 set_seed(seed_of(self.training.seed, 3, step, part, self.accelerator.process_index) % 2**32)
                 with self.accelerator.accumulate(self.objective):
@@ -320,5 +325,13 @@ class TrainingRun:
             logger.info("%s holds no checkpoint; starting from the beginning.", training.output_dir)
             return 0
         start = load_checkpoint(self.accelerator, checkpoint, self.settings, training.ignore_changed_settings)
+        if start > self.steps:
+            raise ValueError(f"{checkpoint} is beyond the {self.steps} steps of this run: please make it longer.")
+        if self.best is not None and self.best.is_missing:
+            raise ValueError(
+                f"The best model so far, of step {self.best.step}, isn't in {self.best.folder}: please copy it there "
+                f"from the run that made {checkpoint}."
+            )
+        self.accelerator.step = 0  # a window of accumulation begins here, be it of another length than before
         logger.info("Going on from %s, %d of %d steps are done.", checkpoint, start, self.steps)
         return start

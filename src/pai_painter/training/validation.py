@@ -36,4 +36,4 @@ def validation_loss(
         items: list[dict[str, Any]] = [rows[row] for row in own or range(1)]
         total += objective(*sequences(collate_rows(items), accelerator.device)) * len(own)
     loss = accelerator.reduce(total, "sum").item() / len(rows)
-    return {"validation_loss": loss, "validation_perplexity": math.exp(loss)}
+    return {"validation_loss": loss, "validation_perplexity": torch.tensor(loss).double().exp().item()}
