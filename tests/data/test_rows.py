@@ -222,7 +222,9 @@ def test_too_many_bad_rows(table: Callable, load: Callable, max_bad_rows: int) -
 
 
 def test_nothing_usable(table: Callable, load: Callable, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has 2 unusable and 0 usable rows .*`input_schema` \(idx,text,imgbase64\)"):
+    with pytest.raises(
+        ValueError, match=r"has no usable row: of all 2 the first is .*`input_schema` \(idx,text,imgbase64\)"
+    ):
         load(table("a\tb\n", "c\td\n"))
     with pytest.raises(ValueError, match=r"table\.tsv is empty"):
         load(table())

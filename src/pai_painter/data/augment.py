@@ -37,8 +37,8 @@ class Augmentation:
         Returns:
             `torch.FloatTensor` of shape `(images, 3, size, size)` in [-1, 1].
         """
-        options = {"random_crop": True, "generator": generator} if self.random_crop else {}
-        pixel_values = processor([*images], return_tensors="pt", **options)["pixel_values"]
+        options = {"random_crop": True} if self.random_crop else {}  # or what the processor is set to
+        pixel_values = processor([*images], generator=generator, return_tensors="pt", **options)["pixel_values"]
         return shift_and_flip(pixel_values, self.max_shift, self.random_flip, generator)
 
 

@@ -165,6 +165,8 @@ def _too_many(
     if not bad:
         return f"{source.name} has no rows."
     first = f"{_place(source, bad[0])}: {bad[0]['reason'].rstrip('.')}"
+    if not usable and len(bad) <= max_bad_rows:
+        return f"{source.name} has no usable row: of all {len(bad)} the first is {first}.{source.advice}"
     end = ", and reading stopped there" if stopped else ""
     return (
         f"{source.name} has {len(bad)} unusable and {usable} usable rows (the first, {first}); at most {max_bad_rows} "

@@ -15,7 +15,7 @@ from .picture_rows import DataSource, Record
 from .pictures import BadPicture, open_picture
 from .tsv import BadRow
 
-__all__ = ["PictureStream", "StreamedRow"]
+__all__ = ["PictureStream", "StreamedRow", "list_of_process"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,11 @@ class StreamedRow:
     picture: Image.Image
     epoch: int
     position: int
+
+
+def list_of_process(rejects: Path, rank: int) -> Path:
+    """Where the process `rank` lists unusable rows, if the first one does so in `rejects`."""
+    return rejects.with_name(f"{rejects.stem}-rank{rank}{rejects.suffix}") if rank else rejects
 
 
 class PictureStream(IterableDataset[StreamedRow]):
@@ -79,7 +84,7 @@ class PictureStream(IterableDataset[StreamedRow]):
         self.rank, self.processes, self.max_bad_rows = rank, processes, max_bad_rows
         if rejects is not None:
             rejects = Path(rejects)
-            rejects = rejects.with_name(f"{rejects.stem}-rank{rank}{rejects.suffix}") if rank else rejects
+            rejects = list_of_process(rejects, rank)
         self.rejects = rejects
         self._epoch = self._position = 0
 

@@ -51,7 +51,7 @@ def tell_outcome(
             data=rows.name,
             data_hash=rows.identity,
             rows=rows.count,
-            rejected_rows=rejected_rows(folder),
+            rejected_rows=rejected_rows(folder, run.accelerator.num_processes),
             validation_rows=None if rows.validation_rows is None else len(rows.validation_rows),
             steps=run.done,
             rows_per_step=rows_per_step,

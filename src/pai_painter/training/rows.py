@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from ..data.picture_rows import DataSource
 from ..data.rows import load_rows
 from ..data.sources import find_source
-from ..data.streaming import PictureStream
+from ..data.streaming import PictureStream, list_of_process
 from .arguments import DataArguments
 
 __all__ = ["find_training_source", "load_training_rows", "load_validation_rows", "open_stream", "rejected_rows"]
@@ -70,10 +70,10 @@ def open_stream(
     )
 
 
-def rejected_rows(output_dir: str | Path) -> int:
-    """How many training rows couldn't be used, by the lists in the output folder."""
-    lists = Path(output_dir).glob(f"{_REJECTED_TRAIN.partition('.')[0]}*.jsonl")
-    return sum(path.read_bytes().count(b"\n") for path in lists)
+def rejected_rows(output_dir: str | Path, processes: int) -> int:
+    """How many training rows couldn't be used, by the lists of all processes in the output folder."""
+    lists = [list_of_process(Path(output_dir) / _REJECTED_TRAIN, rank) for rank in range(processes)]
+    return sum(path.read_bytes().count(b"\n") for path in lists if path.is_file())
 
 
 def _find(data: DataArguments, files: list[str], split: str | None) -> DataSource:
