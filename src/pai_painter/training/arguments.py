@@ -24,8 +24,8 @@ class DataArguments:
     train_file: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "What to train on: files or globs of one kind (TSV, also .gz, Parquet, CSV, JSONL, WebDataset .tar), "
-            "or a folder of pictures with captions in metadata.csv, metadata.jsonl or a text file beside each."
+            "help": "What to train on: files or globs of one kind (TSV, also .gz, Parquet, CSV, JSONL, WebDataset "
+            ".tar), or a folder of pictures with captions in metadata.csv, metadata.jsonl or a text file beside each."
         },
     )
     validation_file: list[str] = field(
