@@ -49,6 +49,8 @@ class PaiPainterVQConfig(PreTrainedConfig):
             followed by self-attention.
         encoder_attention (`bool`, *optional*, defaults to `True`): `False` leaves every attention layer out of
             the encoder, so that a code says more about its own patch and less about its neighbours.
+        has_encoder (`bool`, *optional*, defaults to `True`): `False` for a codec that paints codes but can't find
+            them: checkpoints that came by way of PaddleNLP hold a decoder and a codebook only.
         latent_channels (`int`, *optional*, defaults to 256): Channels between encoder and quantiser
             (taming's `z_channels`).
         embed_dim (`int`, *optional*, defaults to 256): Width of a codebook entry.
@@ -72,6 +74,7 @@ class PaiPainterVQConfig(PreTrainedConfig):
     num_res_blocks: int = 2
     attn_resolutions: list[int] | tuple[int, ...] = (16,)
     encoder_attention: bool = True
+    has_encoder: bool = True
     latent_channels: int = 256
     embed_dim: int = 256
     num_embeddings: int = 16384

@@ -61,6 +61,7 @@ def describe_model(
         "pictures": f"{vq_config.resolution}×{vq_config.resolution} pixels",
         "codes": f"{config.num_image_codes} a picture ({config.image_grid}×{config.image_grid}), "
         f"out of {config.image_vocab_size:,}",
+        **({} if vq_config.has_encoder else {"codec": "decoder only: it paints, but can't encode pictures"}),
         "recommended settings": ", ".join(
             f"{option} {settings[option]}" for option in _SETTINGS if settings.get(option) is not None
         ),

@@ -252,10 +252,12 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
 
     def __init__(self, config: PaiPainterVQConfig):
         super().__init__(config)
-        self.encoder = PaiPainterVQEncoder(config)
+        if config.has_encoder:
+            self.encoder = PaiPainterVQEncoder(config)
         self.decoder = PaiPainterVQDecoder(config)
         self.quantize = PaiPainterVQCodebook(config)
-        self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
+        if config.has_encoder:  # here, as in taming: a seed starts the weights in this order
+            self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
         self.post_init()
 
@@ -275,12 +277,20 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
 
     def encode_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels → latents (batch, embed_dim, image_grid, image_grid) before they are replaced by codebook entries."""
+        self._require_encoder()
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"`pixel_values` must have the shape (batch, {self.config.in_channels}, height, width), "
                 f"got {tuple(pixel_values.shape)}."
             )
         return self.quant_conv(self.encoder(pixel_values))
+
+    def _require_encoder(self) -> None:
+        if not self.config.has_encoder:
+            raise ValueError(
+                "This codec has no encoder: it paints codes, but can't turn pictures into codes. "
+                "`pai-painter convert MODEL OUTPUT --codec CODEC` gives the model a whole one."
+            )
 
     def decode_latents(self, quantized: torch.Tensor) -> torch.Tensor:
         """Codebook entries (batch, embed_dim, image_grid, image_grid) → pixels, not clipped."""
@@ -297,8 +307,9 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
             [`PaiPainterVQEncoderOutput`] with `image_codes` and `quantized`.
 
         Raises:
-            ValueError: if the shape is another one.
+            ValueError: if the shape is another one, or if the codec has no encoder.
         """
+        self._require_encoder()
         side = self.config.resolution
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[-2:]) != (side, side):
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import data, painting, training
+from . import convert, data, painting, training
 
 __all__ = ["app", "main"]
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 for panel, commands in (
     ("Painting", (painting.paint, painting.encode, painting.decode, painting.info)),
     ("Data", (data.inspect, data.prepare)),
+    ("Other programs", (convert.convert,)),
 ):
     for command in commands:
         app.command(rich_help_panel=panel)(command)

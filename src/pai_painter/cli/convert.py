@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command that reads other programs' checkpoints, and that writes EasyNLP's."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .common import VerboseOption, one_sentence_errors, quieten
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of EasyNLP, its .tgz or one of its step files; a .ckpt of taming-transformers; a folder of "
+            "PaddleNLP; or a folder of pai-painter."
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(help="A new folder.")],
+    to: Annotated[Literal["native", "easynlp"], typer.Option(help="The layout to write.")] = "native",
+    codec: Annotated[
+        Path | None, typer.Option(help="A folder with the whole codec, for a model whose codec has no encoder.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="taming's YAML, or a JSON with PaddleNLP's num_attention_heads, if not beside.")
+    ] = None,
+    vq_config: Annotated[
+        Path | None, typer.Option(help="A file with the codec's sizes, if they aren't those of VQGAN f16_16384.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option(help="The precision to save in; by default the checkpoint's."),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="What the original program computes (safetensors), to be compared with.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that is in the output folder.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """
+    Convert another program's checkpoint; nothing that stands in it is run.
+
+    Examples:
+
+    pai-painter convert pai-painter-base-zh.tgz painter
+
+    pai-painter convert last.ckpt codec --config model.yaml
+
+    pai-painter convert out easynlp-model --to easynlp
+    """
+    with one_sentence_errors(verbose, "Stopped; nothing was written."):
+        quieten(verbose)
+        from ..convert import convert as convert_checkpoint
+
+        report = convert_checkpoint(
+            source,
+            output,
+            to=to,
+            codec=codec,
+            config=config,
+            vq_config=vq_config,
+            dtype=dtype,
+            reference=reference,
+            force=force,
+            progress=lambda step: typer.echo(f"{step} …", err=True),
+        )
+        for line in report.lines():
+            typer.echo(line)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint doesn't say of its codec: its sizes, and an encoder for one that has none."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..configuration_pai_painter import PaiPainterVQConfig
+from ..modeling_pai_painter import PaiPainterForImageGeneration
+from ..modeling_vqgan import PaiPainterVQModel
+from ..painter_folder import naming_damaged_weights
+from .safe_pickle import CheckpointError
+
+__all__ = ["add_encoder", "codec_sizes", "read_settings", "read_vq_config"]
+
+_MAX_SETTINGS = 2**20
+_SAME_WEIGHT = 1e-5  # apart: a codec that went through another program may have been rounded
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """
+    Reads a YAML or JSON file as data: numbers, texts, lists and dictionaries.
+
+    Raises:
+        OSError: if it can't be read.
+        CheckpointError: if it is something else, or asks for objects.
+    """
+    with path.open("rb") as file:
+        text = file.read(_MAX_SETTINGS + 1)
+    if len(text) > _MAX_SETTINGS:
+        raise CheckpointError(f"{path} is far too long for a file of settings.")
+    try:
+        # Not all of JSON is YAML: 1e-06 would be a text.
+        settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read as settings: {' '.join(str(error).split())}.") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} holds no settings, which would be names and values.")
+    return settings
+
+
+def read_vq_config(path: str | os.PathLike) -> PaiPainterVQConfig:
+    """
+    Reads a codec's sizes: from a codec's folder or its config.json, a painter's, or a file with taming's names
+    (`ddconfig`, `n_embed`, `embed_dim`).
+
+    Raises:
+        OSError: if it can't be read.
+        ValueError: if it isn't a codec's.
+    """
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    fields = read_settings(path)
+    if isinstance(fields.get("vq_config"), dict):
+        fields = fields["vq_config"]
+    if isinstance(fields.get("model"), dict) and isinstance(fields["model"].get("params"), dict):
+        fields = fields["model"]["params"]
+    try:
+        if isinstance(fields.get("ddconfig"), dict):
+            return PaiPainterVQConfig.from_ddconfig(fields["ddconfig"], fields["n_embed"], fields["embed_dim"])
+        known = set(PaiPainterVQConfig.__annotations__)
+        if not known & fields.keys():
+            raise ValueError("it has none of a codec's sizes")
+        return PaiPainterVQConfig(**{name: value for name, value in fields.items() if name in known})
+    except KeyError as error:
+        raise CheckpointError(f"{path} doesn't describe a codec: {error.args[0]} is missing.") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} doesn't describe a codec: {str(error).rstrip('.')}.") from error
+
+
+def codec_sizes(vq_config: Any) -> dict[str, Any]:
+    """What a codec's configuration says of the codec, as JSON has it."""
+    return json.loads(json.dumps({name: getattr(vq_config, name) for name in PaiPainterVQConfig.__annotations__}))
+
+
+def add_encoder(painter: PaiPainterForImageGeneration, codec_name: str | os.PathLike) -> None:
+    """
+    Gives a painter with a decoder-only codec the whole codec, in place. The codec must be the same one: an encoder
+    that was trained with another codebook finds codes that mean something else.
+
+    Args:
+        painter: whose codec has no encoder.
+        codec_name: a codec's folder or a painter's, of this program.
+
+    Raises:
+        OSError: if there is no such folder.
+        ValueError: if it isn't a whole codec, or not this painter's.
+    """
+    name = os.fspath(codec_name)
+    if painter.vqgan.config.has_encoder:
+        raise CheckpointError(f"The model has a whole codec already: please leave out the other one ({name}).")
+    if not (Path(name) / "config.json").is_file():
+        raise OSError(f"{name} holds no codec: it must be a folder with config.json and model.safetensors.")
+    with naming_damaged_weights(name):
+        codec = PaiPainterVQModel.from_pretrained(name, dtype=painter.dtype)
+    if not codec.config.has_encoder:
+        raise CheckpointError(f"The codec {name} has no encoder either.")
+    wanted, found = painter.vqgan.state_dict(), codec.state_dict()
+    for weight, tensor in wanted.items():
+        if weight not in found or found[weight].shape != tensor.shape:
+            raise CheckpointError(f"The codec {name} has other sizes than the model's: {weight} doesn't fit.")
+        if not torch.allclose(found[weight], tensor, rtol=0, atol=_SAME_WEIGHT):
+            raise CheckpointError(
+                f"The codec {name} isn't the model's: {weight} has other numbers, so its codes would mean other "
+                f"pictures."
+            )
+    painter.vqgan.config.has_encoder = True
+    painter.vqgan.config.encoder_attention = codec.config.encoder_attention
+    for part in ("encoder", "quant_conv"):  # the rest stays the model's own
+        painter.vqgan.register_module(part, codec.get_submodule(part))
