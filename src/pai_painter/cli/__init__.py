@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import convert, data, painting, training
+from . import convert, data, easynlp, evaluation, painting, predict, training
 
 __all__ = ["app", "main"]
 
@@ -20,12 +20,15 @@ app = typer.Typer(
 for panel, commands in (
     ("Painting", (painting.paint, painting.encode, painting.decode, painting.info)),
     ("Data", (data.inspect, data.prepare)),
-    ("Other programs", (convert.convert,)),
 ):
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.command(rich_help_panel="Painting", **predict.BOTH_SPELLINGS)(predict.predict)
 app.command(rich_help_panel="Training", **training.PASS_ALL_WORDS_ON)(training.train)
+app.command(rich_help_panel="Training", **predict.BOTH_SPELLINGS)(evaluation.evaluate)
 app.command(rich_help_panel="Training")(training.merge)
+app.command(rich_help_panel="Other programs")(convert.convert)
+app.command(rich_help_panel="Other programs", **training.PASS_ALL_WORDS_ON)(easynlp.easynlp)
 
 
 def main() -> None:

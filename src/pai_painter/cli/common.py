@@ -25,7 +25,7 @@ __all__ = [
 _MACHINE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENFILE, errno.EMFILE, errno.ENOMEM)
 _LONGEST_ERROR = 700
 # Libraries of an extra: without it, a command says which words install it.
-_EXTRAS = {"datasets": "train", "filelock": "train", "peft": "train", "pyarrow": "train"}
+_EXTRAS = {"datasets": "train", "peft": "train", "pyarrow": "train"}
 
 ModelOption = Annotated[
     str | None,

@@ -61,7 +61,7 @@ def paint(
         from ..painting import Painting, PaintingOptions, random_seed
 
         start = time.perf_counter()
-        pipe = _load_pipeline(model, revision, device, verbose)
+        pipe = load_pipeline(model, revision, device, verbose)
         options = PaintingOptions.for_model(pipe, best_of, temperature, top_k, top_p, size)
         seed = random_seed() if seed is None else seed
         painting = Painting(pipe, prompts, num_images, seed, options, output, grid, shown_name(model, revision), force)
@@ -167,7 +167,7 @@ def info(
         Console().print(table)
 
 
-def _load_pipeline(model: str | None, revision: str, device: str | None, verbose: bool) -> "PaiPainterPipeline":
+def load_pipeline(model: str | None, revision: str, device: str | None, verbose: bool) -> "PaiPainterPipeline":
     quieten(verbose)
     import torch
 

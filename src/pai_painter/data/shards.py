@@ -87,7 +87,7 @@ def naming_the_folder(path: Path) -> Iterator[None]:
         raise OSError(error.errno, f"{path} can't be written to ({error.strerror})") from error
 
 
-class _Sink:
+class HashedSink:
     """A file whose hash is known; after an error it swallows what pyarrow still wants to write when it closes."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -132,7 +132,7 @@ class _Writer(Protocol):
 
 
 class _TsvWriter:
-    def __init__(self, sink: _Sink) -> None:
+    def __init__(self, sink: HashedSink) -> None:
         self.sink = sink
 
     def write(self, row: ShardRow) -> None:
@@ -143,7 +143,7 @@ class _TsvWriter:
 
 
 class _ParquetWriter:
-    def __init__(self, sink: _Sink) -> None:
+    def __init__(self, sink: HashedSink) -> None:
         self.schema = _FEATURES.arrow_schema
         # Pictures are compressed already, and a dictionary of them would only be a copy.
         self.writer = pyarrow.parquet.ParquetWriter(sink, self.schema, compression="none", use_dictionary=False)
@@ -326,7 +326,7 @@ class ShardWriter:
         self.folder, self.name, self.rows = folder, name, 0
         self.partial = folder.path / f".{name}.partial"
         self.file = open(self.partial, "wb")  # noqa: SIM115 - closed by `commit` or `discard`
-        self.sink = _Sink(self.file)
+        self.sink = HashedSink(self.file)
         try:
             self.writer: _Writer = _ParquetWriter(self.sink) if folder.format == "parquet" else _TsvWriter(self.sink)
         except OSError:

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command that takes EasyNLP's words."""
+
+import os
+
+import typer
+
+from .common import one_sentence_errors
+
+__all__ = ["easynlp"]
+
+
+def easynlp(context: typer.Context) -> None:
+    """
+    Run a command of EasyNLP's text2image_generation unchanged (--help lists its flags), and show the native one.
+
+    Example: pai-painter easynlp --mode=predict --tables=test.tsv --outputs=out.tsv --checkpoint_dir=model …
+    """
+    with one_sentence_errors(verbose=False):
+        from ..easynlp.translation import translate
+
+        command = translate(context.args)
+        if os.environ.get("RANK", "0") == "0":
+            for note in command.notes:
+                typer.echo(f"Note: {note}", err=True)
+            typer.echo(f"The native command:\n{command}")
+    from . import app
+
+    status = app(command.words, prog_name="pai-painter", standalone_mode=False)
+    raise typer.Exit(status or 0)

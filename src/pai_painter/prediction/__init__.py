@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of `predict_file`: captions in, a plan, batches of pictures, shards, one result."""

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pai-painter predict`: what a person types, sees and finds on the disk."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from pai_painter.cli import predict as command
+
+ROOT = Path(__file__).resolve().parents[2]
+# The command alone, for processes of their own.
+PROGRAM = (
+    "import typer; from pai_painter.cli import predict as command\n"
+    "app = typer.Typer(); app.command(**command.BOTH_SPELLINGS)(command.predict); app()"
+)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "captions.tsv").write_text("1\t红苹果\n2\t熊猫\n3\t大海\n", encoding="utf-8")
+    return tmp_path
+
+
+def run(*words: object, stdin: str | None = None) -> Result:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command(**command.BOTH_SPELLINGS)(command.predict)
+    return CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+
+
+def started(*words: object, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src"), **environment}
+    Path("program.py").write_text(PROGRAM)
+    line = [sys.executable, *launcher, "program.py", *map(str, words)]
+    return subprocess.Popen(line, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def one_sentence(result: Result, code: int = 2) -> str:
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert re.fullmatch(r"Error: .+[.)]\n", result.stderr), result.stderr
+    return result.stderr
+
+
+def test_help() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    assert "--contact-sheet" in result.stdout
+
+
+def test_a_file_both_spellings_of_options_and_a_sheet(tiny_painter, here) -> None:
+    words = (
+        "captions.tsv",
+        "--model",
+        tiny_painter,
+        "--output",
+        "a.tsv",
+        "--batch_size",
+        2,
+        "--num-images-per-prompt",
+        2,
+    )
+    result = run(*words, "--contact_sheet", "sheet.png", "--output_schema", "idx,seed,gen_imgbase64")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == ("a.tsv: 6 pictures of 3 captions\nsheet.png: the first pictures with their captions\n")
+    rows = [line.split("\t") for line in (here / "a.tsv").read_text().splitlines()]
+    assert [(row[0], len(json.loads(row[2]))) for row in rows] == [("1", 2), ("2", 2), ("3", 2)]
+    assert {path.name for path in here.iterdir()} == {"captions.tsv", "a.tsv", "a.tsv.manifest.json", "sheet.png"}
+
+
+def test_bad_rows_have_an_exit_status_of_their_own(tiny_painter, here) -> None:
+    (here / "captions.tsv").write_text("1\t红苹果\n1\t熊猫\n2\t\n", encoding="utf-8")
+    for _ in range(2):  # a finished run says the same again
+        result = run("captions.tsv", "--model", tiny_painter, "--output", "a", "--rejects", "bad.jsonl")
+        assert result.exit_code == 3
+        assert result.stdout == ("a: 1 picture of 1 caption\n2 rows can't be painted: bad.jsonl says why.\n")
+    assert [json.loads(line)["line"] for line in (here / "bad.jsonl").read_text().splitlines()] == [2, 3]
+
+
+def test_standard_input(tiny_painter, here) -> None:
+    result = run("-", "--model", tiny_painter, "--output", "a.tar", stdin="红苹果\n熊猫\n")
+    assert (result.exit_code, result.stdout) == (0, "a.tar: 2 pictures of 2 captions\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("none.tsv", "--output", "a.tsv"), "There is no file none.tsv"),
+        (("captions.tsv", "--output", "a.doc"), "ends in none of .tsv, .parquet and .tar"),
+        (("captions.tsv", "--output", "a.tsv", "--batch-size", "many"), "--batch-size must be a whole number or auto"),
+        (("captions.tsv", "--output", "a.tsv", "--rank", "0"), "both `rank` and `processes`"),
+        (("captions.tsv", "--output", "a.tsv", "--top-k", "0"), "`top_k` must be a whole number of at least 1"),
+        (("captions.tsv", "--output", "a.tsv", "--contact-sheet", "a.jpg"), "let a.jpg end in .png"),
+        (("captions.tsv", "--output", "captions.tsv"), "captions.tsv exists already"),
+        (("captions.tsv", "--output", "a.tsv", "--seed", "-1"), "`seed` must be at least 0"),
+    ],
+)
+def test_wrong_words(tiny_painter, here, words, reason) -> None:
+    assert reason in one_sentence(run(*words, "--model", tiny_painter))
+    assert [path.name for path in here.iterdir()] == ["captions.tsv"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.tsv", "a"])
+def test_two_processes_under_torchrun(tiny_painter, here, name) -> None:
+    (here / "captions.tsv").write_text("".join(f"{n}\t红苹果{n}\n" for n in range(20)), encoding="utf-8")
+    words = ("captions.tsv", "--model", tiny_painter, "--shard_size", 3, "--batch_size", 2, "--output")
+    alone = started(*words, here / "one" / name)
+    assert alone.communicate(timeout=300)[0].endswith("20 pictures of 20 captions\n")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    both = started(*words, here / "two" / name, launcher=launcher)
+    printed = both.communicate(timeout=300)
+    assert both.returncode == 0, printed
+    assert "20 pictures of 20 captions" in printed[0]
+    one, two = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (here / "one", here / "two")
+    )
+    assert one == two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_gone_on(tiny_painter, here, number) -> None:
+    (here / "captions.tsv").write_text("".join(f"{n}\t红苹果{n}\n" for n in range(300)), encoding="utf-8")
+    words = ("captions.tsv", "--model", tiny_painter, "--shard-size", 4, "--output", "a.tsv")
+    process = started(*words)
+    deadline = time.monotonic() + 120
+    while len(list(here.glob("a.tsv.parts/00*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert printed == ("", "Stopped; the same command goes on after the last whole shard.\n")
+    assert not list(here.glob("a.tsv.parts/.*.partial"))
+    kept = len(list(here.glob("a.tsv.parts/00*.json")))
+    assert kept >= 2
+    assert run(*words).stdout.startswith("a.tsv: 300 pictures of 300 captions")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on(tiny_painter, here) -> None:
+    (here / "captions.tsv").write_text("".join(f"{n}\t红苹果{n}\n" for n in range(40)), encoding="utf-8")
+    words = ("captions.tsv", "--model", tiny_painter, "--shard-size", 8, "--output", "a.tsv")
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, -1))\n"
+    (here / "full.py").write_text(limited + PROGRAM)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
+    line = [sys.executable, "full.py", *map(str, words)]
+    full = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert full.returncode == 1
+    assert re.fullmatch(
+        r"Error: a\.tsv\S* can't be written to \(File too large\); when that is mended, the same command goes on\.\n",
+        full.stderr,
+    ), full.stderr
+    assert not list(here.glob("**/.*partial"))
+    done = run(*words)
+    assert (done.exit_code, done.stdout) == (0, "a.tsv: 40 pictures of 40 captions\n")
