@@ -44,7 +44,7 @@ def test_ten_kills_at_random_moments(tiny_painter: Path, captions: Path, tmp_pat
         folder.mkdir()
     seconds, status = drive(tiny_painter, captions, whole / name, "after")
     assert status == "0"
-    # A twentieth of the whole on average: something is left to do for all of them, even if the machine is faster by now.
+    # A twentieth of the whole on average: something is left to do for all, even if the machine has become faster.
     delays = [random.uniform(0, 0.1) * float(seconds) for _ in range(10)]
     statuses = drive(tiny_painter, captions, killed / name, "after", *delays)
     assert statuses[:10].count("-9") >= 8, (delays, statuses)
