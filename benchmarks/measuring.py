@@ -31,23 +31,27 @@ class MeasuringFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Measured:
-    """One step: its duration, its loss and the most memory that was resident while it ran, above the libraries'."""
+    """
+    One step: its duration, what it returned, and the most memory that was resident while it ran: above the libraries'
+    own, and above what was there when it began.
+    """
 
     seconds: float
-    loss: float
+    result: Any
     peak_bytes: int
+    grown_bytes: int
 
 
 class StepProcess:
     """
-    A process that holds one model and takes a step of training whenever it is told to.
+    A process that holds what is measured and takes a step of it whenever it is told to.
 
     Args:
-        build: called there with `settings`; returns what takes a step and returns its loss.
+        build: called there with `settings`; returns what takes a step and returns its result (of training: the loss).
         settings: what to build. Must be picklable, like `build`.
     """
 
-    def __init__(self, build: Callable[[Any], Callable[[], float]], settings: Any):
+    def __init__(self, build: Callable[[Any], Callable[..., Any]], settings: Any):
         spawning = multiprocessing.get_context("spawn")
         self.settings = settings
         self._pipe, other = spawning.Pipe()
@@ -55,15 +59,18 @@ class StepProcess:
         self._process.start()
         other.close()
 
-    def step(self) -> Measured:
+    def step(self, *which: Any) -> Measured:
         """
         Takes one step.
+
+        Args:
+            which: What the step is called with, if there are several kinds of them. Must be picklable.
 
         Raises:
             MeasuringFailed: if the process has ended, most likely for want of memory.
         """
         try:
-            self._pipe.send("step")
+            self._pipe.send(which)
             return self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             self._process.join()
@@ -81,7 +88,7 @@ class StepProcess:
 
 
 @contextmanager
-def step_processes(build: Callable[[Any], Callable[[], float]], *settings: Any) -> Iterator[list[StepProcess]]:
+def step_processes(build: Callable[[Any], Callable[..., Any]], *settings: Any) -> Iterator[list[StepProcess]]:
     """Processes for all settings; ended when the block is left."""
     processes = [StepProcess(build, each) for each in settings]
     try:
@@ -91,19 +98,21 @@ def step_processes(build: Callable[[Any], Callable[[], float]], *settings: Any) 
             process.close()
 
 
-def _serve(pipe: Connection, build: Callable[[Any], Callable[[], float]], settings: Any) -> None:
+def _serve(pipe: Connection, build: Callable[[Any], Callable[..., Any]], settings: Any) -> None:
     libraries = _resident("VmRSS")  # `build` came with its module, so everything is imported
     take_step = build(settings)
     while True:
         try:
-            pipe.recv()
+            which = pipe.recv()
         except EOFError:  # the parent is done
             return
         _forget_peak()
+        before = _resident("VmRSS")
         start = time.perf_counter()
-        loss = take_step()
+        result = take_step(*which)
         seconds = time.perf_counter() - start
-        pipe.send(Measured(seconds, loss, _resident("VmHWM") - libraries))
+        peak = _resident("VmHWM")
+        pipe.send(Measured(seconds, result, peak - libraries, peak - before))
 
 
 def _resident(name: str) -> int:

@@ -26,7 +26,17 @@ from pai_painter.training.optimizer import build_optimizer
 from pai_painter.training.painter_model import take_codec
 from pai_painter.training.painter_rows import CaptionedCodes, collate_rows, sequences
 
-__all__ = ["CONFIGS", "OurStep", "PublishedStep", "StepSettings", "build_painter", "build_step", "made_up_rows"]
+__all__ = [
+    "CONFIGS",
+    "OurStep",
+    "PublishedStep",
+    "StepSettings",
+    "build_painter",
+    "build_processor",
+    "build_step",
+    "made_up_caption",
+    "made_up_rows",
+]
 
 # Sizes of the released models, and one for trying the scripts out.
 CONFIGS: dict[str, Callable[[], PaiPainterConfig]] = {
@@ -81,10 +91,25 @@ def build_painter(settings: StepSettings) -> PaiPainterForImageGeneration:
     return painter.train()
 
 
+def build_processor(config: PaiPainterConfig) -> PaiPainterProcessor:
+    """The demo model's vocabulary and the model's sizes."""
+    return PaiPainterProcessor(
+        PaiPainterImageProcessor(size=config.vq_config.resolution),
+        BertTokenizer.from_pretrained(DEMO_MODEL),
+        text_length=config.text_length,
+        image_vocab_size=config.image_vocab_size,
+    )
+
+
+def made_up_caption(row: int) -> str:
+    """The caption of a row."""
+    return f"{_COLOURS[row % len(_COLOURS)]}色的{_THINGS[row % len(_THINGS)]}"
+
+
 def made_up_rows(config: PaiPainterConfig, count: int) -> datasets.Dataset:
     """Rows as the cache of codes has them; every code is as likely as any other."""
     codes = torch.randint(config.image_vocab_size, (count, 1, config.num_image_codes))
-    captions = [[f"{_COLOURS[row % len(_COLOURS)]}色的{_THINGS[row % len(_THINGS)]}"] for row in range(count)]
+    captions = [[made_up_caption(row)] for row in range(count)]
     columns = {"idx": [str(row) for row in range(count)], "captions": captions, "image_codes": codes.tolist()}
     return datasets.Dataset.from_dict(columns)
 
@@ -94,15 +119,9 @@ class OurStep:
 
     def __init__(self, painter: PaiPainterForImageGeneration, settings: StepSettings):
         config = painter.config
-        processor = PaiPainterProcessor(
-            PaiPainterImageProcessor(size=config.vq_config.resolution),
-            BertTokenizer.from_pretrained(DEMO_MODEL),
-            text_length=config.text_length,
-            image_vocab_size=config.image_vocab_size,
-        )
         self._folder = tempfile.TemporaryDirectory(prefix="codes-")
         made_up_rows(config, 4 * settings.batch_size).save_to_disk(self._folder.name)
-        self.rows = CaptionedCodes(datasets.load_from_disk(self._folder.name), processor)
+        self.rows = CaptionedCodes(datasets.load_from_disk(self._folder.name), build_processor(config))
         self.codec = take_codec(painter)  # stays in memory, as in training
         self.batch_size, self.done = settings.batch_size, 0
         training = PainterTrainingArguments(output_dir=self._folder.name)

@@ -2,6 +2,7 @@
 """The scripts of benchmarks/ run, and what they compare is the same computation."""
 
 import importlib
+import io
 import json
 import os
 import re
@@ -13,14 +14,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
 from accelerate.state import AcceleratorState, PartialState
+from model_fixtures import PAINTERS, expected, golden_painter
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ("flat_memory", "train_step", "training_memory")
+SCRIPTS = ("flat_memory", "plan_captions", "predict", "train_step", "training_memory")
 COMMANDS = re.findall(r"^python benchmarks/(\w+)\.py *(.*)$", (BENCHMARKS / "README.md").read_text("utf-8"), re.M)
 
 
@@ -93,6 +97,33 @@ def test_flat_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_predict(tmp_path: Path) -> None:
+    figures = figures_of("predict", tmp_path, "--threads", "1")
+    published, ours = figures["variants"]["published"], figures["variants"]["ours"]
+    assert figures["timed_prefixes"] == [32, 95]
+    assert figures["speedup_lowest"] <= figures["speedup"] <= figures["speedup_highest"]
+    parts = published["codes_seconds_per_image"] + published["decoding_seconds_per_image"]
+    assert published["seconds_per_image"] == pytest.approx(parts)  # two rounds: the median is the mean
+    assert all(0 < row["images_per_second"] <= row["images_per_second_best"] for row in (published, ours))
+
+
+@pytest.mark.slow
+def test_a_missed_target_is_a_failure(tmp_path: Path) -> None:
+    done = run("predict", tmp_path, "--tiny", "--threads", "1", "--check")
+    assert done.returncode == 1
+    assert re.search(r"Slower than the target: [\d.]+× instead of 15×\.", done.stderr)
+
+
+@pytest.mark.slow
+def test_plan_captions(tmp_path: Path) -> None:
+    few, many = figures_of("plan_captions", tmp_path, "--folder", str(tmp_path))["runs"]
+    assert (few["pictures"], few["rejected"], few["shards"]) == (100, 0, 4)
+    assert (many["pictures"], many["rejected"], many["shards"]) == (999, 1, 32)
+    assert list(many["seconds"]) == ["survey", "shards", "joining"]
+    assert all(seconds > 0 for seconds in many["seconds"].values())
+
+
+@pytest.mark.slow
 def test_too_much_memory_is_a_failure(tmp_path: Path) -> None:
     done = run("flat_memory", tmp_path, "--tiny", "--limit", "100MB")
     assert done.returncode == 1
@@ -144,8 +175,9 @@ def test_a_step_is_measured_in_a_process_of_its_own(taking: Callable) -> None:
     with step_processes(taking, 200, 100) as (large, small):
         for process, megabytes in ((large, 200), (small, 100), (large, 200)):
             measured = process.step()
-            assert measured.loss == 1.5
+            assert measured.result == 1.5
             assert measured.peak_bytes / 1e6 == pytest.approx(50 + megabytes, abs=10)
+            assert measured.grown_bytes / 1e6 == pytest.approx(megabytes, abs=10)
 
 
 def test_a_process_that_dies_is_named(taking: Callable) -> None:
@@ -188,6 +220,99 @@ def test_steps_learn(published: bool) -> None:
     assert losses[period] < losses[0]
 
 
+@pytest.mark.parametrize("folder", PAINTERS)
+def test_the_published_loop_paints_easynlps_codes(folder: str) -> None:
+    from painters import PublishedPainter
+    from steps import build_processor
+
+    model = golden_painter(folder, attn_implementation="eager")
+    codes = PublishedPainter(model, build_processor(model.config), top_k=1).codes(expected(folder)["text_ids"])
+    assert torch.equal(codes, expected(folder)["greedy_codes"])
+
+
+def test_the_published_loop_draws_codes_as_they_are_likely() -> None:
+    from painters import PublishedPainter
+    from steps import build_processor
+
+    model = golden_painter()
+    painter = PublishedPainter(model, build_processor(model.config), top_k=3)
+    prefix = expected()["text_ids"][:1]
+    with torch.no_grad():
+        likeliest = model(prefix).logits[0, -1].topk(3)
+    torch.manual_seed(0)
+    drawn = painter.next_code(prefix.repeat(4000, 1)).flatten()
+    shares = torch.stack([(drawn == code).float().mean() for code in likeliest.indices])
+    torch.testing.assert_close(shares, likeliest.values.softmax(0), atol=0.03, rtol=0)
+
+
+def test_both_ways_paint_the_same_pictures() -> None:
+    from painters import OurPainter, PublishedPainter
+    from steps import StepSettings, build_painter, build_processor, made_up_caption
+
+    from pai_painter import PaiPainterPipeline
+
+    torch.manual_seed(0)
+    model = build_painter(StepSettings("tiny")).eval()
+    with torch.no_grad():
+        model.lm_head.weight.normal_()  # so that captions decide
+    processor, captions = build_processor(model.config), [made_up_caption(row) for row in range(3)]
+    published = PublishedPainter(model, processor, top_k=1)
+    batches: list[int] = []
+    handle = model.vqgan.decoder.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    theirs = published.paint(captions)
+    assert batches == [3, 3, 3]  # the whole batch for every row
+    ours = OurPainter(PaiPainterPipeline(model, processor), 3, top_k=1).paint(captions)
+    assert batches[3:] == [1, 1, 1]
+    handle.remove()
+    pixels = [[np.asarray(Image.open(io.BytesIO(file)), dtype=int) for file in files] for files in (theirs, ours)]
+    assert all(abs(a - b).max() <= 1 for a, b in zip(*pixels, strict=True))
+    assert abs(pixels[0][0] - pixels[0][1]).max() > 1
+
+
+def test_what_is_timed_of_the_published_loop() -> None:
+    from painters import PublishedPainter
+    from steps import StepSettings, build_painter, build_processor, made_up_caption
+
+    model = build_painter(StepSettings("tiny")).eval()
+    part = PublishedPainter(model, build_processor(model.config)).part([made_up_caption(row) for row in range(2)])
+    seen: list[tuple[int, ...]] = []
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: seen.append(tuple(logits.shape)))
+    model.vqgan.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(("decoded", len(inputs[0]))))
+    for prefix in (32, 95, None):
+        part(prefix)
+    assert seen == [(2, 32, 64), (2, 95, 64), ("decoded", 2)]  # logits at all positions
+
+
+@pytest.mark.parametrize("timed", [2, 3, 5, 255, 256, 1000])
+def test_timed_steps_stand_for_all(timed: int) -> None:
+    """Exactly so if a step's duration grows evenly with the prefix, and nearly if a tenth of it grows quadratically."""
+    from painters import prefix_weights
+
+    weights = prefix_weights(32, 287, timed)
+    assert len(weights) == min(timed, 256)
+    assert sum(weights.values()) == pytest.approx(256)
+    reckoned = sum(weight * (0.3 + 0.006 * length) for length, weight in weights.items())
+    assert reckoned == pytest.approx(sum(0.3 + 0.006 * length for length in range(32, 288)))
+    if timed >= 5:
+        reckoned = sum(weight * (length + length**2 / 2870) for length, weight in weights.items())
+        assert reckoned == pytest.approx(sum(length + length**2 / 2870 for length in range(32, 288)), rel=0.003)
+
+
+def test_memory_is_told_from_what_was_there_before() -> None:
+    from measuring import Measured
+    from plan_captions import _figures
+
+    megabyte = 10**6
+    measured = {
+        "survey": Measured(1.0, {"rows": 3}, 110 * megabyte, 10 * megabyte),
+        "shards": Measured(2.0, {"shards": 1}, 105 * megabyte, 3 * megabyte),
+        "joining": Measured(3.0, {"pictures": 3}, 121 * megabyte, 1 * megabyte),
+    }
+    figures = _figures(measured)
+    assert figures["grown_mb"] == {"survey": 10, "shards": 5, "joining": 21}
+    assert (figures["peak_mb"], figures["rows"], figures["pictures"]) == (21, 3, 3)
+
+
 def test_half_the_precision_is_used() -> None:
     from steps import StepSettings, build_step
 
@@ -217,6 +342,9 @@ def test_every_script_has_a_command_in_the_readme() -> None:
         ("training_memory", {"sizes": "base,huge"}, "there is no size 'huge'; it must be one of base, large, tiny."),
         ("training_memory", {"batch_sizes": "1,x"}, "`batch_sizes` must be whole numbers with commas, got '1,x'."),
         ("training_memory", {"batch_sizes": "0"}, "`batch_sizes` must be 1 or more, got '0'."),
+        ("predict", {"size": "huge"}, "there is no size 'huge'; it must be one of base, large, tiny."),
+        ("plan_captions", {"rows": "1,x"}, "`rows` must be whole numbers with commas, got '1,x'."),
+        ("plan_captions", {"rows": "0"}, "`rows` must be 1 or more, got '0'."),
         ("flat_memory", {"size": "2TB"}, "a size is a number and MB or GB, such as 200MB, got '2TB'."),
         ("flat_memory", {"size": "9000000GB"}, "GB free, but"),
     ],

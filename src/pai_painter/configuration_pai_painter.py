@@ -343,7 +343,8 @@ def _translate_easynlp(config_dict: dict[str, Any], kwargs: dict[str, Any]) -> d
             f"This EasyNLP folder has {config_dict['block_size']} positions and {config_dict['img_vocab_size']} image "
             f"codes, which doesn't fit a codec of {vq_config.num_image_codes} codes a picture out of "
             f"{vq_config.num_embeddings}. EasyNLP doesn't store its codec's shape: please pass "
-            f"`vq_config=PaiPainterVQConfig(...)`."
+            f"`vq_config=PaiPainterVQConfig(...)`, or make a native folder of it, `pai-painter convert FOLDER OUTPUT "
+            f"--vq-config SIZES.json`."
         )
     fields = {ours: config_dict[theirs] for theirs, ours in (required | optional).items() if theirs in config_dict}
     text_length = config_dict["block_size"] - vq_config.num_image_codes

@@ -16,7 +16,7 @@ from .picture_files import check_new_files, enlarge, file_stem, in_folder_or_fil
 from .pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from .sampling_pai_painter import check_sampling_options, picture_seeds
 
-__all__ = ["PaintedPicture", "Painting", "PaintingOptions", "random_seed"]
+__all__ = ["PaintedPicture", "Painting", "PaintingOptions", "picture_text", "random_seed"]
 
 
 @dataclass(frozen=True)
@@ -171,17 +171,31 @@ class Painting:
     ) -> PaintedPicture:
         if self.options.size is not None:
             image = enlarge(image, self.options.size)
-        text = {
-            "caption": caption,
-            "seed": str(seed),
-            "candidate_seed": str(candidate_seed),
-            "score": f"{score:.4f}",
-            "model": self.model_name,
-            "options": json.dumps(vars(self.options)),
-            "Software": _software(),
-        }
+        text = picture_text(caption, seed, candidate_seed, score, self.model_name, self.options)
         save_png(image, path, text, self.force)
         return PaintedPicture(path, caption, seed, candidate_seed, score, image)
+
+
+def picture_text(
+    caption: str, seed: int, candidate_seed: int, score: float, model_name: str, options: PaintingOptions
+) -> dict[str, str]:
+    """
+    What stands in a PNG's metadata: how the picture was made.
+
+    Args:
+        caption, seed, candidate_seed, score: See [`PaintedPicture`].
+        model_name (`str`): What the metadata calls the model.
+        options ([`PaintingOptions`]): What it was made with.
+    """
+    return {
+        "caption": caption,
+        "seed": str(seed),
+        "candidate_seed": str(candidate_seed),
+        "score": f"{score:.4f}",
+        "model": model_name,
+        "options": json.dumps(vars(options)),
+        "Software": _software(),
+    }
 
 
 def random_seed() -> int:

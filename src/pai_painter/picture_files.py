@@ -19,6 +19,7 @@ __all__ = [
     "save_png",
     "unique_names",
     "write_atomically",
+    "write_png",
 ]
 
 _MAX_STEM_BYTES = 120  # of the 255 that file systems allow; a seed and an ending follow
@@ -105,17 +106,29 @@ def save_png(image: Image.Image, path: Path, text: Mapping[str, str], force: boo
     Args:
         image (`PIL.Image.Image`): The picture.
         path (`Path`): The file.
-        text (`Mapping[str, str]`): Keywords (Latin letters) and their texts, in UTF-8 (iTXt).
+        text (`Mapping[str, str]`): See [`write_png`].
         force (`bool`, *optional*, defaults to `False`): Overwrite a file that is there.
 
     Raises:
         FileExistsError: if the file is there, unless `force`.
         OSError: if it can't be written.
     """
+    write_atomically(path, lambda file: write_png(image, file, text), force)
+
+
+def write_png(image: Image.Image, file: BinaryIO, text: Mapping[str, str]) -> None:
+    """
+    Writes a picture with metadata to an open file.
+
+    Args:
+        image (`PIL.Image.Image`): The picture.
+        file (`BinaryIO`): Where it goes.
+        text (`Mapping[str, str]`): Keywords (Latin letters) and their texts, in UTF-8 (iTXt).
+    """
     metadata = PngImagePlugin.PngInfo()
     for keyword, value in text.items():
         metadata.add_itxt(keyword, value)
-    write_atomically(path, lambda file: image.save(file, format="PNG", pnginfo=metadata), force)
+    image.save(file, format="PNG", pnginfo=metadata)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], force: bool = False) -> None:

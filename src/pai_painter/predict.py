@@ -6,22 +6,25 @@ The way: `captions` reads rows, `plan` says what is painted where, `batches` pai
 keeps what is done and joins it in the end; `run` is the loop over all.
 """
 
+import hashlib
+import json
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from .model_hash import hash_of_model
 from .painting import PaintingOptions
 from .pipeline_pai_painter import PaiPainterPipeline
 from .prediction.batches import ShardPainter
 from .prediction.captions import CaptionFile, find_captions, from_stream
 from .prediction.formats import FormatName, find_format
-from .prediction.identity import identity_of
 from .prediction.memory import fitting_batch_size
 from .prediction.pictures import PictureEncoder
 from .prediction.plan import Plan, Survey, default_shard_size, row_seed, survey_captions
@@ -124,6 +127,8 @@ def predict_file(
     if processes > 1 and (overwrite or not captions.resumable):
         what = "start over (please remove what is there first)" if overwrite else "share standard input"
         raise ValueError(f"Several processes can't {what}.")
+    if output.name in ("", ".."):
+        raise ValueError(f"The output {output} has no name of its own: please name a new file or folder.")
     if contact_sheet is not None and contact_sheet.suffix.lower() != ".png":
         raise ValueError(f"The contact sheet is saved as PNG: please let {contact_sheet} end in .png.")
     painting = PaintingOptions.for_model(pipe, options.best_of, options.temperature, options.top_k, options.top_p)
@@ -133,6 +138,7 @@ def predict_file(
     plan = Plan(survey.rows, shard_size, options.num_images_per_prompt)
     work = Work(output, find_format(output, format, output_schema, captions))
     rejects = output.with_name(f"{output.name}.rejected_rows.jsonl") if rejects is None else rejects
+    _check_places(captions, work, rejects, contact_sheet)
     name = model_name or Path(pipe.model.name_or_path).name
     new = _new_manifest(pipe, captions, survey, plan, work, options, painting, name)
     others = [rejects] if contact_sheet is None else [rejects, contact_sheet]
@@ -150,6 +156,23 @@ def predict_file(
     finally:
         if not captions.resumable and work.read_manifest().complete is None:
             work.abandon()
+
+
+def _check_places(captions: CaptionFile, work: Work, rejects: Path, contact_sheet: Path | None) -> None:
+    """No file may take the place of another, least of all of the captions."""
+    places = {
+        "the captions": captions.path,
+        "the output": work.output,
+        "its manifest": work.manifest_file,
+        "the list of rejected rows": rejects,
+    }
+    if contact_sheet is not None:
+        places["the contact sheet"] = contact_sheet
+    taken: dict[Path, str] = {}
+    for what, path in places.items():
+        other = taken.setdefault(path.resolve(), what)
+        if other != what:
+            raise ValueError(f"{path} can't be both {other} and {what}: please give one of them another name.")
 
 
 def _new_manifest(
@@ -173,7 +196,7 @@ def _new_manifest(
         "batch_size": options.batch_size,
         "shard_size": plan.shard_size,
         "model_name": name,
-        **identity_of(pipe),
+        **_identity_of(pipe),
     }
     return Manifest(
         input={"rows": survey.rows, "sha256": survey.sha256, **captions.options},
@@ -185,6 +208,18 @@ def _new_manifest(
         },
         resumable=captions.resumable,
     )
+
+
+def _identity_of(pipe: PaiPainterPipeline) -> dict[str, Any]:
+    """What a run must find again to go on: model and vocabulary, wherever they were loaded from, and the arithmetic."""
+    vocabulary = json.dumps(sorted(pipe.processor.tokenizer.get_vocab().items()))
+    return {
+        "model": hash_of_model(pipe.model),
+        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "device": pipe.model.device.type,
+        "dtype": str(pipe.model.dtype).removeprefix("torch."),
+        "versions": {name: version(name) for name in ("pai-painter", "torch", "transformers", "pillow")},
+    }
 
 
 @contextmanager

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pai_painter import PaiPainterConfig, PaiPainterImageProcessor, PaiPainterVQConfig, PaiPainterVQModel
+from pai_painter import PaiPainterImageProcessor, PaiPainterVQConfig, PaiPainterVQModel
 from pai_painter.data import codes as codes_module
 from pai_painter.data.augment import Augmentation
-from pai_painter.data.codes import architecture_of, encode_share, hash_of_model, load_codes
+from pai_painter.data.codes import encode_share, load_codes
 from pai_painter.data.rows import PictureRows, load_rows
 from pai_painter.data.sources import find_source
 
@@ -220,19 +220,3 @@ def test_every_change_changes(changes: dict, rows: Callable, codec: PaiPainterVQ
     codes, _ = encode(rows(), codec, processor, variants=2, augmentation=Augmentation(**changes))
     variants = torch.tensor(codes["image_codes"][:])
     assert (variants[:, 1] != variants[:, 0]).any(1).float().mean() > 0.3
-
-
-def test_hash_of_model(codec: PaiPainterVQModel, tmp_path: Path) -> None:
-    before = hash_of_model(codec)
-    codec.save_pretrained(tmp_path / "elsewhere")
-    assert hash_of_model(PaiPainterVQModel.from_pretrained(tmp_path / "elsewhere")) == before
-    assert hash_of_model(codec.to(torch.bfloat16)) != before
-
-
-def test_architecture_of() -> None:
-    config = PaiPainterConfig(vq_config={**CODEC}, image_vocab_size=32)
-    found = architecture_of(config)
-    assert found["hidden_size"] == 768
-    assert found["vq_config"]["channel_multiplier"] == [1, 1]
-    assert not {"_name_or_path", "transformers_version", "architectures", "dtype"} & found.keys()
-    assert architecture_of(PaiPainterVQConfig(attn_resolutions=(16,)))["attn_resolutions"] == [16]

@@ -104,6 +104,11 @@ def test_standard_input() -> None:
         assert list(source.rows()) == [CaptionRow(2, "a", "b")]
     with pytest.raises(ValueError, match="no captions on standard input"), from_stream(io.BytesIO()):
         pass
+    with (
+        pytest.raises(ValueError, match=r"^standard input has no column 'text'"),
+        from_stream(io.BytesIO(b"a,b\n"), "csv"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -118,6 +123,9 @@ def test_standard_input() -> None:
         ("a.tsv", "x", {"kind": "xml"}, "The input format is one of tsv, csv, jsonl, parquet, text, not 'xml'"),
         ("a.tsv", "x", {"caption_column": "c"}, "has no column 'c', but 'idx', 'text': please set `caption_column`"),
         ("a.tsv", "x", {"id_column": "c"}, "please set `id_column`"),
+        ("a.csv", "a,b\n", {"input_schema": "a:str:1,b:str:1"}, "is read as csv: please set the input format"),
+        ("a.txt", "x", {"caption_column": "c"}, "which has no columns to name"),
+        ("a.txt", "x", {"id_column": "c"}, "which has no columns to name"),
         ("a.csv", "a,b\n", {}, "has no column 'text', but 'a', 'b'"),
         ("a.csv", "a,a\n", {}, "a different name for every column"),
         ("a.jsonl", '{"a": 1}\n', {}, "has no column 'text'"),

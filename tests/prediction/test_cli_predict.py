@@ -101,7 +101,7 @@ def test_standard_input(tiny_painter, here) -> None:
         (("captions.tsv", "--output", "a.tsv", "--rank", "0"), "both `rank` and `processes`"),
         (("captions.tsv", "--output", "a.tsv", "--top-k", "0"), "`top_k` must be a whole number of at least 1"),
         (("captions.tsv", "--output", "a.tsv", "--contact-sheet", "a.jpg"), "let a.jpg end in .png"),
-        (("captions.tsv", "--output", "captions.tsv"), "captions.tsv exists already"),
+        (("captions.tsv", "--output", "captions.tsv", "--force"), "can't be both the captions and the output"),
         (("captions.tsv", "--output", "a.tsv", "--seed", "-1"), "`seed` must be at least 0"),
     ],
 )

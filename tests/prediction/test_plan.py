@@ -65,9 +65,9 @@ def test_an_id_is_not_taken_for_another_with_the_same_hash(tmp_path: Path) -> No
     source = find_captions(path)
     survey = survey_captions(source)
     assert len(survey.repeated) == 0
-    from pai_painter.prediction.plan import _RepeatWatch
+    from pai_painter.prediction.plan import RepeatWatch
 
-    watch = _RepeatWatch(np.array([7], dtype=np.uint64))
+    watch = RepeatWatch(np.array([7], dtype=np.uint64))
     watch.ids.add = lambda idx: watch.ids.hashes.append(7)  # all ids collide
     assert [watch.comes_again(idx) for idx in ("a", "b", "a")] == [False, False, True]
 

@@ -151,6 +151,35 @@ def test_strangers_are_not_overwritten(pipe, captions, tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tsv", "captions.tsv", "folder"]
 
 
+@pytest.mark.parametrize(
+    ("output", "rejects", "sheet"),
+    [
+        ("captions.tsv", "r.jsonl", None),
+        ("a.tsv", "captions.tsv", None),
+        ("a.tsv", "a.tsv", None),
+        ("a.tsv", "a.tsv.manifest.json", None),
+        ("a.tsv", "folder/../sheet.png", "sheet.png"),
+    ],
+)
+def test_no_file_takes_the_place_of_another(pipe, captions, tmp_path, output, rejects, sheet) -> None:
+    """Not even when whatever is there may be overwritten: the captions would be gone."""
+    before = captions.path.read_bytes()
+    (tmp_path / "folder").mkdir()
+    files = {"rejects": tmp_path / rejects, "contact_sheet": None if sheet is None else tmp_path / sheet}
+    with pytest.raises(ValueError, match=r"can't be both .* and .*: please give one of them another name"):
+        predict_file(
+            pipe, captions, tmp_path / output, PredictOptions(**SMALL), overwrite=True, progress=False, **files
+        )
+    assert captions.path.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.tsv", "folder"]
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_an_output_without_a_name(pipe, captions, name) -> None:
+    with pytest.raises(ValueError, match="has no name of its own"):
+        predict_file(pipe, captions, Path(name), PredictOptions(**SMALL), progress=False)
+
+
 def test_a_folder_can_be_painted_anew(pipe, captions, tmp_path) -> None:
     output = tmp_path / "a"
     predict_file(pipe, captions, output, PredictOptions(**SMALL), progress=False)

@@ -16,6 +16,7 @@ __all__ = [
     "ModelOption",
     "RevisionOption",
     "VerboseOption",
+    "counted",
     "model_or_demo",
     "one_sentence_errors",
     "quieten",
@@ -52,6 +53,11 @@ def shown_name(model: str | None, revision: str) -> str:
     if Path(model).is_dir():
         return Path(model).resolve().name
     return model if revision == "main" else f"{model} ({revision})"
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 picture`, `2,000 pictures`."""
+    return f"1 {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def quieten(verbose: bool) -> None:

@@ -14,6 +14,7 @@ from .common import (
     ModelOption,
     RevisionOption,
     VerboseOption,
+    counted,
     model_or_demo,
     one_sentence_errors,
     quieten,
@@ -92,13 +93,15 @@ def prepare(
             done = prepare_rows(
                 found, output, options, workers=workers, max_bad_rows=max_bad_rows, force=force, progress=progress
             )
-        typer.echo(f"{output}: {_count(done.rows, 'row')} in {_count(len(done.shards), 'shard')}, {done.bytes:,} bytes")
+        typer.echo(
+            f"{output}: {counted(done.rows, 'row')} in {counted(len(done.shards), 'shard')}, {done.bytes:,} bytes"
+        )
         if done.rejected_file is not None:
-            typer.echo(f"{_count(done.rejected, 'row')} can't be used: {done.rejected_file} says why.")
+            typer.echo(f"{counted(done.rejected, 'row')} can't be used: {done.rejected_file} says why.")
         if done.joined_lines:
-            typer.echo(f"{_count(done.joined_lines, 'row')}: line breaks and tabs in the caption became blanks.")
+            typer.echo(f"{counted(done.joined_lines, 'row')}: line breaks and tabs in the caption became blanks.")
         if done.repeated_ids:
-            typer.echo(f"{_count(done.repeated_ids, 'row')} with the id of an earlier row; they were kept.")
+            typer.echo(f"{counted(done.repeated_ids, 'row')} with the id of an earlier row; they were kept.")
 
 
 def inspect(
@@ -163,7 +166,7 @@ def inspect(
         _show(found)
         if contact_sheet is not None:
             save_png(found.draw_contact_sheet(), contact_sheet, {}, force)
-            typer.echo(f"{contact_sheet}: {_count(len(found.sample), 'picture')} with captions")
+            typer.echo(f"{contact_sheet}: {counted(len(found.sample), 'picture')} with captions")
 
 
 def _check_sheet(path: Path | None, force: bool) -> None:
@@ -252,7 +255,3 @@ def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
             bar.update(tasks[step], completed=done, total=total)
 
         yield show
-
-
-def _count(number: int, thing: str) -> str:
-    return f"1 {thing}" if number == 1 else f"{number:,} {thing}s"

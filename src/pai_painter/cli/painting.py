@@ -13,6 +13,7 @@ from .common import (
     ModelOption,
     RevisionOption,
     VerboseOption,
+    counted,
     model_or_demo,
     one_sentence_errors,
     quieten,
@@ -79,7 +80,7 @@ def paint(
             typer.echo(
                 f"The model paints {side}×{side} pixels; they were enlarged to {size}×{size} for the eye (Lanczos)."
             )
-        typer.echo(f"Painted {_count(pictures)} in {time.perf_counter() - start:.1f} s, loading included.")
+        typer.echo(f"Painted {counted(pictures, 'picture')} in {time.perf_counter() - start:.1f} s, loading included.")
 
 
 def encode(
@@ -110,7 +111,7 @@ def encode(
             coded.append(picture)
             typer.echo(f"{path}: PSNR {psnr:.1f} dB")
         write_codes(coded, output, force)
-        typer.echo(f"{output}: the codes of {_count(len(coded))}")
+        typer.echo(f"{output}: the codes of {counted(len(coded), 'picture')}")
 
 
 def decode(
@@ -183,7 +184,3 @@ def load_pipeline(model: str | None, revision: str, device: str | None, verbose:
     pipe = PaiPainterPipeline.from_pretrained(model_or_demo(model), revision=revision).to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="Painting", unit="code", leave=False)
     return pipe
-
-
-def _count(pictures: int) -> str:
-    return "1 picture" if pictures == 1 else f"{pictures} pictures"

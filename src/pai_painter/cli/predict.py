@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .common import ModelOption, RevisionOption, VerboseOption, one_sentence_errors, shown_name
+from .common import ModelOption, RevisionOption, VerboseOption, counted, one_sentence_errors, shown_name
 from .painting import load_pipeline
 
 if TYPE_CHECKING:
@@ -151,23 +151,19 @@ def _own_accelerator(number: int) -> str | None:
 
 def _report(done: "Summary", contact_sheet: Path | None) -> None:
     if not done.complete:
-        others = f"{_count(done.missing_shards, 'shard')} still with others, the last of which makes {done.output}"
+        others = f"{counted(done.missing_shards, 'shard')} still with others, the last of which makes {done.output}"
         if not done.missing_shards:
             others = f"another one is making {done.output} of all shards"
         typer.echo(f"This process is done; {others}. If none is at work any more, the same command goes on.")
         return
-    typer.echo(f"{done.output}: {_count(done.pictures, 'picture')} of {_count(done.rows, 'caption')}")
+    typer.echo(f"{done.output}: {counted(done.pictures, 'picture')} of {counted(done.rows, 'caption')}")
     if done.rejects_file is not None:
-        typer.echo(f"{_count(done.rejected, 'row')} can't be painted: {done.rejects_file} says why.")
+        typer.echo(f"{counted(done.rejected, 'row')} can't be painted: {done.rejects_file} says why.")
     if done.cut:
-        typer.echo(f"{_count(done.cut, 'caption')} longer than the model reads: what was beyond was left out.")
+        typer.echo(f"{counted(done.cut, 'caption')} longer than the model reads: what was beyond was left out.")
     if done.unknown:
-        typer.echo(f"{_count(done.unknown, 'caption')} with words that the model doesn't know.")
+        typer.echo(f"{counted(done.unknown, 'caption')} with words that the model doesn't know.")
     if done.joined_lines:
-        typer.echo(f"{_count(done.joined_lines, 'caption')}: line breaks and tabs became blanks.")
+        typer.echo(f"{counted(done.joined_lines, 'caption')}: line breaks and tabs became blanks.")
     if contact_sheet is not None:
         typer.echo(f"{contact_sheet}: the first pictures with their captions")
-
-
-def _count(number: int, thing: str) -> str:
-    return f"1 {thing}" if number == 1 else f"{number:,} {thing}s"

@@ -15,7 +15,7 @@ from ..modeling_vqgan import PaiPainterVQModel
 from ..painter_folder import naming_damaged_weights
 from .safe_pickle import CheckpointError
 
-__all__ = ["add_encoder", "codec_sizes", "read_settings", "read_vq_config"]
+__all__ = ["add_encoder", "read_settings", "read_vq_config"]
 
 _MAX_SETTINGS = 2**20
 _SAME_WEIGHT = 1e-5  # apart: a codec that went through another program may have been rounded
@@ -70,11 +70,6 @@ def read_vq_config(path: str | os.PathLike) -> PaiPainterVQConfig:
         raise CheckpointError(f"{path} doesn't describe a codec: {error.args[0]} is missing.") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} doesn't describe a codec: {str(error).rstrip('.')}.") from error
-
-
-def codec_sizes(vq_config: Any) -> dict[str, Any]:
-    """What a codec's configuration says of the codec, as JSON has it."""
-    return json.loads(json.dumps({name: getattr(vq_config, name) for name in PaiPainterVQConfig.__annotations__}))
 
 
 def add_encoder(painter: PaiPainterForImageGeneration, codec_name: str | os.PathLike) -> None:

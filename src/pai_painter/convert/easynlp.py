@@ -12,9 +12,10 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, apply_renamings
 
 from ..configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from ..model_hash import architecture_of
 from ..modeling_pai_painter import PaiPainterForImageGeneration
 from ..processing_pai_painter import PaiPainterProcessor
-from .codecs import codec_sizes, read_settings
+from .codecs import read_settings
 from .reading import ReadModel, read_vocabulary
 from .safe_pickle import CheckpointError
 from .torch_files import open_torch_file
@@ -127,7 +128,7 @@ def write_easynlp(painter: PaiPainterForImageGeneration, processor: PaiPainterPr
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8", newline="\n")
     text = json.dumps(_easynlp_config(config), indent=2, sort_keys=True)
     (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
-    if codec_sizes(config.vq_config) != codec_sizes(PaiPainterVQConfig()):
+    if architecture_of(config.vq_config) != architecture_of(PaiPainterVQConfig()):
         return [
             "EasyNLP builds the codec VQGAN f16_16384 and no other: with this one it runs only if its code is changed, "
             "and pai-painter reads the folder again with --vq-config."

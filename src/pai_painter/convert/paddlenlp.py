@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from ..configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from ..model_hash import architecture_of
 from ..modeling_pai_painter import PaiPainterForImageGeneration
-from .codecs import codec_sizes, read_settings
+from .codecs import read_settings
 from .reading import ReadModel, read_vocabulary
-from .safe_pickle import CheckpointError, NumPyArray, read_pickle
+from .safe_pickle import CheckpointError, NumPyArray, printable, read_pickle
 from .weights import Weight, described, fill_model
 
 __all__ = ["read_paddlenlp"]
@@ -58,7 +59,7 @@ def read_paddlenlp(
     file = source if source.is_file() else _only_weights(source)
     arrays = _read_arrays(file)
     vq_config = PaiPainterVQConfig() if vq_config is None else vq_config
-    vq_config = PaiPainterVQConfig(**{**codec_sizes(vq_config), "has_encoder": False})
+    vq_config = PaiPainterVQConfig(**{**architecture_of(vq_config), "has_encoder": False})
     settings = _find_settings(file.parent) if settings is None else settings
     config = _config(arrays, vq_config, settings, file)
     processor = read_vocabulary(file.parent / "vocab.txt", config)
@@ -95,7 +96,7 @@ def _read_arrays(file: Path) -> dict[str, torch.Tensor]:
         if name == _TABLE:
             continue
         if not isinstance(name, str) or not isinstance(value, NumPyArray):
-            raise CheckpointError(f"{file} holds {described(value)} under {str(name)!r}, where an array must be.")
+            raise CheckpointError(f"{file} holds {described(value)} under {printable(name)!r}, where an array must be.")
         array = value.array.copy()  # writable: the pickle's bytes aren't
         if array.dtype == np.uint16:  # NumPy has no bfloat16, so Paddle writes its bits
             arrays[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -121,6 +122,7 @@ def _config(
             f"sizes with --vq-config."
         )
     inner = arrays.get("gpt.decoder.layers.0.linear1.bias")
+    heads = _num_heads(width, settings)
     try:
         return PaiPainterConfig(
             vq_config=vq_config,
@@ -129,7 +131,7 @@ def _config(
             text_length=text_length,
             hidden_size=width,
             num_hidden_layers=len(layers),
-            num_attention_heads=_num_heads(width, settings),
+            num_attention_heads=heads,
             intermediate_size=4 * width if inner is None else inner.numel(),
         )
     except ValueError as error:
@@ -190,4 +192,4 @@ def _weight(name: str, ours: str, array: torch.Tensor, config: PaiPainterConfig)
         array = array[: config.image_vocab_size]
     elif _LINEAR.fullmatch(ours) and array.ndim == 2:
         array = array.t()
-    return Weight(name, tuple(array.shape), array.contiguous)
+    return Weight(printable(name), tuple(array.shape), array.contiguous)

@@ -15,7 +15,17 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 import torch
 
-__all__ = ["CheckpointError", "Inert", "Name", "NumPyArray", "SafeUnpickler", "StoredTensor", "read_pickle", "reading"]
+__all__ = [
+    "CheckpointError",
+    "Inert",
+    "Name",
+    "NumPyArray",
+    "SafeUnpickler",
+    "StoredTensor",
+    "printable",
+    "read_pickle",
+    "reading",
+]
 
 # What training programs leave in their checkpoints beside tensors: callbacks, settings, paths. Read as `Inert`.
 _HARMLESS = {
@@ -27,6 +37,7 @@ _BUILTINS = {
     *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "long", "object", "range"),
     *("set", "slice", "str", "tuple", "unicode"),
 }
+_MAX_TUPLE = 10_000  # members, those of the tuples within it included; a tensor's sizes are a handful
 _ARRAY_DTYPE = re.compile(r"[fiub]\d{1,2}")
 
 
@@ -105,7 +116,7 @@ class _ArrayType:
 
     def __init__(self, code: str):
         if not isinstance(code, str) or not _ARRAY_DTYPE.fullmatch(code):
-            raise CheckpointError(f"It holds an array of {code!r}, which are no numbers.")
+            raise CheckpointError(f"It holds an array of {printable(code)}, which are no numbers.")
         self.code, self.order = code, "="
 
     def fill(self, state: Any) -> None:
@@ -123,6 +134,14 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     return array.astype(dtype.dtype.newbyteorder("="), order="C", copy=False)
 
 
+def _measuring(load: Callable[[Any], None]) -> Callable[["SafeUnpickler"], None]:
+    def load_tuple(unpickler: "SafeUnpickler") -> None:
+        load(unpickler)
+        unpickler._measured(unpickler.stack[-1])  # type: ignore[attr-defined]
+
+    return load_tuple
+
+
 class SafeUnpickler(pickle._Unpickler):
     """
     Reads a pickle of any protocol. Python's unpickler in Python, not the one in C: each step that could run or change
@@ -138,6 +157,7 @@ class SafeUnpickler(pickle._Unpickler):
     def __init__(self, file: BinaryIO, path: Path):
         super().__init__(_Bounded(file), encoding="utf-8", errors="replace")
         self.path = path
+        self._tuples: dict[int, tuple[tuple, int]] = {}  # with their sizes; kept, so that none gets another's id
 
     def find_class(self, module: str, name: str) -> Name:
         """
@@ -148,23 +168,35 @@ class SafeUnpickler(pickle._Unpickler):
         if found in _CALLS or _is_harmless(found):
             return found
         raise CheckpointError(
-            f"{self.path} is refused: its pickle names {_printable(found)}, which no checkpoint needs; nothing of it "
+            f"{self.path} is refused: its pickle names {printable(found)}, which no checkpoint needs; nothing of it "
             f"was run."
         )
 
     def persistent_load(self, pid: Any) -> StoredTensor:
         """What PyTorch stores outside the pickle: ("storage", type, key, location, length), or older, a view too."""
         kind, storage_type, key, _, length, *view = pid
-        if kind != "storage" or not isinstance(storage_type, Name) or type(length) is not int or length < 0:
-            raise CheckpointError(f"{self.path} refers to {_printable(kind)}, which is no tensor.")
+        is_storage = kind == "storage" and isinstance(storage_type, Name) and isinstance(key, str | int)
+        if not is_storage or type(length) is not int or length < 0:
+            raise CheckpointError(f"{self.path} refers to {printable(kind)}, which is no tensor.")
         return StoredTensor(str(key), _storage_dtype(storage_type), length, view[0][1] if view and view[0] else 0)
 
     def _call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise CheckpointError(f"{self.path} is refused: its pickle calls something that isn't named.")
         if function in _CALLS:
-            return _CALLS[function](*arguments)
+            return self._measured(_CALLS[function](*arguments))
         return Inert(function)
+
+    def _measured(self, made: Any) -> Any:
+        """
+        Tuples within tuples, of which a few bytes name a billion: Python would look at each to use one as a key.
+        """
+        if type(made) is tuple:
+            size = len(made) + sum(self._tuples[id(each)][1] for each in made if id(each) in self._tuples)
+            if size > _MAX_TUPLE:
+                raise CheckpointError(f"{self.path} is refused: it holds more tuples within tuples than a model needs.")
+            self._tuples[id(made)] = (made, size)
+        return made
 
     def _load_call(self) -> None:
         arguments = self.stack.pop()  # type: ignore[attr-defined]  # typeshed leaves the stack out
@@ -186,6 +218,8 @@ class SafeUnpickler(pickle._Unpickler):
         if isinstance(target, NumPyArray | _ArrayType):
             target.fill(state)
 
+    for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+        dispatch[_code[0]] = _measuring(dispatch[_code[0]])
     dispatch[pickle.REDUCE[0]] = _load_call
     dispatch[pickle.NEWOBJ[0]] = _load_call
     dispatch[pickle.NEWOBJ_EX[0]] = _load_call_with_keywords
@@ -270,7 +304,7 @@ def _storage_dtype(storage_type: Name) -> torch.dtype:
     }  # fmt: skip
     kind = storage_type.name.removesuffix("Storage")
     if storage_type.module not in ("torch", "torch.cuda") or kind not in known:
-        raise CheckpointError(f"It holds tensors of {_printable(storage_type)}, which aren't supported.")
+        raise CheckpointError(f"It holds tensors of {printable(storage_type)}, which aren't supported.")
     return known[kind]
 
 
@@ -334,7 +368,8 @@ for _module in ("numpy.core", "numpy._core"):
     )
 
 
-def _printable(value: object) -> str:
-    """A stranger's text on one line, without what a terminal would obey."""
-    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
+def printable(value: object) -> str:
+    """A stranger's name on one line, without what a terminal would obey; of anything else only the kind."""
+    text = str(value) if isinstance(value, str | int | Name) else f"a {type(value).__name__}"
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
     return text if len(text) <= 80 else f"{text[:80]}…"

@@ -9,7 +9,7 @@ from ..image_processing_pai_painter import PaiPainterImageProcessor
 from ..modeling_vqgan import PaiPainterVQModel
 from .codecs import read_settings
 from .reading import ReadModel
-from .safe_pickle import CheckpointError
+from .safe_pickle import CheckpointError, printable
 from .torch_files import open_torch_file
 from .weights import fill_model, grouped, torch_weights
 
@@ -47,7 +47,7 @@ def read_taming(checkpoint: Path, settings: Path | None = None) -> ReadModel:
         model = fill_model(PaiPainterVQModel, config, weights, str(checkpoint))
     ignored = grouped(name for name in found if name not in weights)
     if whole:
-        ignored += [str(name) for name in content if name != "state_dict"]
+        ignored += [printable(name) for name in content if name != "state_dict"]
     return ReadModel(
         "taming-transformers",
         model,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from .safe_pickle import CheckpointError, Inert, NumPyArray, StoredTensor
+from .safe_pickle import CheckpointError, Inert, NumPyArray, StoredTensor, printable
 from .torch_files import TorchFile
 
 __all__ = ["Weight", "described", "fill_model", "grouped", "shapes_of", "torch_weights"]
@@ -48,8 +48,10 @@ def torch_weights(file: TorchFile, content: Any) -> dict[str, Weight]:
     weights = {}
     for name, stored in content.items():
         if not isinstance(name, str) or not isinstance(stored, StoredTensor):
-            raise CheckpointError(f"{file.path} holds {described(stored)} under {str(name)!r}, where a tensor must be.")
-        weights[name] = Weight(name, stored.shape, lambda stored=stored: file.read(stored))  # type: ignore[misc]
+            raise CheckpointError(
+                f"{file.path} holds {described(stored)} under {printable(name)!r}, where a tensor must be."
+            )
+        weights[name] = Weight(printable(name), stored.shape, lambda stored=stored: file.read(stored))  # type: ignore[misc]
     return weights
 
 
@@ -129,7 +131,7 @@ def fill_model(
 
 def grouped(names: Iterable[str]) -> list[str]:
     """Names for people: `blocks.0.attn.mask` and `blocks.1.attn.mask` become `blocks.N.attn.mask (2)`."""
-    names = list(names)
+    names = [printable(name) for name in names]
     found = Counter(re.sub(r"(?<![^.])\d+(?![^.])", "N", name) for name in names)
     if len(found) > _MAX_LISTED:
         found = Counter(".".join([*name.split(".")[:2], "*"]) if name.count(".") > 1 else name for name in names)

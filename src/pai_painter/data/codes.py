@@ -2,7 +2,6 @@
 """Pictures → image codes, once: training then reads the codes from the disk in every epoch."""
 
 import hashlib
-import inspect
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,14 +9,14 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..image_processing_pai_painter import PaiPainterImageProcessor
+from ..model_hash import hash_of_model
 from ..modeling_vqgan import PaiPainterVQModel
 from .augment import Augmentation
 from .pictures import open_picture
 
-__all__ = ["architecture_of", "encode_share", "hash_of_model", "load_codes"]
+__all__ = ["encode_share", "load_codes"]
 
 _BATCH = 32
 # Rows whose codes are one file: what a run that is stopped while it encodes loses at most. A multiple of _BATCH, so
@@ -115,24 +114,6 @@ class _Parts:
             features=_FEATURES,
             desc=f"Encoding pictures{number}",
         )
-
-
-def architecture_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields that a configuration class itself declares, as JSON has them: not where the model was loaded from."""
-    fields = {name: getattr(config, name) for name in inspect.get_annotations(type(config))}
-    return {
-        name: architecture_of(value) if isinstance(value, PreTrainedConfig) else json.loads(json.dumps(value))
-        for name, value in fields.items()
-    }
-
-
-def hash_of_model(model: PreTrainedModel) -> str:
-    """SHA-256 of a model's architecture and weights, in hexadecimal; the same wherever it was loaded from."""
-    digest = hashlib.sha256(json.dumps(architecture_of(model.config), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -149,7 +149,7 @@ def parse_flags(argv: list[str], program: str) -> Given:
         ValueError: if a flag or parameter is unknown, has no value or a wrong one, or can't be honoured.
     """
     parser = _parser(program)
-    known = {word.lstrip("-") for word in parser._option_string_actions}
+    known = {"help", *_WITHOUT_EFFECT, *(word for name, flag in _FLAGS.items() for word in (name, *flag.aliases))}
     for word in argv:
         if word.startswith("--"):
             _check_name(word.partition("=")[0], known, _REFUSED_FLAGS, "flag")

@@ -22,6 +22,9 @@ __all__ = ["ShardPainter"]
 # CPU one, for there more are no faster at the published size.
 _DECODED_AT_ONCE = {"cpu": 1}
 _DECODED_AT_ONCE_ELSEWHERE = 8
+# Keys and values of a whole picture, made once: growing them copies all that are there at every step. Elsewhere
+# transformers would compile the model for such a cache, and flash attention would look at its empty places.
+_CACHE = {"cpu": "static"}
 
 
 class ShardPainter:
@@ -44,6 +47,7 @@ class ShardPainter:
         self.options, self.seed, self.encoder = options, seed, encoder
         self.device = self.model.device
         self.chunk = _DECODED_AT_ONCE.get(self.device.type, _DECODED_AT_ONCE_ELSEWHERE)
+        self.cache = _CACHE.get(self.device.type)
 
     @torch.no_grad()
     def paint(
@@ -118,6 +122,7 @@ class ShardPainter:
             do_sample=False,
             num_beams=1,
             max_length=self.model.config.max_position_embeddings,
+            cache_implementation=self.cache,
         )
         codes = sequences[:, self.model.config.text_length :].unflatten(0, (-1, best_of))
         scores = (sampler.log_likelihood / codes.shape[-1]).view(-1, best_of).cpu()

@@ -28,6 +28,7 @@ _ENDINGS: dict[str, CaptionKind] = {
     ".txt": "text",
     ".txt.gz": "text",
 }
+_USUAL_SCHEMA, _USUAL_COLUMNS = "idx:str:1,text:str:1", ("idx", "text")
 _BATCH = 1024
 _BROKEN = re.compile(r"[\ud800-\udfff]")
 _NOT_IN_AN_ID = re.compile(r"[\t\r\n]")
@@ -169,7 +170,7 @@ def find_captions(
     path: str | Path,
     *,
     kind: CaptionKind | None = None,
-    input_schema: str = "idx:str:1,text:str:1",
+    input_schema: str = _USUAL_SCHEMA,
     id_column: str = "idx",
     caption_column: str = "text",
 ) -> CaptionFile:
@@ -185,7 +186,8 @@ def find_captions(
             has the lines as ids.
 
     Raises:
-        ValueError: if there is no such file, if it is empty or of another kind, or if a column is missing.
+        ValueError: if there is no such file, if it is empty or of another kind, if a column is missing, or if columns
+            are named that this kind doesn't have.
     """
     path = Path(path)
     if kind is None:
@@ -197,6 +199,10 @@ def find_captions(
             )
     elif kind not in get_args(CaptionKind):
         raise ValueError(f"The input format is one of {', '.join(get_args(CaptionKind))}, not {kind!r}.")
+    if kind != "tsv" and input_schema != _USUAL_SCHEMA:
+        raise ValueError(f"An input schema is for TSV, but {path} is read as {kind}: please set the input format.")
+    if kind == "text" and (id_column, caption_column) != _USUAL_COLUMNS:
+        raise ValueError(f"{path} is read as text, a caption a line, which has no columns to name.")
     source = CaptionFile(path, kind, Schema.parse(input_schema), id_column, caption_column, str(path))
     _check_head(source)
     return source
@@ -218,7 +224,11 @@ def from_stream(stream: BinaryIO, kind: CaptionKind | None = None, **columns: st
             shutil.copyfileobj(stream, file)
         if not path.stat().st_size:
             raise ValueError("There are no captions on standard input.")
-        yield replace(find_captions(path, kind=kind, **columns), name="standard input", resumable=False)
+        try:
+            source = find_captions(path, kind=kind, **columns)
+        except ValueError as error:  # of a file that the user has never seen
+            raise ValueError(str(error).replace(str(path), "standard input")) from error
+        yield replace(source, name="standard input", resumable=False)
 
 
 def _check_head(source: CaptionFile) -> None:

@@ -2,14 +2,13 @@
 """Painted pictures and their files' bytes, which say how they were made."""
 
 import io
-import json
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Literal
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
-from ..painting import PaintingOptions
+from ..painting import PaintingOptions, picture_text
+from ..picture_files import write_png
 
 __all__ = ["PaintedRow", "Picture", "PictureEncoder"]
 
@@ -70,16 +69,6 @@ class PictureEncoder:
         if self.kind == "webp":
             image.save(file, "WEBP", quality=_WEBP_QUALITY)
             return file.getvalue()
-        metadata = PngImagePlugin.PngInfo()
-        for keyword, text in {
-            "caption": caption,
-            "seed": str(seed),
-            "candidate_seed": str(candidate_seed),
-            "score": f"{score:.4f}",
-            "model": self.model_name,
-            "options": json.dumps(vars(self.options)),
-            "Software": f"pai-painter {version('pai-painter')}",
-        }.items():
-            metadata.add_itxt(keyword, text)
-        image.save(file, "PNG", pnginfo=metadata)
+        text = picture_text(caption, seed, candidate_seed, score, self.model_name, self.options)
+        write_png(image, file, text)
         return file.getvalue()

@@ -12,7 +12,7 @@ from ..data.repeated_ids import RepeatedIds
 from ..data.tsv import BadRow
 from .captions import CaptionFile, CaptionRow
 
-__all__ = ["Plan", "Survey", "default_shard_size", "row_seed", "rows_of_shards", "survey_captions"]
+__all__ = ["Plan", "RepeatWatch", "Survey", "default_shard_size", "row_seed", "rows_of_shards", "survey_captions"]
 
 _SMALLEST_SHARD, _LARGEST_SHARD, _USUAL_SHARDS = 32, 1024, 1000
 # What `memory` finds is a power of two up to this.
@@ -141,7 +141,7 @@ def rows_of_shards(
     Raises:
         ValueError: if the file was changed since it was surveyed.
     """
-    watch = _RepeatWatch(survey.repeated)
+    watch = RepeatWatch(survey.repeated)
     rows: list[CaptionRow | BadRow] = []
     shard, is_wanted = 0, wanted(0)
     for number, row in enumerate(source.rows(), 1):
@@ -162,12 +162,15 @@ def rows_of_shards(
         )
 
 
-class _RepeatWatch:
+class RepeatWatch:
     """
     Finds the rows with an id of an earlier row.
 
     The survey's 64 bits are enough to pass over nearly all ids; for the few others there are 64 more, so that no row is
     refused for another's id.
+
+    Args:
+        repeated (`np.ndarray`): See [`Survey`].
     """
 
     def __init__(self, repeated: np.ndarray) -> None:
@@ -176,6 +179,7 @@ class _RepeatWatch:
         self.second = np.zeros(len(repeated), dtype=np.uint64)
 
     def comes_again(self, idx: str) -> bool:
+        """Whether this id has been asked for before."""
         if not len(self.repeated):
             return False
         self.ids.add(idx)

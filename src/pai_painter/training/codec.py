@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 
 from ..configuration_pai_painter import PaiPainterVQConfig
 from ..data.augment import shift_and_flip
-from ..data.codes import architecture_of
 from ..data.rows import PictureRows
 from ..grids import draw_grid
 from ..image_processing_pai_painter import PaiPainterImageProcessor
+from ..model_hash import architecture_of
 from ..modeling_vqgan import PaiPainterVQModel
 from .arguments import CodecModelArguments, CodecTrainingArguments, DataArguments
 from .codebook import CodebookLearner

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..data.codes import architecture_of, hash_of_model
 from ..lora import add_lora, has_lora, save_lora
+from ..model_hash import architecture_of, hash_of_model
 from ..modeling_pai_painter import PaiPainterForImageGeneration
 from ..modeling_vqgan import PaiPainterVQModel
 from ..processing_pai_painter import PaiPainterProcessor

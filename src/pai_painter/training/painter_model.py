@@ -9,8 +9,8 @@ import torch
 from transformers import BertTokenizer
 
 from ..configuration_pai_painter import PaiPainterConfig
-from ..data.codes import architecture_of
 from ..image_processing_pai_painter import PaiPainterImageProcessor
+from ..model_hash import architecture_of
 from ..modeling_pai_painter import PaiPainterForImageGeneration
 from ..modeling_vqgan import PaiPainterVQModel
 from ..painter_folder import find_file, naming_damaged_weights, read_painter_folder

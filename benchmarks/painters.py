@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captions to PNG, the published way and ours, with random weights."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from steps import StepSettings, build_painter, build_processor, made_up_caption
+
+from pai_painter import PaiPainterForImageGeneration, PaiPainterPipeline, PaiPainterProcessor
+from pai_painter.painting import PaintingOptions
+from pai_painter.prediction.batches import ShardPainter
+from pai_painter.prediction.captions import CaptionRow
+from pai_painter.prediction.pictures import PictureEncoder
+from pai_painter.prediction.plan import Plan
+from pai_painter.sampling_pai_painter import warp_logits
+
+__all__ = ["OurPainter", "PainterSettings", "PublishedPainter", "build_part_of_painting", "prefix_weights"]
+
+_PUBLISHED_TOP_K = 100
+
+
+@dataclass(frozen=True)
+class PainterSettings:
+    """What paints, and how many pictures at once."""
+
+    size: str = "base"
+    batch_size: int = 8
+    published: bool = False
+
+
+def build_part_of_painting(settings: PainterSettings) -> Callable[..., Any]:
+    """
+    What can be timed: ours paints a batch and returns its files' bytes; the published way takes one step with a prefix
+    of a given length, or without one decodes the picture of one row.
+    """
+    torch.manual_seed(0)
+    attention = "eager" if settings.published else "sdpa"
+    model = build_painter(StepSettings(settings.size, attn_implementation=attention)).eval()
+    captions = [made_up_caption(row) for row in range(settings.batch_size)]
+    processor = build_processor(model.config)
+    if settings.published:
+        return PublishedPainter(model, processor).part(captions)
+    painter = OurPainter(PaiPainterPipeline(model, processor), settings.batch_size)
+    return lambda: sum(map(len, painter.paint(captions)))
+
+
+class OurPainter:
+    """`pai-painter predict` from the rows of a shard to the files' bytes."""
+
+    def __init__(self, pipe: PaiPainterPipeline, batch_size: int, top_k: int | None = None):
+        options = PaintingOptions.for_model(pipe, top_k=top_k)
+        plan = Plan(rows=batch_size, shard_size=batch_size, num_images=1)
+        self.batch_size = batch_size
+        self.painter = ShardPainter(pipe, plan, options, 0, PictureEncoder("png", options, "benchmark"))
+
+    def paint(self, captions: list[str]) -> list[bytes]:
+        """A PNG for each caption of a batch."""
+        rows = [CaptionRow(line, str(line), caption) for line, caption in enumerate(captions, 1)]
+        painted = self.painter.paint(0, rows, self.batch_size, lambda added: None)
+        return [row.pictures[0].data for row in painted]
+
+
+class PublishedPainter:
+    """
+    Prediction the way EasyNLP's predictor does it: the whole prefix goes through the transformer again for every code,
+    logits are computed at all its positions, and the whole batch goes through the codec once for every row of it.
+
+    The loop is favoured where it was easy: captions come as ids, and pictures aren't turned into base64; attention and
+    codec are ours, in the same operations.
+    """
+
+    def __init__(
+        self, model: PaiPainterForImageGeneration, processor: PaiPainterProcessor, top_k: int = _PUBLISHED_TOP_K
+    ):
+        self.model, self.processor, self.top_k = model, processor, top_k
+
+    def caption_ids(self, captions: list[str]) -> torch.Tensor:
+        """Ids (B, text_length)."""
+        return self.processor(text=captions, return_tensors="pt")["input_ids"]
+
+    def paint(self, captions: list[str]) -> list[bytes]:
+        """A PNG for each caption."""
+        image_codes = self.codes(self.caption_ids(captions))
+        return [self.picture(image_codes, row) for row in range(len(captions))]
+
+    def codes(self, caption_ids: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            caption_ids (`torch.LongTensor` of shape `(batch, text_length)`)
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, num_image_codes)`.
+        """
+        sequence = caption_ids
+        for _ in range(self.model.config.num_image_codes):
+            sequence = torch.cat([sequence, self.next_code(sequence)], dim=1)
+        return sequence[:, caption_ids.shape[1] :]
+
+    @torch.no_grad()
+    def next_code(self, sequence: torch.Tensor) -> torch.Tensor:
+        """One step: a code (B, 1) after a prefix (B, T)."""
+        logits = self.model(sequence, use_cache=False).logits  # (B, T, image_vocab_size)
+        probabilities = warp_logits(logits[:, -1], temperature=1.0, top_k=self.top_k).softmax(-1)
+        return probabilities.multinomial(1)
+
+    @torch.no_grad()
+    def picture(self, image_codes: torch.Tensor, row: int) -> bytes:
+        """The PNG of one row, for which the whole batch is decoded."""
+        pixel_values = self.model.vqgan.decode(image_codes)  # (B, 3, resolution, resolution)
+        file = io.BytesIO()
+        self.processor.image_processor.postprocess(pixel_values[row, None], "pil")[0].save(file, "PNG")
+        return file.getvalue()
+
+    def part(self, captions: list[str]) -> Callable[[int | None], Any]:
+        """See [`build_part_of_painting`]; the codes so far are made up, which costs nothing and changes no duration."""
+        config, caption_ids = self.model.config, self.caption_ids(captions)
+        codes = torch.randint(config.image_vocab_size, (len(captions), config.num_image_codes))
+        sequence = torch.cat([caption_ids, codes], dim=1)
+
+        def take(prefix: int | None) -> int:
+            if prefix is None:
+                return len(self.picture(codes, 0))
+            return len(self.next_code(sequence[:, :prefix]))
+
+        return take
+
+
+def prefix_weights(first: int, last: int, timed: int) -> dict[int, float]:
+    """
+    Which lengths of the prefix to time, and how much each counts for the sum over all from `first` to `last`: between
+    them the duration is taken as a straight line (the trapezoid rule, with half a step more at both ends).
+    """
+    if timed > last - first:
+        return dict.fromkeys(range(first, last + 1), 1.0)
+    lengths = [round(first + (last - first) * place / (timed - 1)) for place in range(timed)]
+    weights = dict.fromkeys(lengths, 0.0)
+    weights[first] += 0.5
+    weights[last] += 0.5
+    for left, right in pairwise(lengths):
+        weights[left] += (right - left) / 2
+        weights[right] += (right - left) / 2
+    return weights
