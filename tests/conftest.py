@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny painter with random weights, made once: real classes, 16×16 pixels, 4×4 codes of 64."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,15 @@ from pai_painter import (
 )
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def own_news() -> Iterator[None]:
+    """A command sets up where our news go; it must not stay so for tests that look for them."""
+    logger = logging.getLogger("pai_painter")
+    before = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate, logger.level = before
 
 
 @pytest.fixture(scope="session")

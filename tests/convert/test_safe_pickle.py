@@ -252,38 +252,6 @@ def test_a_hostile_text_is_not_for_terminals() -> None:
     assert len(str(error.value)) < 300
 
 
-def nested(make: bytes) -> bytes:
-    """A few hundred bytes that stand for 2^60 members: each tuple or list holds the one before twice."""
-    steps = (b"h%ch%c%sq%c0" % (i, i, make, i + 1) for i in range(60))
-    return b"K\x01\x85q\x000" + b"".join(steps) + b"h\x3c"
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        b"\x80\x02}" + nested(b"\x86") + b"K\x01s.",  # a key
-        b"\x80\x02(" + nested(b"\x86") + b"K\x01d.",
-        b"\x80\x04\x8f(" + nested(b"\x86") + b"\x90.",  # a member of a set
-        b"\x80\x02cnumpy\ndtype\nU\x02f4\x85R(K\x03" + nested(b"\x86") + b"tb.",  # the order of bytes
-        b"\x80\x02" + nested(b"\x86") + b"Q.",
-    ],
-)
-def test_tuples_within_tuples_are_refused_at_once(program: bytes) -> None:
-    """Python would look at every member to find one as a key: for years."""
-    with pytest.raises(CheckpointError, match="more tuples within tuples than a model needs"):
-        load(program)
-
-
-def test_what_is_shown_of_lists_within_lists_is_short() -> None:
-    """In words they would be 2^60 letters long."""
-    doubled = b"".join(b"](h%ch%ceq%c0" % (i, i, i + 1) for i in range(60))
-    lists = b"]q\x000" + doubled + b"h\x3c"
-    with pytest.raises(CheckpointError, match="an array of a list"):
-        load(b"\x80\x02cnumpy\ndtype\n" + lists + b"\x85R.")
-    with pytest.raises(CheckpointError, match="refers to a list, which is no tensor"):
-        load(b"\x80\x02(" + lists + b"NNNK\x01tQ.")
-
-
 # Files that are no checkpoints
 
 

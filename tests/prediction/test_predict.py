@@ -102,7 +102,7 @@ def test_what_is_done_is_not_painted_again_and_the_end_is_remembered(pipe, capti
     calls = []
     hook = pipe.model.vqgan.decoder.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
     predict_file(pipe, captions, output, PredictOptions(**SMALL), progress=False, contact_sheet=sheet)
-    assert calls == [1, 1]  # the middle shard has an empty caption
+    assert calls == [3]  # the one shard that was missing: a batch of fixed shape, though one caption is empty
     with Image.open(sheet) as image:
         assert image.width > 300
     stamp = output.stat().st_mtime_ns
