@@ -153,6 +153,7 @@ def test_every_caption_starts_from_the_same_seed_and_candidates_count_on() -> No
     assert picture_seeds(1, 4, 1, seed=10) == [10, 11, 12, 13]
     assert picture_seeds(2, 3, 1, seed=10) == [10, 11, 12, 10, 11, 12]
     assert picture_seeds(2, 2, 3, seed=10) == [10, 11, 12, 13, 14, 15] * 2
+    assert picture_seeds(1, 2, 3, seed=[10, 5]) == [10, 11, 12, 5, 6, 7]
 
 
 def test_a_generator_gives_the_first_seed_and_moves_on() -> None:
@@ -189,6 +190,8 @@ def test_without_seed_and_generator_the_global_generator_is_asked() -> None:
         ({"seed": 2**63 - 2, "num_images_per_prompt": 2}, "`seed` must be a whole number"),
         ({"seed": True}, "`seed` must be a whole number .*, got True"),
         ({"seed": 1.0}, "`seed` must be a whole number .*, got 1.0"),
+        ({"seed": [1]}, "has 1 seeds for 2 pictures"),
+        ({"seed": [1, -1]}, "`seed` must be a whole number from 0 to .*, got -1"),
         ({"seed": 1, "generator": torch.Generator()}, "Please give `seed` or `generator`, not both"),
         ({"generator": [torch.Generator()] * 3}, "has 3 generators for 2 pictures"),
         ({"generator": []}, "has 0 generators for 2 pictures"),

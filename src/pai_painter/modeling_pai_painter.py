@@ -341,7 +341,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.Tensor,
         num_images_per_prompt: int = 1,
-        seed: int | None = None,
+        seed: int | list[int] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         temperature: float | None = None,
         top_k: int | None = None,

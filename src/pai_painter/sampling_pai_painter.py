@@ -92,7 +92,7 @@ def picture_seeds(
     num_captions: int,
     num_images_per_prompt: int,
     best_of: int,
-    seed: int | None,
+    seed: int | list[int] | None,
     generator: torch.Generator | list[torch.Generator] | tuple[torch.Generator, ...] | None = None,
 ) -> list[int]:
     """
@@ -103,13 +103,13 @@ def picture_seeds(
 
     Args:
         num_captions, num_images_per_prompt, best_of: how many.
-        seed: the first seed. `None` draws one from PyTorch's global generator.
+        seed: the first seed, or a list of one for each picture. `None` draws one from PyTorch's global generator.
         generator: instead of `seed`: a generator that `seed` is drawn from, or a list of one for each picture, each
             of which gives the first seed of its picture.
 
     Raises:
-        ValueError: if both `seed` and `generator` are given, a seed or a number of pictures is out of range, or
-            `generator` is something else or a list of another length.
+        ValueError: if both `seed` and `generator` are given, a seed or a number of pictures is out of range, or one of
+            them is something else or a list of another length.
     """
     if not _is_count(num_images_per_prompt):
         raise ValueError(
@@ -121,14 +121,19 @@ def picture_seeds(
     given = generator if isinstance(generator, list | tuple) else [generator]
     if generator is not None and not all(isinstance(each, torch.Generator) for each in given):
         raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
+    pictures = num_captions * num_images_per_prompt
     if isinstance(generator, list | tuple):
-        pictures = num_captions * num_images_per_prompt
         if len(generator) != pictures:
             raise ValueError(f"`generator` has {len(generator)} generators for {pictures} pictures; give one for each.")
         return [start + j for start in map(_draw_seed, generator) for j in range(best_of)]
     first = _draw_seed(generator) if seed is None else seed
-    if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first <= _MAX_SEED - candidates:
-        raise ValueError(f"`seed` must be a whole number from 0 to {_MAX_SEED - candidates}, got {first!r}.")
+    if isinstance(first, list) and len(first) != pictures:
+        raise ValueError(f"`seed` has {len(first)} seeds for {pictures} pictures; give one for each.")
+    for each in first if isinstance(first, list) else [first]:
+        if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each <= _MAX_SEED - candidates:
+            raise ValueError(f"`seed` must be a whole number from 0 to {_MAX_SEED - candidates}, got {each!r}.")
+    if isinstance(first, list):
+        return [start + j for start in first for j in range(best_of)]
     return [first + j for _ in range(num_captions) for j in range(candidates)]
 
 

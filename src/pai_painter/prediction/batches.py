@@ -11,7 +11,6 @@ from PIL import Image
 from ..data.tsv import BadRow
 from ..painting import PaintingOptions
 from ..pipeline_pai_painter import PaiPainterPipeline
-from ..sampling_pai_painter import GumbelSampler
 from .captions import CaptionRow
 from .pictures import PaintedRow, Picture, PictureEncoder
 from .plan import Plan, row_seed
@@ -113,23 +112,17 @@ class ShardPainter:
 
     def _paint_codes(self, input_ids: torch.Tensor, starts: list[int]) -> tuple[torch.Tensor, list[int], list[float]]:
         """Codes (B, num_image_codes) of the likeliest candidates, with their seeds and scores."""
-        best_of, options = self.options.best_of, self.options
-        seeds = [start + candidate for start in starts for candidate in range(best_of)]
-        sampler = GumbelSampler(seeds, options.temperature, options.top_k, options.top_p)
-        sequences = self.model.generate(
-            input_ids.to(self.device).repeat_interleave(best_of, dim=0),
-            logits_processor=[sampler],
-            do_sample=False,
-            num_beams=1,
-            max_length=self.model.config.max_position_embeddings,
+        painted = self.model.generate_images(
+            input_ids.to(self.device),
+            seed=starts,
+            temperature=self.options.temperature,
+            top_k=self.options.top_k,
+            top_p=self.options.top_p,
+            best_of=self.options.best_of,
+            decode=False,
             cache_implementation=self.cache,
         )
-        codes = sequences[:, self.model.config.text_length :].unflatten(0, (-1, best_of))
-        scores = (sampler.log_likelihood / codes.shape[-1]).view(-1, best_of).cpu()
-        chosen = scores.argmax(1)  # the first of equals
-        rows = torch.arange(len(starts))
-        best = [starts[row] + int(chosen[row]) for row in range(len(starts))]
-        return codes[rows.to(codes.device), chosen.to(codes.device)], best, scores[rows, chosen].tolist()
+        return painted.image_codes, painted.seeds, painted.scores.tolist()
 
     def _decode(self, codes: torch.Tensor, places: list[int]) -> dict[int, Image.Image]:
         """The pictures at some places of a batch; codes (B, num_image_codes)."""
