@@ -24,10 +24,11 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(autouse=True)
 def own_news() -> Iterator[None]:
     """A command sets up where our news go; it must not stay so for tests that look for them."""
-    logger = logging.getLogger("pai_painter")
-    before = logger.handlers, logger.propagate, logger.level
+    logger, captions = logging.getLogger("pai_painter"), logging.getLogger("pai_painter.processing_pai_painter")
+    before, filters = (logger.handlers, logger.propagate, logger.level), captions.filters[:]
     yield
     logger.handlers, logger.propagate, logger.level = before
+    captions.filters[:] = filters
 
 
 @pytest.fixture(scope="session")
