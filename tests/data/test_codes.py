@@ -14,7 +14,7 @@ from PIL import Image
 from pai_painter import PaiPainterImageProcessor, PaiPainterVQConfig, PaiPainterVQModel
 from pai_painter.data import codes as codes_module
 from pai_painter.data.augment import Augmentation
-from pai_painter.data.codes import encode_share, load_codes
+from pai_painter.data.codes import CodesOnDisk, load_codes
 from pai_painter.data.rows import PictureRows, load_rows
 from pai_painter.data.sources import find_source
 
@@ -194,7 +194,7 @@ def test_parts(
     monkeypatch.setattr(codes_module, "_PART", 32)
     arguments = (rows(), codec, processor, *options.values())
     for rank in (0, 1):
-        encode_share(*arguments, tmp_path / "shared", rank, processes=2)
+        CodesOnDisk(*arguments, tmp_path / "shared").encode_share(rank, processes=2)
         parts = sorted((tmp_path / "shared" / "pai_painter_codes").rglob("*.arrow"))
         assert [part.stem for part in parts] == ["000000000", "000000032"][: rank + 1]
     encode_batch = codes_module._encode

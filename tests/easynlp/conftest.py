@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A world in which the published commands run: their sizes around next to no weights."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from published_commands import write_tables
 from transformers import BertTokenizer
 
@@ -65,14 +63,3 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps one state for each process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-    torch.set_num_threads(threads)

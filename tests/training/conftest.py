@@ -2,12 +2,12 @@
 """A world that trains in seconds: coloured shapes of 16×16 pixels, their Chinese names, and tiny models."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate_state import fresh_accelerate  # noqa: F401 - used by being here
 from tiny_world import CODEC, COLOURS, PAINTER, SHAPES, WORDS, as_base64, draw
 
 from pai_painter.image_processing_pai_painter import PaiPainterImageProcessor
@@ -62,17 +62,6 @@ def codec_folder(shapes: Path) -> Path:
     codec.save_pretrained(shapes / "random_codec")
     PaiPainterImageProcessor(size=16).save_pretrained(shapes / "random_codec")
     return shapes / "random_codec"
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps one state for each process; a test's precision must not be the next one's."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

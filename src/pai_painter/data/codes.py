@@ -16,7 +16,7 @@ from ..modeling_vqgan import PaiPainterVQModel
 from .augment import Augmentation
 from .pictures import open_picture
 
-__all__ = ["encode_share", "load_codes"]
+__all__ = ["CodesOnDisk", "load_codes"]
 
 _BATCH = 32
 # Rows whose codes are one file: what a run that is stopped while it encodes loses at most. A multiple of _BATCH, so
@@ -58,37 +58,22 @@ def load_codes(
     Returns:
         `datasets.Dataset` with `idx`, `captions` and `image_codes` (variants lists of num_image_codes codes).
     """
-    parts = _Parts(rows, codec, processor, variants, augmentation, cache_dir)
-    return datasets.concatenate_datasets([parts.load(start) for start in parts.starts])
+    return CodesOnDisk(rows, codec, processor, variants, augmentation, cache_dir).load()
 
 
-def encode_share(
-    rows: datasets.Dataset,
-    codec: PaiPainterVQModel,
-    processor: PaiPainterImageProcessor,
-    variants: int = 1,
-    augmentation: Augmentation | None = None,
-    cache_dir: str | Path | None = None,
-    rank: int = 0,
-    processes: int = 1,
-) -> None:
-    """One process's share of the work of [`load_codes`], which afterwards finds the codes of all shares."""
-    parts = _Parts(rows, codec, processor, variants, augmentation, cache_dir)
-    for start in parts.starts[rank::processes]:
-        parts.load(start)
-
-
-class _Parts:
-    """The files of one table of codes."""
+class CodesOnDisk:
+    """
+    The files of one table of codes, for processes that share the work; the arguments are those of [`load_codes`].
+    """
 
     def __init__(
         self,
         rows: datasets.Dataset,
         codec: PaiPainterVQModel,
         processor: PaiPainterImageProcessor,
-        variants: int,
-        augmentation: Augmentation | None,
-        cache_dir: str | Path | None,
+        variants: int = 1,
+        augmentation: Augmentation | None = None,
+        cache_dir: str | Path | None = None,
     ):
         changes = None if augmentation is None else asdict(augmentation)
         settings = [rows._fingerprint, hash_of_model(codec), processor.to_dict(), variants, changes]
@@ -98,7 +83,16 @@ class _Parts:
         self.rows, self.starts = rows, range(0, len(rows), _PART)
         self.arguments = {"codec": codec.eval(), "processor": processor, "variants": variants, "changes": augmentation}
 
-    def load(self, start: int) -> datasets.Dataset:
+    def encode_share(self, rank: int, processes: int) -> None:
+        """One process's share of the parts; [`~CodesOnDisk.load`] afterwards finds those of all."""
+        for start in self.starts[rank::processes]:
+            self._part(start)
+
+    def load(self) -> datasets.Dataset:
+        """The whole table; what isn't there yet is encoded."""
+        return datasets.concatenate_datasets([self._part(start) for start in self.starts])
+
+    def _part(self, start: int) -> datasets.Dataset:
         """The part from row `start` on; encoded if it isn't there."""
         stop = min(start + _PART, len(self.rows))
         number = f" ({start + 1} to {stop} of {len(self.rows)})" if len(self.starts) > 1 else ""

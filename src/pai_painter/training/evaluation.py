@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from ..data.codes import encode_share, load_codes
+from ..data.codes import CodesOnDisk
 from ..data.rows import load_rows
 from ..lora import load_painter
 from .arguments import DataArguments
 from .objective import PainterObjective
 from .painter_rows import CaptionedCodes
-from .rows import find_training_source
+from .rows import encode_together, find_training_source
 from .validation import validation_loss
 
 __all__ = ["Evaluation", "evaluate_painter"]
@@ -63,11 +63,8 @@ def evaluate_painter(
     painter.to(accelerator.device)
     with accelerator.local_main_process_first():
         rows = load_rows(source, data.max_bad_rows, data.cache_dir)
-    arguments = (rows, painter.vqgan, processor.image_processor, 1, None, data.cache_dir)
-    encode_share(*arguments, accelerator.process_index, accelerator.num_processes)
-    accelerator.wait_for_everyone()
-    with accelerator.local_main_process_first():
-        codes = CaptionedCodes(load_codes(*arguments), processor)
+    table = CodesOnDisk(rows, painter.vqgan, processor.image_processor, cache_dir=data.cache_dir)
+    codes = CaptionedCodes(encode_together(table, accelerator), processor)
     figures = validation_loss(PainterObjective(painter).eval(), codes, accelerator, batch_size)
     loss = figures["validation_loss"]
     if not math.isfinite(loss):

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..data.augment import Augmentation
-from ..data.codes import encode_share, load_codes
+from ..data.codes import CodesOnDisk
 from ..data.picture_rows import DataSource
 from ..data.streaming import PictureStream
 from ..modeling_pai_painter import PaiPainterForImageGeneration
@@ -23,7 +23,7 @@ from ..processing_pai_painter import PaiPainterProcessor
 from .arguments import DataArguments, PainterTrainingArguments
 from .order import read_batches
 from .painter_rows import CaptionedCodes, CaptionedPictures, StreamedPictures, collate_rows
-from .rows import find_training_source, load_training_rows, load_validation_rows, open_stream
+from .rows import encode_together, find_training_source, load_training_rows, load_validation_rows, open_stream
 from .run import TrainingRun
 from .samples import draw_samples
 from .validation import validation_loss
@@ -117,12 +117,9 @@ class PainterData:
     def _codes(
         self, rows: datasets.Dataset, variants: int = 1, changes: Augmentation | None = None
     ) -> datasets.Dataset:
-        """Each process encodes its share, and then all find the whole."""
-        arguments = (rows, self.codec, self.processor.image_processor, variants, changes, self._cache_dir)
-        encode_share(*arguments, self.accelerator.process_index, self.accelerator.num_processes)
-        self.accelerator.wait_for_everyone()
-        with self.accelerator.local_main_process_first():  # another machine's share may be on that machine's disk
-            return load_codes(*arguments)
+        images = self.processor.image_processor
+        table = CodesOnDisk(rows, self.codec, images, variants, changes, self._cache_dir)
+        return encode_together(table, self.accelerator)
 
     def _streamed(self, dataset: StreamedPictures) -> Iterator[dict[str, torch.Tensor]]:
         """Batches without end; the place behind the last one given is noted."""

@@ -6,13 +6,21 @@ from pathlib import Path
 import datasets
 from accelerate import Accelerator
 
+from ..data.codes import CodesOnDisk
 from ..data.picture_rows import DataSource
 from ..data.rows import load_rows
 from ..data.sources import find_source
 from ..data.streaming import PictureStream, list_of_process
 from .arguments import DataArguments
 
-__all__ = ["find_training_source", "load_training_rows", "load_validation_rows", "open_stream", "rejected_rows"]
+__all__ = [
+    "encode_together",
+    "find_training_source",
+    "load_training_rows",
+    "load_validation_rows",
+    "open_stream",
+    "rejected_rows",
+]
 
 _REJECTED_TRAIN, _REJECTED_VALIDATION = "rejected_rows.jsonl", "rejected_validation_rows.jsonl"
 
@@ -68,6 +76,14 @@ def open_stream(
         max_bad_rows=data.max_bad_rows,
         rejects=Path(output_dir) / _REJECTED_TRAIN,
     )
+
+
+def encode_together(table: CodesOnDisk, accelerator: Accelerator) -> datasets.Dataset:
+    """Each process encodes its share, and then all find the whole."""
+    table.encode_share(accelerator.process_index, accelerator.num_processes)
+    accelerator.wait_for_everyone()
+    with accelerator.local_main_process_first():  # another machine's share may be on that machine's disk
+        return table.load()
 
 
 def rejected_rows(output_dir: str | Path, processes: int) -> int:
