@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny painter with random weights, made once: real classes, 16×16 pixels, 4×4 codes of 64."""
 
+# First, since libraries read the environment that it sets when they are imported.
+from loopback_only import loopback_only
+
+# isort: split
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from hub_stand_in import HubStandIn, running_hub
 from transformers import BertTokenizer
 
 from pai_painter import (
@@ -18,7 +24,21 @@ from pai_painter import (
     PaiPainterVQConfig,
 )
 
+__all__ = ["loopback_only"]  # a fixture of every test
+
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    """A Hub of this test's own, with an empty cache before it, in this process and in those that it starts."""
+    cache = str(tmp_path_factory.mktemp("hub-cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", cache)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", cache)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with running_hub() as hub:
+        yield hub
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from .image_processing_pai_painter import PaiPainterImageProcessor
 from .modeling_pai_painter import PaiPainterForImageGeneration, PaiPainterModel
 from .modeling_vqgan import PaiPainterVQModel
 from .processing_pai_painter import PaiPainterProcessor
+from .push_to_hub import register_push_to_hub
 
 if TYPE_CHECKING:
     from .pipeline_pai_painter import PaiPainterPipeline
@@ -38,6 +39,7 @@ DEMO_MODEL = str(Path(__file__).parent / "demo_model")
 """Folder of the small model that ships with the package: a memory of some thousand emoji."""
 
 register_auto_classes()
+register_push_to_hub()
 
 
 def __getattr__(name: str) -> Any:

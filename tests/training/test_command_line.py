@@ -137,7 +137,11 @@ def test_the_recipes_settings_are_valid(name: str) -> None:
         ([*ENOUGH, "--validation_split", "test"], "`dataset_config_name` and `validation_split` go with `dataset_"),
         ([*ENOUGH, "--lora_alpha", "4"], "`lora_alpha`, `lora_dropout`, `lora_target_modules` go with `lora_rank`"),
         ([*ENOUGH, "--lora_rank", "0"], "`lora_rank` must be at least 1, got 0."),
-        ([*ENOUGH, "--hub_private"], "`hub_model_id` and `hub_private` go with `push_to_hub`: please set it."),
+        (
+            [*ENOUGH, "--hub_private"],
+            "`hub_model_id`, `hub_private`, `hub_tag`, `hub_base_model` go with `push_to_hub`",
+        ),
+        ([*ENOUGH, "--hub_tag", "v1"], "`hub_model_id`, `hub_private`, `hub_tag`, `hub_base_model` go with `push_to_"),
         ([*ENOUGH, "--early_stopping_patience", "0"], "`early_stopping_patience` must be at least 1, got 0."),
         ([*ENOUGH, "--gradient_accumulation_steps", "0"], "`gradient_accumulation_steps` must be at least 1, got 0."),
         ([*ENOUGH, "--caption_separator", ""], "`caption_separator` must not be empty"),

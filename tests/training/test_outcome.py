@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hub_stand_in import running_hub
+from hub_stand_in import HubStandIn
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_world import launch
@@ -137,22 +137,70 @@ def test_to_the_hub(
     model: PainterModelArguments,
     data: DataArguments,
     painter_arguments: Callable,
+    hub: HubStandIn,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with running_hub() as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-        options = {"push_to_hub": True, "hub_model_id": "painter/mine", "hub_private": True, "sample_steps": 8}
-        folder = train_painter(model, data, painter_arguments(tmp_path / "out", **options))
-        repository = hub.repositories["painter/mine"]
+    options = {"push_to_hub": True, "hub_model_id": "painter/mine", "hub_private": True, "hub_tag": "v1.0"}
+    folder = train_painter(model, data, painter_arguments(tmp_path / "out", **options, sample_steps=8))
+    repository = hub.repositories["painter/mine"]
     assert repository.private
+    assert set(repository.tags) == {"v1.0"}
     files = repository.files()
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert {"README.md", "config.json", "loss.png", "training_summary.json", "samples/step-000008.png"} <= files.keys()
     assert not [name for name in files if "checkpoint" in name or "jsonl" in name]
+
+
+def test_an_adapter_to_the_hub(
+    model: PainterModelArguments,
+    data: DataArguments,
+    painter_arguments: Callable,
+    hub: HubStandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The base is a folder; on the Hub the adapter and its card name it as the Hub does, and no folder."""
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    adapter = dataclasses.replace(model, lora_rank=2)
+    options = {"push_to_hub": True, "hub_model_id": "painter/style", "hub_base_model": "painter/base"}
+    train_painter(adapter, data, painter_arguments(tmp_path / "out", **options))
+    files = hub.repositories["painter/style"].files()
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "painter/base"
+    assert "base_model: painter/base" in files["README.md"].decode()
+    folders = (str(tmp_path).encode(), str(model.model_name_or_path).encode())
+    assert not [name for name, content in files.items() if any(folder in content for folder in folders)]
+
+
+@pytest.mark.parametrize(
+    ("options", "lora_rank", "sentence"),
+    [
+        ({"hub_model_id": "painter/style"}, 2, "please set `hub_base_model` to what that model is called on the Hub"),
+        ({"hub_base_model": "painter/base"}, None, "`hub_base_model` is for adapters"),
+        ({"hub_model_id": "a/b/c"}, None, "'a/b/c' can be no repository on the Hub: please set `hub_model_id`"),
+        ({}, None, "needs a token"),
+    ],
+)
+def test_what_cannot_be_pushed_is_not_trained(
+    model: PainterModelArguments,
+    data: DataArguments,
+    painter_arguments: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: dict,
+    lora_rank: int | None,
+    sentence: str,
+) -> None:
+    if options:
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    with pytest.raises(ValueError, match=sentence):
+        train_painter(
+            dataclasses.replace(model, lora_rank=lora_rank),
+            data,
+            painter_arguments(tmp_path / "out", push_to_hub=True, **options),
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_trackio(trained_painter: Path, data: DataArguments, painter_options: dict, tmp_path: Path) -> None:

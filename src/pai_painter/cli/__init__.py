@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import convert, data, easynlp, evaluation, painting, predict, training
+from . import convert, data, easynlp, evaluation, hub, painting, predict, training
 
 __all__ = ["app", "main"]
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 for panel, commands in (
     ("Painting", (painting.paint, painting.encode, painting.decode, painting.info)),
     ("Data", (data.inspect, data.prepare)),
+    ("Hub", (hub.push, hub.pull)),
 ):
     for command in commands:
         app.command(rich_help_panel=panel)(command)

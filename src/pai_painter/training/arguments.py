@@ -154,6 +154,7 @@ class CodecModelArguments:
         default=None, metadata={"help": "Folder or config.json of a new codec, trained from nothing."}
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "A codec to go on training."})
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a codec on the Hub."})
 
     def __post_init__(self) -> None:
         if (self.config_name is None) == (self.model_name_or_path is None):
@@ -281,6 +282,11 @@ class PainterTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "With push_to_hub: owner/name; output_dir's name under your own by default."}
     )
     hub_private: bool = field(default=False, metadata={"help": "With push_to_hub: a new repository is private."})
+    hub_tag: str | None = field(default=None, metadata={"help": "With push_to_hub: a tag for the commit."})
+    hub_base_model: str | None = field(
+        default=None,
+        metadata={"help": "With push_to_hub and lora_rank: what model_name_or_path, a folder, is called on the Hub."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -297,8 +303,9 @@ class PainterTrainingArguments(TrainingArguments):
             )
         if self.num_crops > 1 and not self.augments:
             raise ValueError("`num_crops` above 1 needs `random_crop`, `random_flip` or `max_shift`.")
-        if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private):
-            raise ValueError("`hub_model_id` and `hub_private` go with `push_to_hub`: please set it.")
+        with_push = ("hub_model_id", "hub_private", "hub_tag", "hub_base_model")
+        if not self.push_to_hub and any(getattr(self, name) not in (None, False) for name in with_push):
+            raise ValueError(f"{', '.join(f'`{name}`' for name in with_push)} go with `push_to_hub`: please set it.")
 
     @property
     def augments(self) -> bool:

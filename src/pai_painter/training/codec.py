@@ -112,8 +112,8 @@ def validate_codec(
 
 def _build_codec(model: CodecModelArguments) -> PaiPainterVQModel:
     if model.model_name_or_path is not None:
-        return PaiPainterVQModel.from_pretrained(model.model_name_or_path, dtype=torch.float32)
-    return PaiPainterVQModel(PaiPainterVQConfig.from_pretrained(model.config_name))
+        return PaiPainterVQModel.from_pretrained(model.model_name_or_path, dtype=torch.float32, revision=model.revision)
+    return PaiPainterVQModel(PaiPainterVQConfig.from_pretrained(model.config_name, revision=model.revision))
 
 
 def _check_codebook_start(

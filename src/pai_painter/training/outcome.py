@@ -4,8 +4,9 @@
 import logging
 from pathlib import Path
 
-from ..hub import push_folder
+from ..hub import check_login, is_repository_name, push_folder
 from ..modeling_pai_painter import PaiPainterForImageGeneration
+from ..painter_folder import portable_base_name
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
 from .loss_curve import draw_loss_curve
 from .model_card import write_model_card
@@ -14,9 +15,34 @@ from .rows import rejected_rows
 from .run import TrainingRun
 from .summary import gather_facts, write_summary
 
-__all__ = ["tell_outcome"]
+__all__ = ["check_push", "tell_outcome"]
 
 logger = logging.getLogger(__name__)
+
+
+def check_push(model: PainterModelArguments, training: PainterTrainingArguments) -> None:
+    """
+    Finds out before the training, without a network, what would keep its model from the Hub in the end.
+
+    Raises:
+        ValueError: if there is no token, if the name can't be one, or if an adapter's base has no name on the Hub.
+    """
+    if not training.push_to_hub:
+        return
+    check_login()
+    repository = _repository(training)
+    if not is_repository_name(repository):
+        raise ValueError(f"{repository!r} can be no repository on the Hub: please set `hub_model_id` to owner/name.")
+    if model.lora_rank is None:
+        if training.hub_base_model is not None:
+            raise ValueError("`hub_base_model` is for adapters (`lora_rank`): please leave it out.")
+        return
+    base = training.hub_base_model or portable_base_name(str(model.model_name_or_path))
+    if not is_repository_name(base):
+        raise ValueError(
+            f"The adapter is to go to the Hub, but its base {model.model_name_or_path} is a folder of this machine: "
+            f"please set `hub_base_model` to what that model is called on the Hub, owner/name."
+        )
 
 
 def tell_outcome(
@@ -66,6 +92,16 @@ def tell_outcome(
     except (OSError, ModuleNotFoundError) as error:  # a full disk, no matplotlib
         logger.warning("The model is saved, but what tells of its training isn't (%s).", error)
     if training.push_to_hub:
-        repository = training.hub_model_id or folder.resolve().name
-        address = push_folder(folder, repository, private=training.hub_private, commit_message="Train with pai-painter")
+        address = push_folder(
+            folder,
+            _repository(training),
+            private=training.hub_private,
+            tag=training.hub_tag,
+            commit_message="Train with pai-painter",
+            base=training.hub_base_model,
+        )
         logger.info("The model is at %s.", address)
+
+
+def _repository(training: PainterTrainingArguments) -> str:
+    return training.hub_model_id or Path(training.output_dir).resolve().name

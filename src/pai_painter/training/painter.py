@@ -18,7 +18,7 @@ from ..processing_pai_painter import PaiPainterProcessor
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
 from .command_line import run_from_command_line
 from .objective import PainterObjective
-from .outcome import tell_outcome
+from .outcome import check_push, tell_outcome
 from .painter_data import PainterData
 from .painter_model import build_painter, take_codec, with_codec
 from .painter_rows import sequences
@@ -39,6 +39,7 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
         ValueError: if arguments, data or a checkpoint don't fit.
         Stopped: if SIGTERM or Ctrl-C came while it trained; there is a checkpoint then.
     """
+    check_push(model, training)
     run, since = TrainingRun(training), time.monotonic()
     check_kind(Path(training.output_dir), adapter=model.lora_rank is not None)
     painter, processor = build_painter(model)

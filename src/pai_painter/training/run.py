@@ -38,7 +38,7 @@ Save = Callable[[Path, dict[str, torch.Tensor] | None], None]
 _HARMLESS = {
     *("output_dir", "resume_from_checkpoint", "ignore_changed_settings", "dataloader_num_workers", "report_to"),
     *("logging_steps", "save_steps", "save_total_limit", "sample_steps", "num_samples", "validation_prompts"),
-    *("push_to_hub", "hub_model_id", "hub_private"),
+    *("push_to_hub", "hub_model_id", "hub_private", "hub_tag", "hub_base_model"),
     *("num_train_epochs", "max_train_steps"),  # compared as `steps`
 }
 
