@@ -22,7 +22,7 @@ from pai_painter import PaiPainterForImageGeneration, PaiPainterVQModel
 from pai_painter.cli import app
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = ["paint", "encode", "decode", "info"]
+COMMANDS = ["paint", "encode", "decode", "info", "push", "pull"]
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ def test_metadata_paints_the_picture_again(tiny_painter) -> None:
         with Image.open(name) as picture:
             text, pixels = dict(picture.text), np.asarray(picture)
         options = json.loads(text["options"])
-        assert options == {"best_of": 3, "temperature": 0.8, "top_k": 50, "top_p": 0.9, "size": None}
+        assert options == {"best_of": 3, "temperature": 0.8, "top_k": 50, "top_p": 0.9, "size": None, "speed": "exact"}
         assert text["model"] == "tiny-painter"  # not the folder that it is in
         assert text["Software"] == f"pai-painter {pai_painter.__version__}"
         assert float(text["score"]) < 0

@@ -8,7 +8,6 @@ predicts codes only. Pads of the caption are attended to like any other token: t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,48 +15,25 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationConfig
 from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from .image_generation_pai_painter import ImageGenerationMixin, PaiPainterImageOutput
 from .modeling_vqgan import PaiPainterVQModel
 from .sampling_pai_painter import (
-    GumbelSampler,
-    check_captions,
-    check_sampling_options,
     complete_generation_config,
     default_generation_config,
-    picture_seeds,
 )
 from .weight_mapping import StrictLoadingMixin
 
 __all__ = ["PaiPainterForImageGeneration", "PaiPainterImageOutput", "PaiPainterModel", "PaiPainterPreTrainedModel"]
-
-
-@dataclass
-class PaiPainterImageOutput(ModelOutput):
-    """
-    Pictures in the order of the captions, `n` of each = `num_images_per_prompt`.
-
-    Args:
-        pixel_values (`torch.FloatTensor` of shape `(captions * n, 3, resolution, resolution)`, *optional*): About
-            [-1, 1], not clipped. `None` if `decode=False`.
-        image_codes (`torch.LongTensor` of shape `(captions * n, num_image_codes)`): Raster order.
-        scores (`torch.FloatTensor` of shape `(captions * n,)`): Mean log-likelihood of a code under the model, in
-            nats; nearer to 0 means surer.
-        seeds (`list[int]`): The seed of each picture, with which it is painted again alone.
-    """
-
-    pixel_values: torch.Tensor | None = None
-    image_codes: torch.Tensor | None = None
-    scores: torch.Tensor | None = None
-    seeds: list[int] | None = None
 
 
 def eager_attention_forward(
@@ -255,12 +231,12 @@ def prefix_mask(config: PaiPainterConfig) -> Callable | None:
     return lambda batch, head, query, key: (query < unmasked) & (key < unmasked)
 
 
-class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
+class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMixin):
     """
     The painter with its head and its codec.
 
     [`~PaiPainterForImageGeneration.generate`] is transformers' own and gives caption ids and codes;
-    [`~PaiPainterForImageGeneration.generate_images`] gives pixels and follows the seed rule.
+    [`~ImageGenerationMixin.generate_images`] gives pixels and follows the seed rule.
     """
 
     def __init__(self, config: PaiPainterConfig):
@@ -334,64 +310,4 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-        )
-
-    @torch.no_grad()
-    def generate_images(
-        self,
-        input_ids: torch.Tensor,
-        num_images_per_prompt: int = 1,
-        seed: int | list[int] | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        best_of: int | None = None,
-        decode: bool = True,
-        **generate_kwargs: Any,
-    ) -> PaiPainterImageOutput:
-        """
-        Paints captions. Options left out are those of `generation_config`, the model's recommendation.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(captions, text_length)`): Captions from the processor.
-            num_images_per_prompt: pictures of each caption.
-            seed, generator: see [`~sampling_pai_painter.picture_seeds`].
-            temperature, top_k, top_p: see [`~sampling_pai_painter.warp_logits`].
-            best_of: paint so many candidates for each picture and keep the likeliest by the model's own measure.
-            decode: `False` leaves the codec out and gives codes only.
-            generate_kwargs: passed on to `generate`, such as `cache_implementation` or `stopping_criteria`.
-
-        Raises:
-            ValueError: if an option is out of range, or if the captions have another length or other ids.
-        """
-        recommended = self.generation_config
-        temperature = recommended.temperature if temperature is None else temperature
-        top_k = recommended.top_k if top_k is None else top_k
-        top_p = recommended.top_p if top_p is None else top_p
-        best_of = recommended.best_of if best_of is None else best_of
-        check_sampling_options(temperature, top_k, top_p, best_of)
-        check_captions(input_ids, self.config)
-
-        captions, pictures = len(input_ids), len(input_ids) * num_images_per_prompt
-        seeds = picture_seeds(captions, num_images_per_prompt, best_of, seed, generator)
-        sampler = GumbelSampler(seeds, temperature, top_k, top_p)
-        sequences = self.generate(
-            input_ids.repeat_interleave(num_images_per_prompt * best_of, dim=0),
-            logits_processor=[sampler],
-            do_sample=False,
-            num_beams=1,
-            max_length=self.config.max_position_embeddings,
-            **generate_kwargs,
-        )
-        image_codes = sequences[:, self.config.text_length :].unflatten(0, (pictures, best_of))
-        scores = (sampler.log_likelihood / image_codes.shape[-1]).view(pictures, best_of)
-        chosen = scores.argmax(1)  # the first of equals
-        rows = torch.arange(pictures, device=chosen.device)
-        image_codes = image_codes[rows, chosen]
-        return PaiPainterImageOutput(
-            pixel_values=self.vqgan.decode(image_codes) if decode else None,
-            image_codes=image_codes,
-            scores=scores[rows, chosen],
-            seeds=[seeds[row * best_of + best] for row, best in enumerate(chosen.tolist())],
         )

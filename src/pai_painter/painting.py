@@ -15,6 +15,7 @@ from .grids import draw_grid
 from .picture_files import check_new_files, enlarge, file_stem, in_folder_or_file, save_png, unique_names
 from .pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from .sampling_pai_painter import check_sampling_options, picture_seeds
+from .speed_pai_painter import SpeedName, find_speed
 
 __all__ = ["PaintedPicture", "Painting", "PaintingOptions", "picture_text", "random_seed"]
 
@@ -28,6 +29,7 @@ class PaintingOptions:
         best_of (`int`): Candidates for each picture, of which the likeliest is kept.
         temperature, top_k, top_p: See [`~sampling_pai_painter.warp_logits`].
         size (`int`, *optional*): Side of the file's picture, if it is enlarged.
+        speed (`str`): See [`~speed_pai_painter.find_speed`].
     """
 
     best_of: int
@@ -35,6 +37,7 @@ class PaintingOptions:
     top_k: int | None
     top_p: float | None
     size: int | None = None
+    speed: SpeedName = "exact"
 
     @classmethod
     def for_model(
@@ -45,6 +48,7 @@ class PaintingOptions:
         top_k: int | None = None,
         top_p: float | None = None,
         size: int | None = None,
+        speed: SpeedName = "exact",
     ) -> "PaintingOptions":
         """
         The options given and, for the others, what the model recommends.
@@ -59,8 +63,10 @@ class PaintingOptions:
             top_k=recommended.top_k if top_k is None else top_k,
             top_p=recommended.top_p if top_p is None else top_p,
             size=size,
+            speed=speed,
         )
         check_sampling_options(options.temperature, options.top_k, options.top_p, options.best_of)
+        find_speed(options.speed, pipe.model.device)
         if size is not None:
             side = pipe.model.config.vq_config.resolution
             enlarge(Image.new("1", (side, side)), size)  # refuses a wrong size before the work
@@ -155,6 +161,7 @@ class Painting:
                     top_p=options.top_p,
                     temperature=options.temperature,
                     best_of=options.best_of,
+                    speed=options.speed,
                     seed=self.seeds[0],
                 ),
             )

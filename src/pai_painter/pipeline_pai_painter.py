@@ -1,60 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions → pictures, with the habits of diffusers."""
+"""The pipeline with all that belongs to it: loading from any folder, adapters, and pushing to the Hub."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput
-from PIL import Image
-from tqdm import tqdm
-from transformers.generation import StoppingCriteria
-from transformers.utils import logging
 
 from .configuration_pai_painter import PaiPainterVQConfig
 from .lora import has_lora, load_painter, save_lora
 from .lora_pipeline import LoraPipelineMixin
-from .modeling_pai_painter import PaiPainterForImageGeneration
-from .processing_pai_painter import PaiPainterProcessor
+from .pipeline_base_pai_painter import PaiPainterBasePipeline, PaiPainterPipelineOutput
+from .push_to_hub import DEFAULT_SHARD_SIZE, push_pipeline
 
 __all__ = ["PaiPainterPipeline", "PaiPainterPipelineOutput"]
 
-logger = logging.get_logger(__name__)
 
-OutputType = Literal["pil", "np", "pt", "codes"]
-StepCallback = Callable[["PaiPainterPipeline", int, int, dict[str, Any]], dict[str, Any] | None]
-
-
-@dataclass
-class PaiPainterPipelineOutput(BaseOutput):
-    """
-    Pictures in the order of the captions, `num_images_per_prompt` of each.
-
-    Args:
-        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): By `output_type`: Pillow pictures, an array
-            (pictures, side, side, 3) in [0, 1], a tensor (pictures, 3, side, side) in [0, 1], or the codes.
-        scores (`list[float]`): Mean log-likelihood of a code under the model, in nats; nearer to 0 means surer.
-        seeds (`list[int]`): The seed of each picture. It paints the picture again with `best_of=1`.
-        image_codes (`torch.LongTensor` of shape `(pictures, num_image_codes)`): Raster order; fewer columns if the
-            painting was interrupted.
-    """
-
-    images: list[Image.Image] | np.ndarray | torch.Tensor
-    scores: list[float]
-    seeds: list[int]
-    image_codes: torch.LongTensor
-
-
-class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
+class PaiPainterPipeline(PaiPainterBasePipeline, LoraPipelineMixin):
     """
     Paints pictures from Chinese captions.
 
     Model and processor stand at the root of one folder, so that this pipeline, `AutoModel` and `AutoProcessor` read
-    the same one; there is no `model_index.json`.
+    the same one. The `model_index.json` of a repository is for diffusers alone, where this package isn't installed.
 
     Args:
         model ([`PaiPainterForImageGeneration`]): The painter with its codec.
@@ -72,21 +38,6 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
     >>> image = pipe("红苹果", seed=0).images[0]
     ```
     """
-
-    model_cpu_offload_seq = "model"
-    _callback_tensor_inputs = ["image_codes"]
-
-    def __init__(self, model: PaiPainterForImageGeneration, processor: PaiPainterProcessor):
-        super().__init__()
-        for name in ("text_length", "image_vocab_size"):
-            if getattr(processor, name) != getattr(model.config, name):
-                raise ValueError(
-                    f"The processor's `{name}` is {getattr(processor, name)}, the model's is "
-                    f"{getattr(model.config, name)}: please take the processor that belongs to the model."
-                )
-        self.register_modules(model=model, processor=processor)
-        self._all_hooks: list[Any] = []  # filled by enable_model_cpu_offload
-        self._interrupt = False
 
     @classmethod
     def from_pretrained(
@@ -138,165 +89,78 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         pipeline.register_to_config(_name_or_path=name)
         return pipeline
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """
         Saves model and processor side by side, as safetensors with native names, in the precision they have. Of a model
         with an adapter, the adapter; `fuse_lora` and then `unload_lora_weights` make a whole model of it.
 
         Args:
             save_directory: the folder; made if it doesn't exist.
+            push_to_hub: not supported here: [`~PaiPainterPipeline.push_to_hub`] saves and pushes.
             kwargs: passed on to a whole model's `save_pretrained`, such as `max_shard_size`.
+
+        Raises:
+            ValueError: if `push_to_hub` is asked for, which is a method of its own.
         """
+        if push_to_hub:
+            raise ValueError("`push_to_hub=True` isn't supported here: please call the pipeline's `push_to_hub`.")
         if has_lora(self.model):
             save_lora(self.model, save_directory)
+            self.processor.save_pretrained(save_directory)
         else:
-            self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+            super().save_pretrained(save_directory, **kwargs)
 
-    @property
-    def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in `callback_on_step_end` to stop after the present code."""
-        return self._interrupt
-
-    def check_inputs(
+    def push_to_hub(
         self,
-        prompt: str | list[str],
-        output_type: str = "pil",
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("image_codes",),
-    ) -> list[str]:
-        """
-        The captions as a list, checked.
-
-        Raises:
-            ValueError: if one of them isn't a string or says nothing to the model, or if `output_type` or the
-                callback's inputs are others than there are.
-        """
-        if output_type not in get_args(OutputType):
-            raise ValueError(f"`output_type` must be one of {', '.join(get_args(OutputType))}, got {output_type!r}.")
-        unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may hold {', '.join(self._callback_tensor_inputs)}, "
-                f"got {', '.join(unknown)}."
-            )
-        captions = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(captions, list) or not captions:
-            raise ValueError(f"`prompt` must be a caption or a list of captions, got {prompt!r}.")
-        for caption in captions:
-            pieces = self.processor.word_pieces(caption)
-            if not pieces:
-                raise ValueError(f"The caption {caption!r} is empty: please say in Chinese what to paint.")
-            if len(self.processor.unknown_pieces(caption)) == min(len(pieces), self.processor.text_length):
-                raise ValueError(
-                    f"The model knows no word of the caption {caption!r}: please say in Chinese what to paint."
-                )
-        return captions
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        prompt: str | list[str],
-        num_images_per_prompt: int = 1,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
         *,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        temperature: float | None = None,
-        best_of: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        seed: int | None = None,
-        output_type: OutputType = "pil",
-        callback_on_step_end: StepCallback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("image_codes",),
-        return_dict: bool = True,
-    ) -> PaiPainterPipelineOutput | tuple:
-        r"""
-        Paints captions. Options left out are those that the model recommends (its `generation_config`).
-
-        A picture is a function of model, caption, options and one seed: picture i of a caption starts from `seed + i`
-        (with `best_of`, from `seed + i * best_of`), every caption of a call from the same seed.
+        revision: str | None = None,
+        max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    ) -> str:
+        """
+        Pushes model and processor as one commit, with the code that loads them where this package isn't installed.
+        What else is in the repository, such as its card, stays.
 
         Args:
-            prompt (`str` or `list[str]`): One caption or several.
-            num_images_per_prompt (`int`, *optional*, defaults to 1): Pictures of each caption.
-            top_k (`int`, *optional*): Draw each code from the k most likely ones.
-            top_p (`float`, *optional*): Draw each code from the smallest set whose probabilities add up to this.
-            temperature (`float`, *optional*): Above 0; below 1 the likely codes become likelier still.
-            best_of (`int`, *optional*): Paint so many candidates for each picture and keep the one that the model
-                itself finds likeliest.
-            generator (`torch.Generator` or a list of one for each picture, *optional*): Draws the seed.
-            seed (`int`, *optional*): The seed, instead of `generator`. Without both it is drawn by PyTorch.
-            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"codes"`.
-            callback_on_step_end (*optional*): Called as `callback(pipe, step, timestep, callback_kwargs)` after each
-                code; `step` and `timestep` both are its position. `callback_kwargs["image_codes"]` are the codes so
-                far, (candidates, step + 1), to look at: what the callback returns changes nothing.
-            callback_on_step_end_tensor_inputs (*optional*): Which tensors the callback wants: `image_codes` or none.
-            return_dict (`bool`, *optional*, defaults to `True`): `False` gives a tuple in the same order.
+            repo_id: `owner/name`; a name alone is the token's owner's. Made if there is none.
+            commit_message: its first line.
+            private: make the repository private; one that is public already is refused.
+            token: that may write; `HF_TOKEN` or the login of `hf auth login` by default.
+            create_pr: ask by a pull request instead.
+            safe_serialization, variant, subfolder: diffusers' own, which aren't supported: there is one model, at the
+                root, as safetensors.
+            revision: branch; made from `main` if there is none.
+            max_shard_size: larger weights are split.
 
         Returns:
-            [`PaiPainterPipelineOutput`]. If the painting was interrupted, the code that was painted last fills the
-            rest of a picture.
+            the address of the repository at the commit, or of the pull request.
 
         Raises:
-            ValueError: if a caption says nothing to the model, if an option is out of range, or if both `seed` and
-                `generator` are given.
+            ValueError: if the model has an adapter, if an option isn't supported, or if the name or the token can't be
+                right.
+            OSError: if the Hub refuses or can't be reached.
         """
-        captions = self.check_inputs(prompt, output_type, callback_on_step_end_tensor_inputs)
-        self._warn_of_unknown_pieces(captions)
-        self._interrupt = False
-        device = self._execution_device
-        if self._all_hooks:  # they wait for `forward`, but `generate` looks at the device before and the codec after
-            self.model.to(device)
-        input_ids = self.processor(text=captions, return_tensors="pt")["input_ids"].to(device)
-        with self.progress_bar(total=self.model.config.num_image_codes) as bar:
-            painted = self.model.generate_images(
-                input_ids,
-                num_images_per_prompt,
-                seed=seed,
-                generator=generator,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                best_of=best_of,
-                decode=False,  # an interrupted picture has too few codes
-                stopping_criteria=[_StepReporter(self, bar, callback_on_step_end, callback_on_step_end_tensor_inputs)],
+        if not safe_serialization:
+            raise ValueError("`safe_serialization=False` isn't supported: weights go to the Hub as safetensors.")
+        if variant is not None or subfolder is not None:
+            raise ValueError(
+                "`variant` and `subfolder` aren't supported: a repository holds one model, at its root. For another "
+                "one please take another `revision` or repository."
             )
-        images = painted.image_codes
-        if output_type != "codes":
-            pixel_values = self.model.vqgan.decode(self._completed(painted.image_codes))
-            images = self.processor.image_processor.postprocess(pixel_values, output_type)
-        self.maybe_free_model_hooks()
-        output = PaiPainterPipelineOutput(images, painted.scores.tolist(), painted.seeds, painted.image_codes)
-        return output if return_dict else output.to_tuple()
-
-    def _warn_of_unknown_pieces(self, captions: list[str]) -> None:
-        for caption in dict.fromkeys(captions):
-            unknown = self.processor.unknown_pieces(caption)
-            if unknown:
-                logger.warning(f"The model doesn't know {' '.join(unknown)} in the caption {caption!r}.")
-
-    def _completed(self, image_codes: torch.Tensor) -> torch.Tensor:
-        missing = self.model.config.num_image_codes - image_codes.shape[1]
-        return torch.cat([image_codes, image_codes[:, -1:].expand(-1, missing)], dim=1)
-
-
-class _StepReporter(StoppingCriteria):
-    """Called by `generate` after each code: moves the bar, calls the user, stops if the pipeline is interrupted."""
-
-    def __init__(
-        self,
-        pipeline: PaiPainterPipeline,
-        bar: tqdm,
-        callback: StepCallback | None,
-        tensor_inputs: Sequence[str],
-    ):
-        self.pipeline, self.bar = pipeline, bar
-        self.callback, self.tensor_inputs = callback, tensor_inputs
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.Tensor:
-        image_codes = input_ids[:, self.pipeline.model.config.text_length :]
-        self.bar.update()
-        if self.callback is not None:
-            step = image_codes.shape[1] - 1
-            wanted = {"image_codes": image_codes.clone()} if "image_codes" in self.tensor_inputs else {}
-            self.callback(self.pipeline, step, step, wanted)
-        return torch.full((len(input_ids),), self.pipeline.interrupt, device=input_ids.device)
+        return push_pipeline(
+            self,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            create_pr=create_pr,
+            revision=revision,
+            max_shard_size=max_shard_size,
+        )

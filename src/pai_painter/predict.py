@@ -31,6 +31,7 @@ from .prediction.plan import Plan, Survey, default_shard_size, row_seed, survey_
 from .prediction.processes import this_process
 from .prediction.run import Run, Summary, summary_of
 from .prediction.work import Manifest, Work
+from .speed_pai_painter import SpeedName
 
 __all__ = ["PredictOptions", "Summary", "find_captions", "from_stream", "predict_file", "row_seed"]
 
@@ -45,6 +46,7 @@ class PredictOptions:
         seed (`int`): Of the run; a row's pictures start from [`row_seed`] of it and the row's id.
         temperature, top_k, top_p, best_of (*optional*): See [`PaiPainterPipeline`]; by default what the model
             recommends.
+        speed (`str`): See [`~speed_pai_painter.find_speed`].
         batch_size (`int` or `"auto"`): Pictures painted at once. `"auto"` finds what memory allows, and takes half of
             it when memory is full after all.
         shard_size (`int`, *optional*): Rows that are kept or lost together when a run is stopped; by default 32 to
@@ -60,6 +62,7 @@ class PredictOptions:
     top_k: int | None = None
     top_p: float | None = None
     best_of: int | None = None
+    speed: SpeedName = "exact"
     batch_size: int | Literal["auto"] = 8
     shard_size: int | None = None
 
@@ -131,7 +134,9 @@ def predict_file(
         raise ValueError(f"The output {output} has no name of its own: please name a new file or folder.")
     if contact_sheet is not None and contact_sheet.suffix.lower() != ".png":
         raise ValueError(f"The contact sheet is saved as PNG: please let {contact_sheet} end in .png.")
-    painting = PaintingOptions.for_model(pipe, options.best_of, options.temperature, options.top_k, options.top_p)
+    painting = PaintingOptions.for_model(
+        pipe, options.best_of, options.temperature, options.top_k, options.top_p, speed=options.speed
+    )
     survey = survey_captions(captions)
     batch_size = None if isinstance(options.batch_size, str) else options.batch_size
     shard_size = options.shard_size or default_shard_size(survey.rows, batch_size)

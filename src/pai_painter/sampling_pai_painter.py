@@ -192,16 +192,26 @@ class GumbelSampler(LogitsProcessor):
         self.log_likelihood = torch.zeros(len(seeds))
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """For `generate`: warped logits with noise, whose arg-max is what is drawn."""
+        return self._noisy(scores)[0]
+
+    def draw(self, scores: torch.Tensor) -> torch.Tensor:
+        """Codes (batch,) drawn by logits (batch, image_vocab_size)."""
+        return self._noisy(scores)[1]
+
+    def _noisy(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scores = scores.float()
-        warped = warp_logits(scores, self.temperature, self.top_k, self.top_p)
-        noisy = warped + self._gumbel_noise(scores.shape[-1]).to(scores.device)
-        drawn = noisy.argmax(-1, keepdim=True)
-        gained = scores.log_softmax(-1).gather(-1, drawn).squeeze(-1)
+        noisy = warp_logits(scores, self.temperature, self.top_k, self.top_p)
+        noisy = noisy + self._gumbel_noise(scores.shape[-1]).to(scores.device)
+        drawn = noisy.argmax(-1)
+        gained = scores.gather(-1, drawn[:, None]).squeeze(-1) - scores.logsumexp(-1)
         self.log_likelihood = self.log_likelihood.to(scores.device) + gained
-        return noisy
+        return noisy, drawn
 
     def _gumbel_noise(self, width: int) -> torch.Tensor:
         # On the CPU and from uniform numbers, which PyTorch makes alike on every machine (its exponential_ is MKL's
         # where there is MKL): a seed paints the same picture everywhere. Double precision, so that 0 and 1 are rare.
-        uniform = [torch.rand(width, generator=each, dtype=torch.float64) for each in self.generators]
-        return -torch.stack(uniform).log().neg().log().float()
+        noise = torch.empty(len(self.generators), width, dtype=torch.float64)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.uniform_(generator=generator)
+        return noise.log_().neg_().log_().neg_().float()

@@ -7,7 +7,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ __all__ = [
     "ForceOption",
     "ModelOption",
     "RevisionOption",
+    "SpeedOption",
     "VerboseOption",
     "counted",
     "model_or_demo",
@@ -33,6 +34,10 @@ ModelOption = Annotated[
     typer.Option("--model", help="A model's folder or its name on the Hub; by default the model in this package."),
 ]
 RevisionOption = Annotated[str, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
+SpeedOption = Annotated[
+    Literal["exact", "balanced", "fastest"],
+    typer.Option(help="On the CPU: exact, or rounded to bfloat16 (balanced) and int8 (fastest), for other pictures."),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite files that exist already.")]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", help="Show what the libraries report, and where errors come from.")
@@ -67,12 +72,16 @@ def quieten(verbose: bool) -> None:
     logging.getLogger("pai_painter").handlers = [handler]
     logging.getLogger("pai_painter").propagate = False
     if not verbose:
+        from huggingface_hub import constants
+        from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]  # not in its __all__
         from huggingface_hub.utils import logging as hub_logging
         from transformers.utils import logging as transformers_logging
 
         hub_logging.set_verbosity_error()
         transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()  # the Hub client's, too
+        transformers_logging.disable_progress_bar()  # the Hub client's, too, but downloads may take minutes
+        if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
+            enable_progress_bars()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from .common import (
     ForceOption,
     ModelOption,
     RevisionOption,
+    SpeedOption,
     VerboseOption,
     counted,
     model_or_demo,
@@ -44,6 +45,7 @@ def paint(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; by default the fastest there is.")
     ] = None,
+    speed: SpeedOption = "exact",
     force: ForceOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -63,7 +65,7 @@ def paint(
 
         start = time.perf_counter()
         pipe = load_pipeline(model, revision, device, verbose)
-        options = PaintingOptions.for_model(pipe, best_of, temperature, top_k, top_p, size)
+        options = PaintingOptions.for_model(pipe, best_of, temperature, top_k, top_p, size, speed)
         seed = random_seed() if seed is None else seed
         painting = Painting(pipe, prompts, num_images, seed, options, output, grid, shown_name(model, revision), force)
         pictures = 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .common import ModelOption, RevisionOption, VerboseOption, counted, one_sentence_errors, shown_name
+from .common import ModelOption, RevisionOption, SpeedOption, VerboseOption, counted, one_sentence_errors, shown_name
 from .painting import load_pipeline
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def predict(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; by default the fastest there is.")
     ] = None,
+    speed: SpeedOption = "exact",
     force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -102,6 +103,7 @@ def predict(
             top_k=top_k,
             top_p=top_p,
             best_of=best_of,
+            speed=speed,
             batch_size=_batch_size(batch_size),
             shard_size=shard_size,
         )

@@ -21,9 +21,6 @@ __all__ = ["ShardPainter"]
 # CPU more than four are no faster at the published size.
 _DECODED_AT_ONCE = {"cpu": 4}
 _DECODED_AT_ONCE_ELSEWHERE = 8
-# Keys and values of a whole picture, made once: growing them copies all that are there at every step. Elsewhere
-# transformers would compile the model for such a cache, and flash attention would look at its empty places.
-_CACHE = {"cpu": "static"}
 
 
 class ShardPainter:
@@ -46,7 +43,6 @@ class ShardPainter:
         self.options, self.seed, self.encoder = options, seed, encoder
         self.device = self.model.device
         self.chunk = _DECODED_AT_ONCE.get(self.device.type, _DECODED_AT_ONCE_ELSEWHERE)
-        self.cache = _CACHE.get(self.device.type)
 
     @torch.no_grad()
     def paint(
@@ -120,7 +116,7 @@ class ShardPainter:
             top_p=self.options.top_p,
             best_of=self.options.best_of,
             decode=False,
-            cache_implementation=self.cache,
+            speed=self.options.speed,
         )
         return painted.image_codes, painted.seeds, painted.scores.tolist()
 
@@ -131,7 +127,7 @@ class ShardPainter:
         for start in range(0, len(codes), size):
             chunk = [min(place, len(codes) - 1) for place in range(start, start + size)]
             if set(chunk) & set(places):
-                pixel_values = self.model.vqgan.decode(codes[chunk])
+                pixel_values = self.model.decode_images(codes[chunk], self.options.speed)
                 images.update(zip(chunk, self.processor.image_processor.postprocess(pixel_values, "pil"), strict=True))
         return images
 

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the painter paints: captions → codes → pixels, by seeds."""
+
+import copy
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.generation import GenerationMixin
+from transformers.utils import ModelOutput
+
+from .code_writer_pai_painter import CodeWriter, can_write_codes
+from .modeling_vqgan import PaiPainterVQModel
+from .sampling_pai_painter import GumbelSampler, check_captions, check_sampling_options, picture_seeds
+from .speed_pai_painter import PaintingSpeed, SpeedName, find_speed
+
+__all__ = ["ImageGenerationMixin", "PaiPainterImageOutput"]
+
+# Pictures that the codec decodes at once on the CPU; with more of them it is no faster, and needs more memory.
+_DECODED_AT_ONCE = 4
+
+
+@dataclass
+class PaiPainterImageOutput(ModelOutput):
+    """
+    Pictures in the order of the captions, `n` of each = `num_images_per_prompt`.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(captions * n, 3, resolution, resolution)`, *optional*): About
+            [-1, 1], not clipped. `None` if `decode=False`.
+        image_codes (`torch.LongTensor` of shape `(captions * n, num_image_codes)`): Raster order.
+        scores (`torch.FloatTensor` of shape `(captions * n,)`): Mean log-likelihood of a code under the model, in
+            nats; nearer to 0 means surer.
+        seeds (`list[int]`): The seed of each picture, with which it is painted again alone.
+    """
+
+    pixel_values: torch.Tensor | None = None
+    image_codes: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    seeds: list[int] | None = None
+
+
+class ImageGenerationMixin(GenerationMixin):
+    """What `PaiPainterForImageGeneration` has beside `generate`: pictures by seeds, and the codec at each speed."""
+
+    @torch.no_grad()
+    def generate_images(
+        self,
+        input_ids: torch.Tensor,
+        num_images_per_prompt: int = 1,
+        seed: int | list[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        best_of: int | None = None,
+        decode: bool = True,
+        speed: SpeedName | PaintingSpeed = "exact",
+        **generate_kwargs: Any,
+    ) -> PaiPainterImageOutput:
+        """
+        Paints captions. Options left out are those of `generation_config`, the model's recommendation.
+
+        On the CPU codes are written by [`CodeWriter`], elsewhere by `generate`; so they are for a model with adapters
+        or hooks, or if `generate_kwargs` are given.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(captions, text_length)`): Captions from the processor.
+            num_images_per_prompt: pictures of each caption.
+            seed, generator: see [`~sampling_pai_painter.picture_seeds`].
+            temperature, top_k, top_p: see [`~sampling_pai_painter.warp_logits`].
+            best_of: paint so many candidates for each picture and keep the likeliest by the model's own measure.
+            decode: `False` leaves the codec out and gives codes only.
+            speed: what may be rounded, on the CPU: see [`~speed_pai_painter.find_speed`]. What it needs is kept with
+                the model until its weights change.
+            generate_kwargs: passed on to `generate`, such as `cache_implementation`; `stopping_criteria` end the
+                painting when they agree for all rows.
+
+        Raises:
+            ValueError: if an option is out of range, or if the captions have another length or other ids.
+        """
+        recommended = self.generation_config
+        temperature = recommended.temperature if temperature is None else temperature
+        top_k = recommended.top_k if top_k is None else top_k
+        top_p = recommended.top_p if top_p is None else top_p
+        best_of = recommended.best_of if best_of is None else best_of
+        check_sampling_options(temperature, top_k, top_p, best_of)
+        check_captions(input_ids, self.config)
+        speed = find_speed(speed, self.device)
+
+        captions, pictures = len(input_ids), len(input_ids) * num_images_per_prompt
+        seeds = picture_seeds(captions, num_images_per_prompt, best_of, seed, generator)
+        sampler = GumbelSampler(seeds, temperature, top_k, top_p)
+        image_codes = self._write_codes(input_ids, num_images_per_prompt * best_of, sampler, speed, generate_kwargs)
+        image_codes = image_codes.unflatten(0, (pictures, best_of))
+        scores = (sampler.log_likelihood / image_codes.shape[-1]).view(pictures, best_of)
+        chosen = scores.argmax(1)  # the first of equals
+        rows = torch.arange(pictures, device=chosen.device)
+        image_codes = image_codes[rows, chosen]
+        return PaiPainterImageOutput(
+            pixel_values=self.decode_images(image_codes, speed) if decode else None,
+            image_codes=image_codes,
+            scores=scores[rows, chosen],
+            seeds=[seeds[row * best_of + best] for row, best in enumerate(chosen.tolist())],
+        )
+
+    def _write_codes(
+        self,
+        input_ids: torch.Tensor,
+        copies: int,
+        sampler: GumbelSampler,
+        speed: PaintingSpeed,
+        generate_kwargs: dict[str, Any],
+    ) -> torch.Tensor:
+        """Codes (captions * copies, num_image_codes), or less of them if stopping criteria say so."""
+        if can_write_codes(self) and not generate_kwargs.keys() - {"stopping_criteria"}:
+            criteria = generate_kwargs.get("stopping_criteria") or []
+            stop_when = [lambda ids, criterion=each: bool(criterion(ids, None).all()) for each in criteria]
+            writer = _ready(self).code_writer(self, len(input_ids) * copies, speed)
+            return writer.write(input_ids, copies, sampler, stop_when)
+        if not speed.is_exact:
+            raise ValueError(
+                "Only `speed='exact'` goes with adapters that aren't merged, with hooks, with a model in training mode "
+                f"and with options of `generate` ({', '.join(generate_kwargs) or 'none are given'})."
+            )
+        sequences = self.generate(
+            input_ids.repeat_interleave(copies, dim=0),
+            logits_processor=[sampler],
+            do_sample=False,
+            num_beams=1,
+            max_length=self.config.max_position_embeddings,
+            **generate_kwargs,
+        )
+        return sequences[:, self.config.text_length :]
+
+    @torch.no_grad()
+    def decode_images(
+        self,
+        image_codes: torch.Tensor,
+        speed: SpeedName | PaintingSpeed = "exact",
+    ) -> torch.Tensor:
+        """
+        Codes to pixels, on the CPU a few pictures at a time.
+
+        Args:
+            image_codes (`torch.LongTensor` of shape `(pictures, num_image_codes)`)
+            speed: see [`~speed_pai_painter.find_speed`].
+
+        Returns:
+            `torch.FloatTensor` of shape `(pictures, 3, resolution, resolution)`: about [-1, 1], not clipped.
+        """
+        speed = find_speed(speed, self.device)
+        codec = self.vqgan if speed.dtype is None else _ready(self).codec(self.vqgan, speed.dtype)
+        chunks = image_codes.split(_DECODED_AT_ONCE) if self.device.type == "cpu" else [image_codes]
+        return torch.cat([codec.decode(chunk) for chunk in chunks]).to(self.vqgan.dtype)
+
+
+@dataclass
+class _Ready:
+    """What speeds other than `exact` need: rounded copies of a model, each with a stamp of the weights it is from."""
+
+    writers: dict[tuple, CodeWriter] = field(default_factory=dict)
+    codecs: dict[tuple, PaiPainterVQModel] = field(default_factory=dict)
+
+    def code_writer(self, model: PreTrainedModel, rows: int, speed: PaintingSpeed) -> CodeWriter:
+        if speed.is_exact:  # takes a tenth of a second, and a second copy of all weights wouldn't be worth that
+            return CodeWriter(model, rows, speed)
+        key = (rows, speed, _stamp([*model.model.parameters(), *model.lm_head.parameters()]))
+        if key not in self.writers:
+            self.writers = {key: CodeWriter(model, rows, speed)}  # never two at once
+        return self.writers[key]
+
+    def codec(self, vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:
+        key = (dtype, _stamp(vqgan.parameters()))
+        if key not in self.codecs:
+            self.codecs = {key: _rounded_codec(vqgan, dtype)}
+        return self.codecs[key]
+
+
+# Beside the models rather than in them, so that copying, saving and pickling a model don't meet it.
+_READY: weakref.WeakKeyDictionary[nn.Module, _Ready] = weakref.WeakKeyDictionary()
+
+
+def _ready(model: nn.Module) -> _Ready:
+    return _READY.setdefault(model, _Ready())
+
+
+def _stamp(parameters: Iterable[nn.Parameter]) -> tuple[tuple[int, int], ...]:
+    """Another one as soon as weights are replaced or written to."""
+    return tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in parameters)
+
+
+def _rounded_codec(vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:
+    """The decoding half of a codec in another precision, its pixels' channels side by side, as oneDNN likes them."""
+    config = copy.deepcopy(vqgan.config)
+    config.has_encoder = False
+    with torch.device("meta"):
+        codec = PaiPainterVQModel(config)
+    weights = {name: weight.to(dtype) for name, weight in vqgan.state_dict().items() if name in codec.state_dict()}
+    codec.load_state_dict(weights, assign=True)
+    return cast(PaiPainterVQModel, codec.to(memory_format=torch.channels_last).eval())

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How exactly, and so how fast, pictures are painted."""
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+__all__ = ["SPEEDS", "PaintingSpeed", "SpeedName", "find_speed", "has_bfloat16"]
+
+logger = logging.getLogger(__name__)
+
+SpeedName = Literal["exact", "balanced", "fastest"]
+
+
+@dataclass(frozen=True)
+class PaintingSpeed:
+    """
+    What may be rounded.
+
+    Args:
+        dtype (`torch.dtype`, *optional*): What the painter's and the codec's numbers are rounded to; `None` leaves
+            them as they are.
+        int8_rows (`int`): With at most so many pictures at once, linear layers multiply integers of 8 bits. With more,
+            the processor multiplies faster than memory delivers the weights, and integers gain nothing.
+    """
+
+    dtype: torch.dtype | None = None
+    int8_rows: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the numbers of the model stay as they are."""
+        return self == PaintingSpeed()
+
+
+SPEEDS: dict[SpeedName, PaintingSpeed] = {
+    "exact": PaintingSpeed(),
+    "balanced": PaintingSpeed(dtype=torch.bfloat16),
+    "fastest": PaintingSpeed(dtype=torch.bfloat16, int8_rows=4),
+}
+_MANY = 2**31
+
+
+def find_speed(speed: SpeedName | PaintingSpeed, device: torch.device) -> PaintingSpeed:
+    """
+    What a name stands for on this machine.
+
+    Args:
+        speed: `"exact"`, `"balanced"` (bfloat16), `"fastest"` (bfloat16, for few pictures int8), or settings.
+        device: where is painted.
+
+    Raises:
+        ValueError: if there is no such speed, or if the processor would only imitate the arithmetic it asks for.
+    """
+    if isinstance(speed, PaintingSpeed):
+        found = speed
+    elif speed in SPEEDS:
+        found = SPEEDS[speed]
+    else:
+        raise ValueError(f"`speed` must be one of {', '.join(SPEEDS)}, got {speed!r}.")
+    if found.is_exact:
+        return found
+    if device.type != "cpu":
+        raise ValueError(
+            f"`speed` {speed!r} is for the CPU, and the model is on {device}: please load it there with "
+            f"`dtype=torch.bfloat16` instead."
+        )
+    if found.int8_rows and not _has_int8():
+        raise ValueError(f"This build of PyTorch has no int8 arithmetic: please use another `speed` than {speed!r}.")
+    if found.dtype == torch.bfloat16 and not has_bfloat16():
+        if not found.int8_rows:
+            raise ValueError(
+                f"This processor has no bfloat16 arithmetic, so that `speed` {speed!r} would be slower than 'exact': "
+                f"please use 'exact' or 'fastest'."
+            )
+        logger.warning("This processor has no bfloat16 arithmetic: it paints with int8 and float32.")
+        return PaintingSpeed(int8_rows=_MANY)
+    return found
+
+
+def _has_int8() -> bool:
+    return torch.backends.quantized.engine != "none" and hasattr(torch.ops.quantized, "linear_dynamic")
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX-512 BF16, AMX, ARM's BF16), rather than by float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`speed`: what is rounded, for how long rounded copies are kept, and what it says where it can't be had."""
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from model_fixtures import expected, golden_painter
+
+from pai_painter import PaiPainterForImageGeneration
+from pai_painter.speed_pai_painter import SPEEDS, PaintingSpeed, find_speed, has_bfloat16
+
+CAPTIONS = expected()["text_ids"]
+CPU = torch.device("cpu")
+BFLOAT16 = PaintingSpeed(dtype=torch.bfloat16)  # works everywhere, slowly where it is imitated
+INT8 = PaintingSpeed(int8_rows=8)
+
+
+@pytest.fixture
+def painter() -> PaiPainterForImageGeneration:
+    return golden_painter()
+
+
+@pytest.fixture
+def old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx2": True})
+
+
+def test_exact_is_the_default_and_rounds_nothing(painter: PaiPainterForImageGeneration) -> None:
+    assert find_speed("exact", CPU).is_exact
+    default = painter.generate_images(CAPTIONS, seed=0, top_k=1)
+    assert torch.equal(default.image_codes, expected()["greedy_codes"])
+    assert torch.equal(painter.decode_images(default.image_codes), painter.vqgan.decode(default.image_codes))
+
+
+@pytest.mark.parametrize("speed", [BFLOAT16, INT8, PaintingSpeed(torch.bfloat16, 2)], ids=str)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rounding_changes_little(painter: PaiPainterForImageGeneration, speed: PaintingSpeed, rows: int) -> None:
+    exact = painter.generate_images(CAPTIONS[:rows], seed=0)
+    rounded = painter.generate_images(CAPTIONS[:rows], seed=0, speed=speed)
+    assert rounded.pixel_values.dtype == exact.pixel_values.dtype
+    agreement = (exact.image_codes == rounded.image_codes).float().mean()
+    assert agreement > 0.5
+    pixels = painter.decode_images(exact.image_codes, speed)
+    assert (pixels - exact.pixel_values).abs().mean() < 0.02
+    assert torch.equal(pixels, exact.pixel_values) == (speed.dtype is None)
+
+
+@pytest.mark.parametrize("speed", [BFLOAT16, INT8], ids=str)
+def test_what_was_rounded_is_kept_until_the_weights_change(
+    painter: PaiPainterForImageGeneration, speed: PaintingSpeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pai_painter import image_generation_pai_painter as module
+
+    made: list[int] = []
+    writer = module.CodeWriter
+    monkeypatch.setattr(
+        module, "CodeWriter", lambda model, rows, speed: made.append(rows) or writer(model, rows, speed)
+    )
+    options: dict[str, Any] = {"seed": 0, "speed": speed}
+    first = painter.generate_images(CAPTIONS, **options)
+    assert torch.equal(painter.generate_images(CAPTIONS, **options).image_codes, first.image_codes)
+    assert made == [3]
+    with torch.no_grad():
+        painter.model.layers[0].mlp.fc_2.weight.mul_(-3)
+        painter.vqgan.post_quant_conv.weight.mul_(-3)
+    changed = painter.generate_images(CAPTIONS, **options)
+    assert made == [3, 3]
+    assert not torch.equal(changed.image_codes, first.image_codes)
+    anew = golden_painter()
+    anew.load_state_dict(painter.state_dict())
+    fresh = anew.generate_images(CAPTIONS, **options)
+    assert torch.equal(fresh.image_codes, changed.image_codes)
+    assert torch.equal(fresh.pixel_values, changed.pixel_values)
+
+
+def test_a_model_that_was_rounded_is_still_itself(painter: PaiPainterForImageGeneration, tmp_path: Any) -> None:
+    before = {name: weight.clone() for name, weight in painter.state_dict().items()}
+    exact = painter.generate_images(CAPTIONS, seed=0).image_codes
+    painter.generate_images(CAPTIONS, seed=0, speed=BFLOAT16)
+    assert all(torch.equal(weight, before[name]) for name, weight in painter.state_dict().items())
+    assert torch.equal(painter.generate_images(CAPTIONS, seed=0).image_codes, exact)
+    assert torch.equal(copy.deepcopy(painter).generate_images(CAPTIONS, seed=0).image_codes, exact)
+    painter.save_pretrained(tmp_path)
+    assert torch.equal(type(painter).from_pretrained(tmp_path).generate_images(CAPTIONS, seed=0).image_codes, exact)
+
+
+def test_other_words_and_devices_are_refused(painter: PaiPainterForImageGeneration) -> None:
+    with pytest.raises(ValueError, match="`speed` must be one of exact, balanced, fastest, got 'warp'"):
+        painter.generate_images(CAPTIONS, speed="warp")  # type: ignore[arg-type]
+    assert find_speed("exact", torch.device("cuda")).is_exact
+    with pytest.raises(ValueError, match="'balanced' is for the CPU, and the model is on cuda:1: please load it there"):
+        find_speed("balanced", torch.device("cuda:1"))
+
+
+def test_imitated_bfloat16_is_refused_before_the_work(
+    old_processor: None, painter: PaiPainterForImageGeneration, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not has_bfloat16()
+    with pytest.raises(ValueError, match="no bfloat16 arithmetic, so that `speed` 'balanced' would be slower"):
+        painter.generate_images(CAPTIONS, speed="balanced")
+    with caplog.at_level(logging.WARNING, logger="pai_painter"):
+        found = find_speed("fastest", CPU)
+    assert found.dtype is None
+    assert found.int8_rows > 1000
+    assert "it paints with int8 and float32" in caplog.text
+
+
+def test_a_build_without_int8_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(torch.backends.quantized), "engine", "none")
+    with pytest.raises(ValueError, match="no int8 arithmetic: please use another `speed` than 'fastest'"):
+        find_speed("fastest", CPU)
+    assert find_speed("exact", CPU).is_exact
+
+
+def test_names_stand_for_what_the_documentation_says() -> None:
+    assert list(SPEEDS) == ["exact", "balanced", "fastest"]
+    assert SPEEDS["balanced"].int8_rows == 0
+    assert SPEEDS["fastest"].int8_rows > 0
