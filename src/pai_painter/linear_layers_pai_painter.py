@@ -61,7 +61,7 @@ class PackedLinear:
 class Int8Linear:
     """
     The product of integers of 8 bits: weights by one scale for each output, inputs by one for each row, as each call
-    finds it; both symmetric. The bias and what comes out are float32.
+    finds it. Sums are kept in 32 bits, the bias in float32.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`)
@@ -79,20 +79,23 @@ class Int8Linear:
             quantized = torch._make_per_channel_quantized_tensor(
                 integers, scales.double(), torch.zeros_like(scales).long(), axis=0
             )
-        self.weight = torch.ops.quantized.linear_prepack(quantized, None)
         self.bias = torch.zeros(len(scales)) if bias is None else bias.float()
+        self.weight = torch.ops.quantized.linear_prepack(quantized, None)
         self.in_features = weight.shape[1]
-        self.inputs = self._inputs(1)
+        self.inputs = self._inputs(0)
 
     def _inputs(self, rows: int) -> torch.Tensor:
-        # PyTorch's operator takes one scale for all rows from the smallest and largest number in them, so that a row
-        # would change its neighbours. Each row is scaled to [-1, 1] beforehand, and one more row holds both ends.
+        # The operator takes one scale for all rows from the smallest and largest number in them, so that a row would
+        # change its neighbours. Each row is scaled to [-1, 1] beforehand, and one more row holds both ends.
         inputs = torch.zeros(rows + 1, self.in_features)
         inputs[-1, 0], inputs[-1, -1] = -1, 1
         return inputs
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = len(inputs)
+        if rows == 1:
+            products = torch.ops.quantized.linear_dynamic(inputs.float(), self.weight, False)
+            return products.add_(self.bias).to(inputs.dtype)
         if len(self.inputs) != rows + 1:
             self.inputs = self._inputs(rows)
         largest = torch.linalg.vector_norm(inputs, float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
