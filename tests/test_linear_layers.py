@@ -42,12 +42,10 @@ def test_integers_are_as_near_as_eight_bits_allow(shape: tuple[int, int], with_b
         warnings.simplefilter("error")
         layer = Int8Linear(weight, bias)
     for rows in (1, 3, 1):
-        inputs = (
-            torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(rows))
-            * torch.tensor([1e-3, 1.0, 1e3])[:rows, None]
-        )  # … and each row's own
+        inputs = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(rows))
+        inputs *= torch.tensor([1e-3, 1.0, 1e3])[:rows, None]  # … and each row's own
         error = layer(inputs) - F.linear(inputs, weight, bias)
-        # Half a step of the weights' rounding and one of the inputs' (the zero point is rounded, too), all the same way.
+        # At worst, half a step of the weights' rounding and one of the inputs', whose zero point is rounded, too.
         step = weight.abs().amax(1) * inputs.abs().amax(1, keepdim=True)
         assert (error.abs() <= step * shape[1] * (0.5 / 127 + 2 / 254) * 1.1 + 1e-5).all()
         assert error.abs().mean() / step.mean() < 0.02 * shape[1] ** 0.5
