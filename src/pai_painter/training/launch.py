@@ -2,6 +2,8 @@
 """The accelerator of a run; what accelerate would pass over in silence is refused here."""
 
 import os
+import shutil
+import sys
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -93,9 +95,16 @@ def _check_processes(found: int) -> None:
 
 
 def _check_kind(accelerator: Accelerator, training: TrainingArguments) -> None:
-    """On the CPU, accelerate trains without fp16 and without FSDP when asked for them, and says nothing."""
+    # On the CPU, accelerate trains without fp16 and without FSDP when asked for them, and says nothing.
     if accelerator.device.type == "cpu" and training.mixed_precision == "fp16":
         raise ValueError("fp16 needs an accelerator; on the CPU please set `mixed_precision` to bf16 or no.")
+    # Where torch.compile looks for it, at the first step, minutes from now.
+    compiler = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
+    if accelerator.device.type == "cpu" and training.torch_compile and shutil.which(compiler) is None:
+        raise ValueError(
+            f"`torch_compile` needs a C++ compiler, and there is no {compiler} here: please install it, name another "
+            f"one by the variable CXX, or leave `torch_compile` out."
+        )
     for name, kind in {"FSDP": DistributedType.FSDP, "DEEPSPEED": DistributedType.DEEPSPEED}.items():
         if _asked_for(name) and accelerator.distributed_type != kind:
             raise ValueError(
