@@ -212,7 +212,7 @@ def test_the_launcher_must_not_contradict(run: Callable, monkeypatch: pytest.Mon
     [
         ({}, {"mixed_precision": "fp16"}, "fp16 needs an accelerator; on the CPU please set `mixed_precision` to bf16"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "fp16 needs an accelerator"),
-        ({"CXX": "no-such-compiler"}, {"torch_compile": True}, "needs a C\\+\\+ compiler, and there is no no-such-comp"),
+        ({"CXX": "no-such-compiler"}, {"torch_compile": True}, "needs a C\\+\\+ compiler, and there is no no-such-c"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP needs accelerators, and this machine trains on cpu; please launch"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed isn't installed here; please `pip install deepspeed`"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "MEGATRON_LM is not supported; please launch with DDP"),
