@@ -21,7 +21,7 @@ export PROMPT OUTPUT
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help paint test test-slow quality demo-model build clean
+.PHONY: help paint test test-slow quality bench bench-full demo-model build clean
 
 help: ## List the targets
 	@echo "pai-painter: pictures from Chinese captions"
@@ -47,6 +47,15 @@ quality: $(DEV_STAMP) ## ruff, mypy and the import contracts
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+bench: $(DEV_STAMP) ## Measure the speed of painting against others (about five minutes on two cores)
+	$(BIN)/python benchmarks/generate.py --rounds 1
+
+bench-full: $(DEV_STAMP) ## Measure painting and training, and renew the figures of benchmarks/ (about an hour)
+	mkdir -p benchmarks/figures
+	$(BIN)/python benchmarks/generate.py --part table --part curves --part cold --json benchmarks/figures/generate.json \
+		--plot benchmarks/figures/generate.png --markdown benchmarks/README.md
+	$(BIN)/python benchmarks/train_step.py --json benchmarks/figures/train_step.json
 
 demo-model: $(DEV_STAMP) ## Make the model inside the package anew, from nothing (about two hours on two cores)
 	$(PIP_INSTALL) --editable ".[emoji]"

@@ -4,7 +4,6 @@
 import importlib
 import io
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -18,13 +17,11 @@ import numpy as np
 import pytest
 import torch
 import typer
-from accelerate.state import AcceleratorState, PartialState
+from benchmark_scripts import BENCHMARKS, figures_of, forget_precision, run
 from model_fixtures import PAINTERS, expected, golden_painter
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ("flat_memory", "plan_captions", "predict", "train_step", "training_memory")
+SCRIPTS = ("flat_memory", "generate", "plan_captions", "predict", "train_step", "training_memory")
 COMMANDS = re.findall(r"^python benchmarks/(\w+)\.py *(.*)$", (BENCHMARKS / "README.md").read_text("utf-8"), re.M)
 
 
@@ -33,31 +30,6 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(BENCHMARKS)
     yield
     forget_precision()
-
-
-def forget_precision() -> None:
-    """Accelerate keeps one state for each process."""
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-
-
-def run(script: str, folder: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(BENCHMARKS / f"{script}.py"), *words],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def figures_of(script: str, folder: Path, *words: str) -> dict:
-    done = run(script, folder, "--tiny", "--json", "figures.json", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [path.name for path in folder.iterdir()] == ["figures.json"]  # nothing else is left behind
-    return json.loads((folder / "figures.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
@@ -343,6 +315,12 @@ def test_every_script_has_a_command_in_the_readme() -> None:
         ("training_memory", {"batch_sizes": "1,x"}, "`batch_sizes` must be whole numbers with commas, got '1,x'."),
         ("training_memory", {"batch_sizes": "0"}, "`batch_sizes` must be 1 or more, got '0'."),
         ("predict", {"size": "huge"}, "there is no size 'huge'; it must be one of base, large, tiny."),
+        ("generate", {"size": "huge"}, "there is no size 'huge'; it must be one of base, large, tiny."),
+        ("generate", {"other_size": "huge"}, "there is no size 'huge'; it must be one of base, large, tiny."),
+        ("generate", {"plot": Path("plot.png")}, "`--plot` needs `--part curves`."),
+        ("generate", {"part": ["cold"], "check": True}, "`--check` needs `--part table`."),
+        ("generate", {"json_file": Path("no/such/a.json")}, "there is no folder no/such for a.json."),
+        ("generate", {"markdown": BENCHMARKS / "generate.py"}, "must have the lines <!-- generate.py: figures -->"),
         ("plan_captions", {"rows": "1,x"}, "`rows` must be whole numbers with commas, got '1,x'."),
         ("plan_captions", {"rows": "0"}, "`rows` must be 1 or more, got '0'."),
         ("flat_memory", {"size": "2TB"}, "a size is a number and MB or GB, such as 200MB, got '2TB'."),

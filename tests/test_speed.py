@@ -95,13 +95,15 @@ def test_other_words_and_devices_are_refused(painter: PaiPainterForImageGenerati
         find_speed("balanced", torch.device("cuda:1"))
 
 
-def test_imitated_bfloat16_is_refused_before_the_work(
+def test_imitated_bfloat16_is_refused_or_warned_of_before_the_work(
     old_processor: None, painter: PaiPainterForImageGeneration, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert not has_bfloat16()
     with pytest.raises(ValueError, match="no bfloat16 arithmetic, so that `speed` 'balanced' would be slower"):
         painter.generate_images(CAPTIONS, speed="balanced")
     with caplog.at_level(logging.WARNING, logger="pai_painter"):
+        assert find_speed(BFLOAT16, CPU) == BFLOAT16  # whoever gives settings gets them
+        assert "imitating it takes longer than float32" in caplog.text
         found = find_speed("fastest", CPU)
     assert found.dtype is None
     assert found.int8_rows > 1000
@@ -117,5 +119,6 @@ def test_a_build_without_int8_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_stand_for_what_the_documentation_says() -> None:
     assert list(SPEEDS) == ["exact", "balanced", "fastest"]
+    assert all(speed.guess_ahead for speed in SPEEDS.values())
     assert SPEEDS["balanced"].int8_rows == 0
     assert SPEEDS["fastest"].int8_rows > 0

@@ -67,11 +67,12 @@ class CodeWriter:
         model ([`PaiPainterForImageGeneration`]): One for which [`can_write_codes`] holds.
         rows (`int`): Pictures written at once.
         speed ([`PaintingSpeed`]): What may be rounded.
+        positions (`int`): Positions of each picture that usually go through the layers at once.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int, speed: PaintingSpeed):
-        self.config, self.rows = model.config, rows
-        self.int8 = rows <= speed.int8_rows
+    def __init__(self, model: PreTrainedModel, rows: int, speed: PaintingSpeed, positions: int = 1):
+        self.config, self.rows = model.config, rows * positions
+        self.int8 = self.rows <= speed.int8_rows
         # What is not in the linear layers takes no longer in float32, and needn't be rounded twice.
         self.dtype = model.dtype if self.int8 or speed.dtype is None else speed.dtype
         self.num_heads = self.config.num_attention_heads
@@ -128,9 +129,7 @@ class CodeWriter:
         text_length, length = self.config.text_length, self.config.max_position_embeddings
         ids = captions.new_empty(len(captions) * copies, length)  # (B, T)
         ids[:, :text_length] = captions.repeat_interleave(copies, dim=0)
-        self.caches = [self._new_cache(len(captions)) for _ in self.blocks]
-        logits = self._logits(captions, 0).repeat_interleave(copies, dim=0)
-        self.caches = [cache.repeat_interleave(copies, dim=1) for cache in self.caches]
+        logits = self._begin(captions, copies)
         try:
             for position in range(text_length, length):
                 ids[:, position] = sampler.draw(logits)
@@ -143,6 +142,13 @@ class CodeWriter:
         finally:
             self.caches = []
 
+    def _begin(self, captions: torch.Tensor, copies: int) -> torch.Tensor:
+        """Logits (captions * copies, image_vocab_size) of the first codes; keys and values go into new caches."""
+        self.caches = [self._new_cache(len(captions)) for _ in self.blocks]
+        logits = self._logits(captions, 0).repeat_interleave(copies, dim=0)
+        self.caches = [cache.repeat_interleave(copies, dim=1) for cache in self.caches]
+        return logits
+
     def _new_cache(self, rows: int) -> torch.Tensor:
         """Room for the keys and values of a block: (2, B, nh, T, hs)."""
         heads, length = self.num_heads, self.config.max_position_embeddings
@@ -150,6 +156,17 @@ class CodeWriter:
 
     def _logits(self, ids: torch.Tensor, start: int) -> torch.Tensor:
         """Logits (B, image_vocab_size) in float32 after ids (B, T) at the positions from `start` on."""
+        return self._head(self._hidden(ids, start)[:, -1])
+
+    def _all_logits(self, ids: torch.Tensor, start: int) -> torch.Tensor:
+        """
+        Logits (B * T, image_vocab_size) in float32 after each of ids (B, T) at the positions from `start` on, whose
+        keys and values replace those that are there already.
+        """
+        return self._head(self._hidden(ids, start).flatten(0, 1))
+
+    def _hidden(self, ids: torch.Tensor, start: int) -> torch.Tensor:
+        """What the blocks make of ids (B, T): (B, T, C)."""
         batch, length = ids.shape
         hidden = F.embedding(ids, self.embed_tokens).to(self.dtype) + self.embed_positions[start : start + length]
         hidden = hidden.flatten(0, 1)  # (B * T, C)
@@ -158,8 +175,10 @@ class CodeWriter:
             attended = self._attend(block.qkv(block.norm_1(hidden)), batch, start, cache, mask)
             hidden = hidden + block.out_proj(attended)
             hidden = hidden + block.fc_2(block.act(block.fc_1(block.norm_2(hidden))))
-        last = hidden.unflatten(0, (batch, length))[:, -1]
-        return self.lm_head(self.norm(last)).float()
+        return hidden.unflatten(0, (batch, length))
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(self.norm(hidden)).float()
 
     def _attend(
         self, qkv: torch.Tensor, batch: int, start: int, cache: torch.Tensor, mask: torch.Tensor | None

@@ -14,6 +14,7 @@ from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
 from .code_writer_pai_painter import CodeWriter, can_write_codes
+from .guessing_pai_painter import GuessingCodeWriter
 from .modeling_vqgan import PaiPainterVQModel
 from .sampling_pai_painter import GumbelSampler, check_captions, check_sampling_options, picture_seeds
 from .speed_pai_painter import PaintingSpeed, SpeedName, find_speed
@@ -65,8 +66,8 @@ class ImageGenerationMixin(GenerationMixin):
         """
         Paints captions. Options left out are those of `generation_config`, the model's recommendation.
 
-        On the CPU codes are written by [`CodeWriter`], elsewhere by `generate`; so they are for a model with adapters
-        or hooks, or if `generate_kwargs` are given.
+        On the CPU codes are written by [`CodeWriter`] (of a single picture by [`GuessingCodeWriter`]), elsewhere by
+        `generate`; so they are for a model with adapters or hooks, or if `generate_kwargs` are given.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(captions, text_length)`): Captions from the processor.
@@ -167,11 +168,11 @@ class _Ready:
     codecs: dict[tuple, PaiPainterVQModel] = field(default_factory=dict)
 
     def code_writer(self, model: PreTrainedModel, rows: int, speed: PaintingSpeed) -> CodeWriter:
-        if speed.is_exact:  # takes a tenth of a second, and a second copy of all weights wouldn't be worth that
-            return CodeWriter(model, rows, speed)
+        if speed.is_exact:  # takes a tenth of a second, and keeping a copy of all weights wouldn't be worth that
+            return _new_writer(model, rows, speed)
         key = (rows, speed, _stamp([*model.model.parameters(), *model.lm_head.parameters()]))
         if key not in self.writers:
-            self.writers = {key: CodeWriter(model, rows, speed)}  # never two at once
+            self.writers = {key: _new_writer(model, rows, speed)}  # never two at once
         return self.writers[key]
 
     def codec(self, vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:
@@ -179,6 +180,10 @@ class _Ready:
         if key not in self.codecs:
             self.codecs = {key: _rounded_codec(vqgan, dtype)}
         return self.codecs[key]
+
+
+def _new_writer(model: PreTrainedModel, rows: int, speed: PaintingSpeed) -> CodeWriter:
+    return GuessingCodeWriter(model, speed) if speed.guess_ahead and rows == 1 else CodeWriter(model, rows, speed)
 
 
 # Beside the models rather than in them, so that copying, saving and pickling a model don't meet it.

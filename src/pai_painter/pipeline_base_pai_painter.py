@@ -165,7 +165,7 @@ class PaiPainterBasePipeline(DiffusionPipeline):
             seed (`int`, *optional*): The seed, instead of `generator`. Without both it is drawn by PyTorch.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"codes"`.
             speed (`str`, *optional*, defaults to `"exact"`): On the CPU `"balanced"` and `"fastest"` round the model's
-                numbers; see [`~speed_pai_painter.find_speed`].
+                numbers; see [`~speed_pai_painter.SPEEDS`].
             callback_on_step_end (*optional*): Called as `callback(pipe, step, timestep, callback_kwargs)` after each
                 code; `step` and `timestep` both are its position. `callback_kwargs["image_codes"]` are the codes so
                 far, (candidates, step + 1), to look at: what the callback returns changes nothing.

@@ -3,7 +3,8 @@
 Drawing codes so that a picture is a function of its seed, whatever stands beside it in the batch.
 
 Gumbel-max: the arg-max of (log-probabilities + Gumbel noise) is a sample of the distribution. Each picture has its
-own generator, which gives one vector of noise over all codes for each position, in order.
+own generator, which gives one vector of noise over all codes for each position, in order. So the noise of a position
+doesn't depend on the codes before it, and may be looked at ahead.
 """
 
 from typing import Any
@@ -190,6 +191,7 @@ class GumbelSampler(LogitsProcessor):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.log_likelihood = torch.zeros(len(seeds))
+        self._noise_ahead: list[torch.Tensor] = []  # (batch, image_vocab_size) for each of the next positions
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """For `generate`: warped logits with noise, whose arg-max is what is drawn."""
@@ -198,6 +200,21 @@ class GumbelSampler(LogitsProcessor):
     def draw(self, scores: torch.Tensor) -> torch.Tensor:
         """Codes (batch,) drawn by logits (batch, image_vocab_size)."""
         return self._noisy(scores)[1]
+
+    def look_ahead(self, logits: torch.Tensor) -> torch.Tensor:
+        """
+        What [`draw`] would draw at the next positions of the only picture, by these logits. Nothing is drawn by that.
+
+        Args:
+            logits (`torch.FloatTensor` of shape `(positions, image_vocab_size)`)
+
+        Returns:
+            `torch.LongTensor` of shape `(positions,)`.
+        """
+        while len(self._noise_ahead) < len(logits):
+            self._noise_ahead.append(self._next_noise(logits.shape[-1]))
+        noise = torch.cat(self._noise_ahead[: len(logits)]).to(logits.device)
+        return (warp_logits(logits.float(), self.temperature, self.top_k, self.top_p) + noise).argmax(-1)
 
     def _noisy(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scores = scores.float()
@@ -209,6 +226,9 @@ class GumbelSampler(LogitsProcessor):
         return noisy, drawn
 
     def _gumbel_noise(self, width: int) -> torch.Tensor:
+        return self._noise_ahead.pop(0) if self._noise_ahead else self._next_noise(width)
+
+    def _next_noise(self, width: int) -> torch.Tensor:
         # On the CPU and from uniform numbers, which PyTorch makes alike on every machine (its exponential_ is MKL's
         # where there is MKL): a seed paints the same picture everywhere. Double precision, so that 0 and 1 are rare.
         noise = torch.empty(len(self.generators), width, dtype=torch.float64)

@@ -2,7 +2,7 @@
 """How exactly, and so how fast, pictures are painted."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,28 +17,36 @@ SpeedName = Literal["exact", "balanced", "fastest"]
 @dataclass(frozen=True)
 class PaintingSpeed:
     """
-    What may be rounded.
+    What may be rounded, and what is tried.
 
     Args:
         dtype (`torch.dtype`, *optional*): What the painter's and the codec's numbers are rounded to; `None` leaves
             them as they are.
-        int8_rows (`int`): With at most so many pictures at once, linear layers multiply integers of 8 bits. With more,
-            the processor multiplies faster than memory delivers the weights, and integers gain nothing.
+        int8_rows (`int`): With at most so many rows (pictures, times the codes of each that are checked at once),
+            linear layers multiply integers of 8 bits. With more rows, multiplying takes longer than reading the
+            weights, and integers gain nothing over bfloat16.
+        guess_ahead (`int`): While a single picture is painted on the CPU, so many codes are guessed and checked
+            together with the next one; see [`~guessing_pai_painter.GuessingCodeWriter`]. That changes no code.
+            Several pictures at once use the time as well, and nothing is guessed; nor is it where `generate` paints.
     """
 
     dtype: torch.dtype | None = None
     int8_rows: int = 0
+    guess_ahead: int = 0
 
     @property
     def is_exact(self) -> bool:
         """Whether the numbers of the model stay as they are."""
-        return self == PaintingSpeed()
+        return self.dtype is None and not self.int8_rows
 
 
+# A pass over eight positions takes a third longer than one over a single position, and guesses pay as soon as a third
+# of the first ones are right.
+_AHEAD = 7
 SPEEDS: dict[SpeedName, PaintingSpeed] = {
-    "exact": PaintingSpeed(),
-    "balanced": PaintingSpeed(dtype=torch.bfloat16),
-    "fastest": PaintingSpeed(dtype=torch.bfloat16, int8_rows=4),
+    "exact": PaintingSpeed(guess_ahead=_AHEAD),
+    "balanced": PaintingSpeed(dtype=torch.bfloat16, guess_ahead=_AHEAD),
+    "fastest": PaintingSpeed(dtype=torch.bfloat16, int8_rows=4, guess_ahead=_AHEAD),
 }
 _MANY = 2**31
 
@@ -48,7 +56,8 @@ def find_speed(speed: SpeedName | PaintingSpeed, device: torch.device) -> Painti
     What a name stands for on this machine.
 
     Args:
-        speed: `"exact"`, `"balanced"` (bfloat16), `"fastest"` (bfloat16, for few pictures int8), or settings.
+        speed: `"exact"`, `"balanced"` (bfloat16), `"fastest"` (bfloat16, for two to four pictures int8), or settings,
+            with which bfloat16 may be imitated.
         device: where is painted.
 
     Raises:
@@ -60,6 +69,8 @@ def find_speed(speed: SpeedName | PaintingSpeed, device: torch.device) -> Painti
         found = SPEEDS[speed]
     else:
         raise ValueError(f"`speed` must be one of {', '.join(SPEEDS)}, got {speed!r}.")
+    if found.guess_ahead < 0:
+        raise ValueError(f"`guess_ahead` must be a number of codes, 0 for none, got {found.guess_ahead}.")
     if found.is_exact:
         return found
     if device.type != "cpu":
@@ -70,13 +81,16 @@ def find_speed(speed: SpeedName | PaintingSpeed, device: torch.device) -> Painti
     if found.int8_rows and not _has_int8():
         raise ValueError(f"This build of PyTorch has no int8 arithmetic: please use another `speed` than {speed!r}.")
     if found.dtype == torch.bfloat16 and not has_bfloat16():
+        if found is speed:
+            logger.warning("This processor has no bfloat16 arithmetic: imitating it takes longer than float32.")
+            return found
         if not found.int8_rows:
             raise ValueError(
                 f"This processor has no bfloat16 arithmetic, so that `speed` {speed!r} would be slower than 'exact': "
                 f"please use 'exact' or 'fastest'."
             )
         logger.warning("This processor has no bfloat16 arithmetic: it paints with int8 and float32.")
-        return PaintingSpeed(int8_rows=_MANY)
+        return replace(found, dtype=None, int8_rows=_MANY)
     return found
 
 

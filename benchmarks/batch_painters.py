@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of captions to PNG, with random weights: ours at each speed, and transformers' GPT-2 of the same size."""
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from painters import PublishedPainter
+from steps import StepSettings, build_painter, build_processor, made_up_caption
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, StoppingCriteria
+
+from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration, PaiPainterProcessor
+from pai_painter.speed_pai_painter import SpeedName
+
+__all__ = [
+    "GPT2",
+    "PUBLISHED",
+    "TOP_K",
+    "BatchPainter",
+    "Gpt2Way",
+    "OurWay",
+    "Painted",
+    "WaySettings",
+    "build_gpt2",
+    "build_way",
+]
+
+PUBLISHED, GPT2 = "published", "GPT-2"
+TOP_K = 100
+
+
+@dataclass(frozen=True)
+class WaySettings:
+    """What paints (`PUBLISHED`, `GPT2` or one of our speeds), and how many pictures at once."""
+
+    way: str
+    size: str = "base"
+    rows: int = 1
+
+
+@dataclass(frozen=True)
+class Painted:
+    """
+    Args:
+        written (`list[float]`): Seconds from the beginning until each code was there.
+        decoding_seconds (`float`): From codes to pixels.
+        png_seconds (`float`): From pixels to files.
+        sizes (`list[int]`): Bytes of each file.
+    """
+
+    written: list[float]
+    decoding_seconds: float
+    png_seconds: float
+    sizes: list[int]
+
+
+class Way(Protocol):
+    """A way to paint: the two halves in which the ways differ."""
+
+    def write(self, caption_ids: torch.Tensor, copies: int, clock: "StepClock") -> torch.Tensor:
+        """Codes (captions * copies, up to num_image_codes) for caption ids (captions, text_length)."""
+
+    def decode(self, image_codes: torch.Tensor) -> torch.Tensor:
+        """Pixels (pictures, 3, resolution, resolution) for codes (pictures, num_image_codes)."""
+
+
+def build_way(settings: WaySettings) -> Callable[..., Any]:
+    """A [`BatchPainter`], or of the published way its parts: see [`PublishedPainter.part`]."""
+    torch.manual_seed(0)
+    published = settings.way == PUBLISHED
+    painter = build_painter(StepSettings(settings.size, attn_implementation="eager" if published else "sdpa")).eval()
+    processor = build_processor(painter.config)
+    if published:
+        captions = [made_up_caption(row) for row in range(settings.rows)]
+        return PublishedPainter(painter, processor, TOP_K).part(captions)
+    if settings.way == GPT2:
+        return BatchPainter(Gpt2Way(painter), processor, painter.config)
+    return BatchPainter(OurWay(painter, settings.way), processor, painter.config)
+
+
+class StepClock(StoppingCriteria):
+    """Notes when each code is there, and ends the writing after so many of them."""
+
+    def __init__(self, last: int):
+        self.last = last
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
+        self.times.append(time.perf_counter())
+        return torch.full((len(input_ids),), len(self.times) >= self.last)
+
+
+class OurWay:
+    """`generate_images` and `decode_images`, as the pipeline calls them."""
+
+    def __init__(self, painter: PaiPainterForImageGeneration, speed: SpeedName, top_k: int = TOP_K):
+        self.painter, self.speed, self.top_k = painter, speed, top_k
+
+    def write(self, caption_ids: torch.Tensor, copies: int, clock: StepClock) -> torch.Tensor:
+        painted = self.painter.generate_images(
+            caption_ids,
+            copies,
+            seed=0,
+            top_k=self.top_k,
+            decode=False,
+            speed=self.speed,
+            stopping_criteria=[clock],
+        )
+        return painted.image_codes
+
+    def decode(self, image_codes: torch.Tensor) -> torch.Tensor:
+        return self.painter.decode_images(image_codes, self.speed)
+
+
+class Gpt2Way:
+    """What one gets without this package: GPT-2's `generate` with its key/value cache, and the codec as it is."""
+
+    def __init__(self, painter: PaiPainterForImageGeneration, top_k: int = TOP_K):
+        self.gpt2, self.vqgan, self.top_k = build_gpt2(painter.config), painter.vqgan, top_k
+        self.num_image_codes = painter.config.num_image_codes
+
+    def write(self, caption_ids: torch.Tensor, copies: int, clock: StepClock) -> torch.Tensor:
+        sequences = self.gpt2.generate(
+            caption_ids,
+            do_sample=True,
+            top_k=self.top_k,
+            num_return_sequences=copies,
+            max_new_tokens=self.num_image_codes,
+            stopping_criteria=[clock],
+        )
+        return sequences[:, caption_ids.shape[1] :]
+
+    @torch.no_grad()
+    def decode(self, image_codes: torch.Tensor) -> torch.Tensor:
+        return self.vqgan.decode(image_codes)
+
+
+def build_gpt2(config: PaiPainterConfig) -> GPT2LMHeadModel:
+    """transformers' GPT-2 with as many parameters as a painter has without its codec, and with as many logits."""
+    same = GPT2Config(
+        vocab_size=config.vocab_size,
+        n_positions=config.max_position_embeddings,
+        n_embd=config.hidden_size,
+        n_layer=config.num_hidden_layers,
+        n_head=config.num_attention_heads,
+        activation_function="gelu",
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    gpt2 = GPT2LMHeadModel(same)
+    gpt2.lm_head = nn.Linear(config.hidden_size, config.image_vocab_size, bias=False)
+    return gpt2.eval()
+
+
+class BatchPainter:
+    """
+    From captions to the bytes of PNG files.
+
+    Args:
+        way ([`Way`]): Writes and decodes codes.
+        processor ([`PaiPainterProcessor`]): Captions to ids, pixels to pictures.
+        config ([`PaiPainterConfig`]): The painter's.
+    """
+
+    def __init__(self, way: Way, processor: PaiPainterProcessor, config: PaiPainterConfig):
+        self.way, self.processor, self.num_image_codes = way, processor, config.num_image_codes
+
+    def __call__(self, captions: int, copies: int, codes: int | None = None) -> Painted:
+        """
+        Args:
+            captions: how many.
+            copies: pictures of each.
+            codes: stop writing after so many, for warming up; the others are 0.
+        """
+        start = time.perf_counter()
+        texts = [made_up_caption(row) for row in range(captions)]
+        caption_ids = self.processor(text=texts, return_tensors="pt")["input_ids"]
+        clock = StepClock(codes or self.num_image_codes)
+        image_codes = self.way.write(caption_ids, copies, clock)
+        image_codes = F.pad(image_codes, (0, self.num_image_codes - image_codes.shape[1]))
+        written = time.perf_counter()
+        pixel_values = self.way.decode(image_codes)
+        decoded = time.perf_counter()
+        sizes = []
+        for image in self.processor.image_processor.postprocess(pixel_values, "pil"):
+            file = io.BytesIO()
+            image.save(file, "PNG")
+            sizes.append(file.tell())
+        ended = time.perf_counter()
+        return Painted([each - start for each in clock.times], decoded - written, ended - decoded, sizes)

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What rounding costs: the losses, codes and pictures of `balanced` and `fastest` against those of `exact`."""
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from measuring import MeasuringFailed
+from PIL import Image
+from reporting import run_script, write_json
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers.utils import logging
+
+from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline
+from pai_painter.code_writer_pai_painter import CodeWriter
+from pai_painter.data.pictures import open_picture
+from pai_painter.data.sources import find_source
+from pai_painter.grids import draw_grid
+from pai_painter.sampling_pai_painter import GumbelSampler
+from pai_painter.speed_pai_painter import PaintingSpeed, find_speed
+
+_EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+_HELD_OUT, _LINES = _EXAMPLES / "emoji" / "data" / "heldout.tsv", _EXAMPLES / "line_style" / "heldout.tsv"
+# As they are named, but `fastest` with int8 for any number of pictures, so that rows can be taken in batches.
+SPEEDS = {
+    "exact": PaintingSpeed(),
+    "balanced": PaintingSpeed(dtype=torch.bfloat16),
+    "fastest": PaintingSpeed(dtype=torch.bfloat16, int8_rows=2**31),
+}
+_CELL = 80  # pixels of a picture in the grid
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Folder or name of a painter.")] = DEMO_MODEL,
+    data: Annotated[Path, typer.Option(help="Captions and pictures, such as a TSV, that it was not trained on.")] = (
+        _HELD_OUT
+    ),
+    caption_separator: Annotated[str, typer.Option(help="Between captions of a picture; the first is taken.")] = "|",
+    rows: Annotated[int, typer.Option(min=1, help="Rows at most, from the first on.")] = 120,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once; it changes little but time.")] = 8,
+    grid: Annotated[Path | None, typer.Option(help="PNG of pictures painted at each speed.")] = None,
+    pictures: Annotated[
+        int, typer.Option(min=1, help="So many captions from all rows, and those that change most.")
+    ] = 6,
+    tiny: Annotated[bool, typer.Option(help="Try the script out: two line drawings, no meaning.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+) -> None:
+    """
+    Compares what the speeds paint. Nothing is timed.
+
+    Codes are written by the class that paints: as a teacher dictates them (codes of the rows' pictures, and of
+    the pictures that `exact` paints), as they are likeliest, and as seed 0 draws them with the model's recommended
+    settings.
+    """
+    if tiny:
+        data, rows, pictures = _LINES, 2, 2
+    if data == _HELD_OUT and not data.exists():
+        raise typer.BadParameter(
+            f"{data} isn't there: examples/emoji/README.md says how it is made; or give other rows with `--data`, "
+            f"such as examples/line_style/heldout.tsv."
+        )
+    logging.disable_progress_bar()
+    try:
+        for speed in SPEEDS.values():
+            find_speed(speed, torch.device("cpu"))
+    except ValueError as error:
+        raise MeasuringFailed(str(error)) from error
+    pipe, captions, codes = _load(model, data, caption_separator, rows)
+    input_ids = pipe.processor(text=captions, return_tensors="pt")["input_ids"]
+    exact, drawn, figures = None, {}, {}
+    for name, speed in track(SPEEDS.items(), description="Speeds", transient=True):
+        work = paint(pipe.model, input_ids, codes, speed, batch_size, exact)
+        exact = exact or work
+        drawn[name], figures[name] = work.drawn, compare(work, exact)
+    _show(figures, len(captions), data, model)
+    write_json(json_file, {"model": model, "data": str(data), "rows": len(captions), "speeds": figures})
+    if grid is not None:
+        _draw(pipe, captions, drawn, pictures).save(grid, optimize=True)
+
+
+def _load(
+    model: str, data: Path, caption_separator: str, rows: int
+) -> tuple[PaiPainterPipeline, list[str], torch.Tensor]:
+    """The painter, each row's first caption, and the codes (rows, num_image_codes) of its picture."""
+
+    def stop(bad_row: ValueError) -> None:
+        raise bad_row
+
+    try:
+        pipe = PaiPainterPipeline.from_pretrained(model)
+        found = list(islice(find_source([data], caption_separator=caption_separator).rows(stop), rows))
+        opened = [open_picture(row.picture) for row in found]
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    pixels = pipe.processor(images=opened, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        codes = torch.cat([pipe.model.vqgan.encode(chunk).image_codes for chunk in pixels.split(8)])
+    return pipe, [row.captions[0] for row in found], codes
+
+
+class Dictation(GumbelSampler):
+    """
+    In place of what draws codes: says what is written, and notes what the painter thought before each code.
+
+    Attributes:
+        losses (`list[torch.FloatTensor]`): For each position, minus the log-probability of its code, (rows,).
+        likeliest (`list[torch.LongTensor]`): For each position, the code that was likeliest, (rows,).
+
+    Args:
+        image_codes (`torch.LongTensor` of shape `(rows, num_image_codes)`): What is dictated.
+    """
+
+    def __init__(self, image_codes: torch.Tensor):
+        super().__init__(seeds=[0] * len(image_codes))
+        self.image_codes = image_codes
+        self.losses: list[torch.Tensor] = []
+        self.likeliest: list[torch.Tensor] = []
+
+    def draw(self, scores: torch.Tensor) -> torch.Tensor:
+        codes = self.image_codes[:, len(self.losses)]
+        self.losses.append(torch.nn.functional.cross_entropy(scores, codes, reduction="none"))
+        self.likeliest.append(scores.argmax(-1))
+        return codes
+
+
+def dictate(
+    model: PaiPainterForImageGeneration,
+    input_ids: torch.Tensor,
+    image_codes: torch.Tensor,
+    speed: PaintingSpeed,
+    batch_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The loss of each code and the likeliest code in its place, both (rows, num_image_codes), in the arithmetic of
+    painting: position after position, over the kept keys and values.
+    """
+    writer = CodeWriter(model, batch_size, speed)
+    losses, likeliest = [], []
+    for ids, codes in zip(input_ids.split(batch_size), image_codes.split(batch_size), strict=True):
+        dictation = Dictation(codes)
+        writer.write(ids, 1, dictation)
+        losses.append(torch.stack(dictation.losses, 1))
+        likeliest.append(torch.stack(dictation.likeliest, 1))
+    return torch.cat(losses), torch.cat(likeliest)
+
+
+@dataclass(frozen=True)
+class Work:
+    """
+    What one speed makes of all rows; codes are (rows, num_image_codes).
+
+    Args:
+        losses: of the codes of the rows' pictures.
+        likeliest: codes in their places.
+        greedy: codes, each the likeliest after those before it.
+        drawn: codes, drawn by seed 0 with the model's recommended settings.
+        likeliest_along: codes in the places of what `exact` has drawn.
+        pixels: pictures (rows, 3, resolution, resolution) of what `exact` has drawn.
+    """
+
+    losses: torch.Tensor
+    likeliest: torch.Tensor
+    greedy: torch.Tensor
+    drawn: torch.Tensor
+    likeliest_along: torch.Tensor
+    pixels: torch.Tensor
+
+
+def paint(
+    model: PaiPainterForImageGeneration,
+    input_ids: torch.Tensor,
+    image_codes: torch.Tensor,
+    speed: PaintingSpeed,
+    batch_size: int,
+    exact: Work | None,
+) -> Work:
+    """Everything that is compared, at one speed; `exact` is the work of that speed, if this is another."""
+
+    def codes_of(**options: Any) -> torch.Tensor:
+        batches = input_ids.split(batch_size)
+        painted = [model.generate_images(ids, seed=0, speed=speed, decode=False, **options) for ids in batches]
+        return torch.cat([each.image_codes for each in painted])
+
+    losses, likeliest = dictate(model, input_ids, image_codes, speed, batch_size)
+    greedy, drawn = codes_of(top_k=1, best_of=1), codes_of()
+    along = drawn if exact is None else exact.drawn
+    likeliest_along = dictate(model, input_ids, along, speed, batch_size)[1]
+    return Work(losses, likeliest, greedy, drawn, likeliest_along, model.decode_images(along, speed))
+
+
+def compare(work: Work, exact: Work) -> dict[str, float | None]:
+    """Figures of one speed, most of them against `exact`; shares lie in [0, 1]."""
+
+    def same(name: str) -> torch.Tensor:
+        return (getattr(work, name) == getattr(exact, name)).double()
+
+    errors = (work.pixels.clamp(-1, 1) - exact.pixels.clamp(-1, 1)).div(2).pow(2).mean((1, 2, 3))
+    rounded = bool((errors > 0).any())
+    return {
+        "loss": work.losses.mean().item(),
+        "loss_change": (work.losses - exact.losses).mean().item(),
+        "same_likeliest": same("likeliest").mean().item(),
+        "same_likeliest_along_painted": same("likeliest_along").mean().item(),
+        "same_greedy_codes": same("greedy").mean().item(),
+        "same_greedy_pictures": same("greedy").amin(1).mean().item(),
+        "same_drawn_codes": same("drawn").mean().item(),
+        "same_drawn_pictures": same("drawn").amin(1).mean().item(),
+        "psnr": errors.clamp_min(1e-10).log10().mul(-10).mean().item() if rounded else None,
+    }
+
+
+def _show(figures: dict[str, dict[str, float | None]], rows: int, data: Path, model: str) -> None:
+    table = Table(
+        title=f"What rounding changes: {Path(model).name}, {rows} rows of {data.name}",
+        caption="Shares are of all codes, or of all pictures, that are as `exact` has them. PSNR is between pictures "
+        "of the same codes, in dB, the mean over pictures.",
+    )
+    table.add_column("")
+    for name in figures:
+        table.add_column(name, justify="right")
+    lines: dict[str, tuple[str, str]] = {
+        "loss of the rows' codes, nats a code": ("loss", "{:.4f}"),
+        "  its change": ("loss_change", "{:+.4f}"),
+        "likeliest next code, after the rows' codes": ("same_likeliest", "{:.2%}"),
+        "likeliest next code, after painted codes": ("same_likeliest_along_painted", "{:.2%}"),
+        "greedy: codes": ("same_greedy_codes", "{:.1%}"),
+        "greedy: whole pictures": ("same_greedy_pictures", "{:.1%}"),
+        "drawn by seed: codes": ("same_drawn_codes", "{:.1%}"),
+        "drawn by seed: whole pictures": ("same_drawn_pictures", "{:.1%}"),
+        "codec: PSNR": ("psnr", "{:.1f}"),
+    }
+    for label, (key, form) in lines.items():
+        values = [row[key] for row in figures.values()]
+        shown = ["same" if value is None else form.format(value) for value in values]
+        table.add_row(label, *(["", *shown[1:]] if key != "loss" else shown))
+    Console().print(table)
+
+
+def _draw(pipe: PaiPainterPipeline, captions: list[str], drawn: dict[str, torch.Tensor], pictures: int) -> Image.Image:
+    """What each speed drew, a line for each: of rows spread over all, and below of those that rounding changed most."""
+    count = min(pictures, len(captions))
+    changed = torch.stack([(codes != drawn["exact"]).sum(1) for codes in drawn.values()]).sum(0)  # codes of a row
+    most = changed.argsort(descending=True, stable=True)[:count].tolist()
+    blocks = [[number * len(captions) // count for number in range(count)], [row for row in most if changed[row]]]
+    images, words, labels = [], [], []
+    for rows in filter(None, blocks):
+        spare = count - len(rows)
+        for name, codes in drawn.items():
+            pixels = pipe.model.decode_images(codes[rows], SPEEDS[name])
+            images += pipe.processor.image_processor.postprocess(pixels, output_type="pil")
+            images += [Image.new("RGB", images[0].size, "white")] * spare
+            words += [captions[row] for row in rows] + [""] * spare
+            labels.append(name)
+    return draw_grid(images, captions=words, columns=count, cell_size=_CELL, row_labels=labels)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Writing one picture's codes several at a time, the same codes.
+
+With one picture, a step takes as long as memory takes to deliver the weights; a few more positions in the same pass
+take hardly longer. So the next codes are guessed, and a pass over the guesses gives the logits after each of them. A
+position's noise doesn't depend on the codes before it (see [`GumbelSampler`]), so it is known beforehand which code
+given logits draw. The first code is drawn from right logits. If it is the one that was guessed, then so are the logits
+after it, the next code is drawn from them, and so on until a guess was wrong.
+
+Guessed is by Jacobi's iteration: what the last pass would have drawn after the wrong guess. Many of these codes are
+right, since the noise decides as much as the codes before. (Speculative Jacobi decoding: Teng et al. 2024,
+https://arxiv.org/abs/2410.01699, there with another rule of acceptance.)
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from .code_writer_pai_painter import CodeWriter, StopWhen
+from .sampling_pai_painter import GumbelSampler
+from .speed_pai_painter import PaintingSpeed
+
+__all__ = ["GuessingCodeWriter"]
+
+
+class GuessingCodeWriter(CodeWriter):
+    """
+    Writes the codes of one picture that [`CodeWriter`] writes, up to how products of more rows are rounded.
+
+    Attributes:
+        passes (`int`): Of the last picture: how often all layers were gone through, the caption's pass included.
+
+    Args:
+        model ([`PaiPainterForImageGeneration`]): See [`CodeWriter`].
+        speed ([`PaintingSpeed`]): Its `guess_ahead` is at least 1.
+    """
+
+    def __init__(self, model: PreTrainedModel, speed: PaintingSpeed):
+        super().__init__(model, 1, speed, positions=1 + speed.guess_ahead)
+        self.guess_ahead, self.passes = speed.guess_ahead, 0
+
+    @torch.no_grad()
+    def write(
+        self, captions: torch.Tensor, copies: int, sampler: GumbelSampler, stop_when: Sequence[StopWhen] = ()
+    ) -> torch.Tensor:
+        """
+        See [`CodeWriter.write`]. What is in `stop_when` is told every code, one after another, and no guesses.
+
+        Raises:
+            ValueError: if there is more than one picture.
+        """
+        if len(captions) * copies != 1:
+            raise ValueError(f"Codes are guessed for one picture at a time, got {len(captions) * copies}.")
+        position, length = self.config.text_length, self.config.max_position_embeddings
+        ids = captions.new_empty(1, length)
+        ids[:, :position] = captions
+        logits, self.passes = self._begin(captions, 1), 1  # of `position`, and of those after it if guesses hold
+        guesses: list[int] = []
+        try:
+            while True:
+                for row, guess in enumerate([*guesses, None]):
+                    ids[:, position] = sampler.draw(logits[row, None])
+                    position += 1
+                    told = [stop(ids[:, :position]) for stop in stop_when]
+                    if any(told) or position == length:
+                        return ids[:, self.config.text_length : position]
+                    if ids[0, position - 1] != guess:
+                        break
+                guesses = self._guess(logits[min(row + 1, len(guesses)) :], length - position, sampler)
+                end = position + len(guesses)
+                ids[0, position:end] = ids.new_tensor(guesses)
+                logits = self._all_logits(ids[:, position - 1 : end], position - 1)
+                self.passes += 1
+        finally:
+            self.caches = []
+
+    def _guess(self, logits: torch.Tensor, most: int, sampler: GumbelSampler) -> list[int]:
+        """
+        The next codes, at most so many: what would be drawn from logits (T, image_vocab_size) of the next positions,
+        although they follow a wrong guess, and beyond them from the last ones once more.
+        """
+        rows = torch.arange(min(self.guess_ahead, most)).clamp(max=len(logits) - 1)
+        return sampler.look_ahead(logits[rows]).tolist()
