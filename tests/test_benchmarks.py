@@ -21,7 +21,10 @@ from benchmark_scripts import BENCHMARKS, figures_of, forget_precision, run
 from model_fixtures import PAINTERS, expected, golden_painter
 from PIL import Image
 
-SCRIPTS = ("flat_memory", "generate", "plan_captions", "predict", "train_step", "training_memory")
+SCRIPTS = (
+    *("flat_memory", "generate", "guessing", "plan_captions", "predict", "quality", "train_step"),
+    "training_memory",
+)
 COMMANDS = re.findall(r"^python benchmarks/(\w+)\.py *(.*)$", (BENCHMARKS / "README.md").read_text("utf-8"), re.M)
 
 

@@ -219,7 +219,10 @@ class GumbelSampler(LogitsProcessor):
     def _noisy(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scores = scores.float()
         noisy = warp_logits(scores, self.temperature, self.top_k, self.top_p)
-        noisy = noisy + self._gumbel_noise(scores.shape[-1]).to(scores.device)
+        noise = self._gumbel_noise(scores.shape[-1])
+        if scores.is_cuda:  # from pinned memory the copy waits for no kernel
+            noise = noise.pin_memory()
+        noisy = noisy + noise.to(scores.device, non_blocking=scores.is_cuda)
         drawn = noisy.argmax(-1)
         gained = scores.gather(-1, drawn[:, None]).squeeze(-1) - scores.logsumexp(-1)
         self.log_likelihood = self.log_likelihood.to(scores.device) + gained
