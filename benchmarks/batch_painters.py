@@ -3,7 +3,8 @@
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, StoppingCriteria
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration, PaiPainterProcessor
+from pai_painter.code_writer_pai_painter import CodeWriter
 from pai_painter.speed_pai_painter import SpeedName
 
 __all__ = [
@@ -48,12 +50,15 @@ class Painted:
     """
     Args:
         written (`list[float]`): Seconds from the beginning until each code was there.
+        steps (`int`): How often all layers were gone through behind the caption's turn: once for each further code, or
+            less if codes were guessed.
         decoding_seconds (`float`): From codes to pixels.
         png_seconds (`float`): From pixels to files.
         sizes (`list[int]`): Bytes of each file.
     """
 
     written: list[float]
+    steps: int
     decoding_seconds: float
     png_seconds: float
     sizes: list[int]
@@ -89,10 +94,27 @@ class StepClock(StoppingCriteria):
     def __init__(self, last: int):
         self.last = last
         self.times: list[float] = []
+        self.passes: int | None = None  # through all layers, the caption's included, where a code is not a pass
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
         self.times.append(time.perf_counter())
         return torch.full((len(input_ids),), len(self.times) >= self.last)
+
+
+@contextmanager
+def _counted_by(clock: StepClock) -> Iterator[None]:
+    """Counts the passes of the writer that the painter makes for itself."""
+    hidden, clock.passes = CodeWriter._hidden, 0
+
+    def counted(writer: CodeWriter, ids: torch.Tensor, start: int) -> torch.Tensor:
+        clock.passes += 1
+        return hidden(writer, ids, start)
+
+    CodeWriter._hidden = counted
+    try:
+        yield
+    finally:
+        CodeWriter._hidden = hidden
 
 
 class OurWay:
@@ -102,15 +124,16 @@ class OurWay:
         self.painter, self.speed, self.top_k = painter, speed, top_k
 
     def write(self, caption_ids: torch.Tensor, copies: int, clock: StepClock) -> torch.Tensor:
-        painted = self.painter.generate_images(
-            caption_ids,
-            copies,
-            seed=0,
-            top_k=self.top_k,
-            decode=False,
-            speed=self.speed,
-            stopping_criteria=[clock],
-        )
+        with _counted_by(clock):
+            painted = self.painter.generate_images(
+                caption_ids,
+                copies,
+                seed=0,
+                top_k=self.top_k,
+                decode=False,
+                speed=self.speed,
+                stopping_criteria=[clock],
+            )
         return painted.image_codes
 
     def decode(self, image_codes: torch.Tensor) -> torch.Tensor:
@@ -193,4 +216,6 @@ class BatchPainter:
             image.save(file, "PNG")
             sizes.append(file.tell())
         ended = time.perf_counter()
-        return Painted([each - start for each in clock.times], decoded - written, ended - decoded, sizes)
+        times = [each - start for each in clock.times]
+        steps = (len(times) if clock.passes is None else clock.passes) - 1
+        return Painted(times, steps, decoded - written, ended - decoded, sizes)

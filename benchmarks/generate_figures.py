@@ -133,13 +133,14 @@ def _way_figures(
 ) -> dict[str, Any]:
     painted: list[Painted] = [each.result for each in steps]
     rates = [taken["hardware"].result for taken in rounds]
-    a_step = [(each.written[-1] - each.written[0]) / (len(each.written) - 1) for each in painted]
+    a_step = [(each.written[-1] - each.written[0]) / each.steps for each in painted]
     read, flops = step_bytes(config, speed, rows), codec_flops(config) * rows
     dtype = str(decoding_dtype(speed))
     return {
         "seconds_a_picture": _spread(each.seconds / rows for each in steps),
         "first_code_seconds": _median(each.written[0] for each in painted),
         "step_seconds": _median(a_step),
+        "codes_a_step": _median((len(each.written) - 1) / each.steps for each in painted),
         "step_bytes": read,
         "read_share": _median(read / rate["read"] / seconds for rate, seconds in zip(rates, a_step, strict=True)),
         "seconds_until": {

@@ -100,6 +100,7 @@ def _hardware_sheet(figures: dict[str, Any]) -> Sheet:
                 [
                     _shape(cell),
                     _name(way),
+                    f"{row['codes_a_step']:.2f}",
                     f"{1000 * row['step_seconds']:.1f} ms",
                     f"{row['step_bytes'] / 1e6:,.0f} MB",
                     f"{row['read_share']:.0%}",
@@ -114,7 +115,7 @@ def _hardware_sheet(figures: dict[str, Any]) -> Sheet:
     flops = cells[0]["codec_flops"] / 1e9
     return Sheet(
         "What the hardware alone would need",
-        ("at once", "way", "a step", "must read", "share", "decoding a picture", "in", "share"),
+        ("at once", "way", "codes a step", "a step", "must read", "share", "decoding a picture", "in", "share"),
         rows,
         f"Shares: of a step, the time that its bytes (weights, keys and values) need at the measured "
         f"{rates['read'] / 1e9:.1f} GB/s; of decoding, the time that its {flops:.1f} GFLOP need at the rate of matrix "

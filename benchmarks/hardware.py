@@ -61,8 +61,8 @@ def count_transformer_parameters(config: PaiPainterConfig) -> int:
 
 def step_bytes(config: PaiPainterConfig, speed: PaintingSpeed, rows: int) -> int:
     """
-    What a step must read from memory to write one more code of each picture: all weights of the blocks and of the head
-    once, in the precision in which they are kept, and each picture's keys and values so far, on the mean of the steps.
+    What a step must read from memory: all weights of the blocks and of the head once, in the precision in which they
+    are kept, and each picture's keys and values so far, on the mean of the steps. Guesses are checked in the same step.
 
     Args:
         config ([`PaiPainterConfig`]): The model.
@@ -75,7 +75,7 @@ def step_bytes(config: PaiPainterConfig, speed: PaintingSpeed, rows: int) -> int
     ]
     matrices = sum(each.numel() for each in weights if each.ndim == 2)
     vectors = sum(each.numel() for each in weights if each.ndim == 1)
-    int8 = rows <= speed.int8_rows
+    int8 = rows * (1 + speed.guess_ahead if rows == 1 else 1) <= speed.int8_rows
     other_size = torch.float32.itemsize if int8 or speed.dtype is None else speed.dtype.itemsize
     if int8:  # a scale for each output of a product
         vectors += sum(len(each) for each in weights if each.ndim == 2)

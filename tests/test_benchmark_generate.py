@@ -33,6 +33,8 @@ def test_generate(tmp_path: Path) -> None:
             parts_of_it = row["seconds_until"]["64"] + cell["rows"] * row["decoding_seconds_a_picture"]
             assert 0 < parts_of_it <= cell["rows"] * row["seconds_a_picture"]["highest"] * 1.01
             assert 0 < row["read_share"] < 1
+            assert row["codes_a_step"] >= 1
+            assert (row["codes_a_step"] > 1) == (cell["rows"] == 1 and way != gpt2)
             assert 0 < row["product_share"] < 1
             assert row["peak_gb"] > 0
     assert [run["speed"] for run in figures["cold"]] == 2 * ours
@@ -138,9 +140,10 @@ def test_what_a_step_must_read() -> None:
     matrices, outputs = 12 * 12 * 768**2 + 768 * 16_384, 12 * 9 * 768 + 16_384
     kept = 2 * 12 * 768 * 160  # from 33 positions to 287
     assert step_bytes(config, PaintingSpeed(), 8) == 4 * (parameters + 8 * kept)
-    fastest = PaintingSpeed(dtype=torch.bfloat16, int8_rows=4)
+    fastest = PaintingSpeed(dtype=torch.bfloat16, int8_rows=4, guess_ahead=7)
     assert step_bytes(config, fastest, 5) == 2 * (parameters + 5 * kept)
     assert step_bytes(config, fastest, 4) == matrices + 4 * (parameters - matrices + outputs + 4 * kept)
+    assert step_bytes(config, fastest, 1) == 2 * (parameters + kept)  # eight positions at once
     assert codec_flops(config) == pytest.approx(252.7e9, rel=1e-3)
 
 
@@ -174,7 +177,7 @@ def run_figures() -> dict:
 
     def painted(shape: tuple[int, int], seconds: float) -> Measured:
         written = [seconds * (place + 1) / 100 for place in range(64)]
-        return Measured(seconds, Painted(written, 0.3 * seconds, 0.01, [100] * shape[0] * shape[1]), 10**9, 0)
+        return Measured(seconds, Painted(written, 63, 0.3 * seconds, 0.01, [100] * shape[0] * shape[1]), 10**9, 0)
 
     cells = []
     for shape in ((1, 1), (8, 1), (1, 8)):
