@@ -205,10 +205,17 @@ def draw_curves(figures: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+class _PlainLogFormatter(LogFormatter):
+    """0.6 rather than 6e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set(title=title, xlabel=x, ylabel=y, yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.yaxis.set_minor_formatter(_PlainLogFormatter(minor_thresholds=(2, 0.5)))
     axes.grid(alpha=0.3, which="both")
 
 
