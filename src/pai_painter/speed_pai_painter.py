@@ -40,8 +40,8 @@ class PaintingSpeed:
         return self.dtype is None and not self.int8_rows
 
 
-# A pass over eight positions takes somewhat longer than one over a single position, and guesses pay as soon as about half
-# of the first ones are right (benchmarks/guessing.py).
+# A pass over eight positions takes somewhat longer than one over a single position: guesses pay as soon as half of the
+# first ones are right or so (benchmarks/guessing.py).
 _AHEAD = 7
 SPEEDS: dict[SpeedName, PaintingSpeed] = {
     "exact": PaintingSpeed(guess_ahead=_AHEAD),
