@@ -163,12 +163,14 @@ def test_a_data_set_that_was_not_made_is_told_how(monkeypatch: pytest.MonkeyPatc
         quality.main(data=tmp_path / "heldout.tsv")
 
 
-def test_a_processor_without_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imitated_bfloat16_rounds_alike_and_a_build_without_int8_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import quality
     from measuring import MeasuringFailed
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    with pytest.raises(MeasuringFailed, match="This processor has no bfloat16 arithmetic"):
+    quality.main(tiny=True)
+    monkeypatch.setattr(type(torch.backends.quantized), "engine", "none")
+    with pytest.raises(MeasuringFailed, match="This build of PyTorch has no int8 arithmetic"):
         quality.main(tiny=True)
 
 
