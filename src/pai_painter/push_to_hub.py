@@ -122,14 +122,8 @@ def _push_processor(
     Pushes the processor alone, as one commit. What else is in the repository, such as its model, stays.
 
     Args:
-        repo_id (`str`): `owner/name`; a name alone is the token's owner's. Made if there is none.
-        commit_message (`str`, *optional*): Its first line.
-        private (`bool`, *optional*): Make the repository private; one that is public already is refused.
-        token (`bool` or `str`, *optional*): That may write; `HF_TOKEN` or the login of `hf auth login` by default.
-        revision (`str`, *optional*): Branch; made from `main` if there is none.
-        create_pr (`bool`, *optional*, defaults to `False`): Ask by a pull request instead.
         max_shard_size: of weights, of which a processor has none.
-        commit_description, tags: transformers' own, which aren't supported here.
+        others: as a model's `push_to_hub` takes them.
 
     Returns:
         `str`: the address of the repository at the commit, or of the pull request.
