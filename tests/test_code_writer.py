@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from diffusers.hooks import apply_group_offloading
 from model_fixtures import CODES, PAINTERS, TEXT_LENGTH, codec_config, expected, golden_painter
 from torch import nn
 
@@ -139,7 +141,9 @@ def remove_a_layer(painter: PaiPainterForImageGeneration) -> None:
         lambda painter: painter.train(),
         lambda painter: painter.register_forward_pre_hook(lambda *inputs: None),
         lambda painter: painter.model.layers[1].attn.register_forward_hook(lambda *inputs: None),
-        lambda painter: setattr(painter.model.layers[0], "_hf_hook", object()),
+        lambda painter: add_hook_to_module(painter.model.layers[0], ModelHook()),  # accelerate's, for offloading
+        lambda painter: apply_group_offloading(painter, "cpu", "cpu", num_blocks_per_group=1),  # diffusers'
+        lambda painter: setattr(painter.generation_config, "repetition_penalty", 1.5),
         lambda painter: painter.set_attn_implementation("flex_attention"),
         lambda painter: painter.to("meta"),
     ],
@@ -148,6 +152,19 @@ def test_whatever_was_changed_goes_through_generate(painter: PaiPainterForImageG
     assert can_write_codes(painter)
     change(painter)
     assert not can_write_codes(painter)
+
+
+def test_under_autocast_generate_paints_as_it_always_did(painter: PaiPainterForImageGeneration) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not can_write_codes(painter)
+        painted = painter.generate_images(CAPTIONS, seed=0).image_codes
+        assert torch.equal(painted, by_generate(painter, CAPTIONS, seed=0).image_codes)
+
+
+def test_settings_for_generate_are_obeyed(painter: PaiPainterForImageGeneration) -> None:
+    painter.generation_config.suppress_tokens = list(range(32))
+    painted = painter.generate_images(CAPTIONS, seed=0).image_codes
+    assert painted.min() >= 32
 
 
 def test_a_replaced_layer_is_not_passed_over(painter: PaiPainterForImageGeneration) -> None:

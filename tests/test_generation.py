@@ -247,6 +247,7 @@ def test_stopping_criteria_see_every_step(painter: PaiPainterForImageGeneration)
     ("options", "message"),
     [
         ({"temperature": 0}, "`temperature` must be a number above 0"),
+        ({"temperature": 1e-38}, "`temperature` must be a number above 0 \\(from 1e-30 on\\), got 1e-38"),
         ({"top_k": 0}, "`top_k` must be a whole number"),
         ({"top_p": 1.5}, "`top_p` must lie in"),
         ({"best_of": 0}, "`best_of` must be a whole number"),

@@ -203,7 +203,7 @@ def test_guessing_rounds_nothing_and_needs_a_number() -> None:
     cpu = torch.device("cpu")
     assert find_speed(guessing(3), cpu).is_exact
     assert find_speed(guessing(3), torch.device("cuda")).guess_ahead == 3  # passed over: `generate` paints there
-    with pytest.raises(ValueError, match="`guess_ahead` must be a number of codes, 0 for none, got -1"):
+    with pytest.raises(ValueError, match="`guess_ahead` must be a whole number, 0 for none, got -1"):
         find_speed(guessing(-1), cpu)
 
 

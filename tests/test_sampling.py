@@ -218,7 +218,11 @@ def test_the_largest_seed_can_be_used() -> None:
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("temperature", [0, 0.0, -1, float("nan"), INF, -INF, True, "1", None], r"above 0, got .* use\s`top_k=1`"),
+        (
+            "temperature",
+            [0, 0.0, -1, float("nan"), INF, -INF, True, "1", None],
+            r"above 0 \(from 1e-30 on\), got .* use\s`top_k=1`",
+        ),
         ("top_k", [0, -1, True, False, 1.5, "5"], r"`top_k` must be a whole number .*\(100 is usual\), got "),
         ("top_p", [0, -0.1, 1.5, float("nan"), INF, True, "0.9"], r"`top_p` must lie in \(0, 1\], got "),
         ("best_of", [0, -3, True, 2.0, None], "`best_of` must be a whole number of at least 1, got "),

@@ -3,14 +3,17 @@
 
 import copy
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from model_fixtures import expected, golden_painter
 
-from pai_painter import PaiPainterForImageGeneration
-from pai_painter.speed_pai_painter import SPEEDS, PaintingSpeed, find_speed, has_bfloat16
+from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline
+from pai_painter.lora import add_lora
+from pai_painter.painting import PaintingOptions
+from pai_painter.speed_pai_painter import SPEEDS, PaintingSpeed, _warn_once, find_speed, has_bfloat16
 
 CAPTIONS = expected()["text_ids"]
 CPU = torch.device("cpu")
@@ -63,9 +66,9 @@ def test_what_was_rounded_is_kept_until_the_weights_change(
     first = painter.generate_images(CAPTIONS, **options)
     assert torch.equal(painter.generate_images(CAPTIONS, **options).image_codes, first.image_codes)
     assert made == [3]
-    with torch.no_grad():
-        painter.model.layers[0].mlp.fc_2.weight.mul_(-3)
-        painter.vqgan.post_quant_conv.weight.mul_(-3)
+    # As peft merges adapters: PyTorch doesn't count what is written through `.data`.
+    painter.model.layers[0].mlp.fc_2.weight.data.mul_(-3)
+    painter.vqgan.post_quant_conv.weight.data.mul_(-3)
     changed = painter.generate_images(CAPTIONS, **options)
     assert made == [3, 3]
     assert not torch.equal(changed.image_codes, first.image_codes)
@@ -101,6 +104,7 @@ def test_imitated_bfloat16_is_refused_or_warned_of_before_the_work(
     assert not has_bfloat16()
     with pytest.raises(ValueError, match="no bfloat16 arithmetic, so that `speed` 'balanced' would be slower"):
         painter.generate_images(CAPTIONS, speed="balanced")
+    _warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="pai_painter"):
         assert find_speed(BFLOAT16, CPU) == BFLOAT16  # whoever gives settings gets them
         assert "imitating it takes longer than float32" in caplog.text
@@ -115,6 +119,51 @@ def test_a_build_without_int8_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no int8 arithmetic: please use another `speed` than 'fastest'"):
         find_speed("fastest", CPU)
     assert find_speed("exact", CPU).is_exact
+
+
+def test_threads_share_weights_and_nothing_else(painter: PaiPainterForImageGeneration) -> None:
+    def paint(seed: int) -> torch.Tensor:
+        return painter.generate_images(CAPTIONS, seed=seed, speed=INT8).image_codes
+
+    alone = [paint(seed) for seed in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(paint, range(6)))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_models_in_any_precision_and_mode(painter: PaiPainterForImageGeneration, dtype: torch.dtype) -> None:
+    painter = painter.to(dtype)
+    for rows in (1, 3):
+        with torch.inference_mode():
+            inside = painter.generate_images(CAPTIONS[:rows], seed=0, speed=INT8)
+        outside = painter.generate_images(CAPTIONS[:rows], seed=0, speed=INT8)
+        assert torch.equal(inside.image_codes, outside.image_codes)
+        assert outside.pixel_values.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"int8_rows": -1}, "`int8_rows` must be a whole number, 0 for none, got -1"),
+        ({"guess_ahead": 1.5}, "`guess_ahead` must be a whole number, 0 for none, got 1.5"),
+        ({"dtype": torch.int8}, "`dtype` must be a floating-point type such as torch.bfloat16, got torch.int8"),
+        ({"dtype": "bfloat16"}, "`dtype` must be a floating-point type such as torch.bfloat16, got 'bfloat16'"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        find_speed(PaintingSpeed(**settings), CPU)
+    with pytest.raises(ValueError, match="must be one of exact, balanced, fastest, got \\[\\]"):
+        find_speed([], CPU)  # type: ignore[arg-type]
+
+
+def test_an_adapter_that_is_not_merged_is_refused_before_the_work() -> None:
+    pipe = PaiPainterPipeline.from_pretrained(DEMO_MODEL)
+    add_lora(pipe.model, 2)
+    assert PaintingOptions.for_model(pipe).speed == "exact"
+    with pytest.raises(ValueError, match="Only `speed='exact'` goes with adapters that aren't merged"):
+        PaintingOptions.for_model(pipe, speed="fastest")
 
 
 def test_names_stand_for_what_the_documentation_says() -> None:

@@ -25,22 +25,31 @@ __all__ = ["CodeWriter", "can_write_codes"]
 # With fewer rows, float32 weights stream from memory as fast in the order that they are stored in.
 _ROWS_THAT_PACKING_SPEEDS_UP = 3
 
+# What a generation configuration may say besides what decides how codes are drawn.
+_OWN_SETTINGS = {
+    *("max_length", "do_sample", "temperature", "top_k", "top_p", "best_of", "use_cache", "cache_implementation"),
+    *("compile_config", "disable_compile", "transformers_version", "_from_model_config"),
+}
+
 StopWhen = Callable[[torch.Tensor], bool]  # all ids so far (rows, length) -> whether to stop
 
 
 def can_write_codes(model: PreTrainedModel) -> bool:
     """
     Whether the model is as it was built, on the CPU, and in evaluation mode: without adapters, quantised layers,
-    offloading or other hooks, all of which work in `generate`.
+    offloading or other hooks, autocast, and settings for `generate` beyond the draw, all of which work in `generate`.
     """
     if model.device.type != "cpu" or model.training or model.config._attn_implementation not in ("sdpa", "eager"):
+        return False
+    if torch.is_autocast_enabled("cpu") or model.generation_config.to_diff_dict().keys() - _OWN_SETTINGS:
         return False
     parts = [model, model.lm_head, *model.model.modules()]
     linear = [part for part in parts if isinstance(part, nn.Linear)]
     return (
         all(type(part) is nn.Linear and part.weight.device.type == "cpu" for part in linear)
         and len(linear) == 6 * model.config.num_hidden_layers + 1
-        and not any(part._forward_hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook") for part in parts)
+        # accelerate and diffusers put a `forward` of theirs into the module itself
+        and not any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts)
     )
 
 

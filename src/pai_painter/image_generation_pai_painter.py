@@ -19,7 +19,7 @@ from .modeling_vqgan import PaiPainterVQModel
 from .sampling_pai_painter import GumbelSampler, check_captions, check_sampling_options, picture_seeds
 from .speed_pai_painter import PaintingSpeed, SpeedName, find_speed
 
-__all__ = ["ImageGenerationMixin", "PaiPainterImageOutput"]
+__all__ = ["ImageGenerationMixin", "PaiPainterImageOutput", "check_speed"]
 
 # Pictures that the codec decodes at once on the CPU; with more of them it is no faster, and needs more memory.
 _DECODED_AT_ONCE = 4
@@ -93,8 +93,8 @@ class ImageGenerationMixin(GenerationMixin):
         check_captions(input_ids, self.config)
         speed = find_speed(speed, self.device)
 
-        captions, pictures = len(input_ids), len(input_ids) * num_images_per_prompt
-        seeds = picture_seeds(captions, num_images_per_prompt, best_of, seed, generator)
+        seeds = picture_seeds(len(input_ids), num_images_per_prompt, best_of, seed, generator)
+        pictures = len(input_ids) * num_images_per_prompt
         sampler = GumbelSampler(seeds, temperature, top_k, top_p)
         image_codes = self._write_codes(input_ids, num_images_per_prompt * best_of, sampler, speed, generate_kwargs)
         image_codes = image_codes.unflatten(0, (pictures, best_of))
@@ -123,11 +123,7 @@ class ImageGenerationMixin(GenerationMixin):
             stop_when = [lambda ids, criterion=each: bool(criterion(ids, None).all()) for each in criteria]
             writer = _ready(self).code_writer(self, len(input_ids) * copies, speed)
             return writer.write(input_ids, copies, sampler, stop_when)
-        if not speed.is_exact:
-            raise ValueError(
-                "Only `speed='exact'` goes with adapters that aren't merged, with hooks, with a model in training mode "
-                f"and with options of `generate` ({', '.join(generate_kwargs) or 'none are given'})."
-            )
+        check_speed(self, speed, sorted(generate_kwargs.keys() - {"stopping_criteria"}))
         sequences = self.generate(
             input_ids.repeat_interleave(copies, dim=0),
             logits_processor=[sampler],
@@ -160,6 +156,21 @@ class ImageGenerationMixin(GenerationMixin):
         return torch.cat([codec.decode(chunk) for chunk in chunks]).to(self.vqgan.dtype)
 
 
+def check_speed(model: PreTrainedModel, speed: PaintingSpeed, generate_options: list[str] | None = None) -> None:
+    """
+    Raises:
+        ValueError: if a model can't be painted with at a speed that rounds, or not with these options of `generate`.
+    """
+    if speed.is_exact or (can_write_codes(model) and not generate_options):
+        return
+    if generate_options:
+        raise ValueError(f"Only `speed='exact'` goes with options of `generate`, such as `{generate_options[0]}`.")
+    raise ValueError(
+        "Only `speed='exact'` goes with adapters that aren't merged, quantised layers, hooks, autocast, a model in "
+        "training mode, attention other than sdpa and eager, and further settings in `generation_config`."
+    )
+
+
 @dataclass
 class _Ready:
     """What speeds other than `exact` need: rounded copies of a model, each with a stamp of the weights it is from."""
@@ -171,15 +182,19 @@ class _Ready:
         if speed.is_exact:  # takes a tenth of a second, and keeping a copy of all weights wouldn't be worth that
             return _new_writer(model, rows, speed)
         key = (rows, speed, _stamp([*model.model.parameters(), *model.lm_head.parameters()]))
-        if key not in self.writers:
-            self.writers = {key: _new_writer(model, rows, speed)}  # never two at once
-        return self.writers[key]
+        writer = self.writers.get(key)
+        if writer is None:
+            writer = _new_writer(model, rows, speed)
+            self.writers = {key: writer}  # never two at once
+        return copy.copy(writer)  # the same weights, but a cache of its own for each thread
 
     def codec(self, vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:
         key = (dtype, _stamp(vqgan.parameters()))
-        if key not in self.codecs:
-            self.codecs = {key: _rounded_codec(vqgan, dtype)}
-        return self.codecs[key]
+        codec = self.codecs.get(key)
+        if codec is None:
+            codec = _rounded_codec(vqgan, dtype)
+            self.codecs = {key: codec}
+        return codec
 
 
 def _new_writer(model: PreTrainedModel, rows: int, speed: PaintingSpeed) -> CodeWriter:
@@ -194,9 +209,12 @@ def _ready(model: nn.Module) -> _Ready:
     return _READY.setdefault(model, _Ready())
 
 
-def _stamp(parameters: Iterable[nn.Parameter]) -> tuple[tuple[int, int], ...]:
-    """Another one as soon as weights are replaced or written to."""
-    return tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in parameters)
+def _stamp(parameters: Iterable[nn.Parameter]) -> tuple[tuple[int, float], ...]:
+    """
+    Another one as soon as weights are replaced or written to. PyTorch counts what is written, but not through `.data`,
+    as peft merges adapters; so their sum is looked at, which takes a hundredth of a picture's time.
+    """
+    return tuple((each.data_ptr(), each.detach().sum().item()) for each in parameters)
 
 
 def _rounded_codec(vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:

@@ -79,27 +79,19 @@ class Int8Linear:
             quantized = torch._make_per_channel_quantized_tensor(
                 integers, scales.double(), torch.zeros_like(scales).long(), axis=0
             )
-        self.bias = torch.zeros(len(scales)) if bias is None else bias.float()
+        self.bias = torch.zeros_like(scales) if bias is None else bias.float()
         self.weight = torch.ops.quantized.linear_prepack(quantized, None)
-        self.in_features = weight.shape[1]
-        self.inputs = self._inputs(0)
-
-    def _inputs(self, rows: int) -> torch.Tensor:
         # The operator takes one scale for all rows from the smallest and largest number in them, so that a row would
         # change its neighbours. Each row is scaled to [-1, 1] beforehand, and one more row holds both ends.
-        inputs = torch.zeros(rows + 1, self.in_features)
-        inputs[-1, 0], inputs[-1, -1] = -1, 1
-        return inputs
+        self.ends = torch.zeros(1, weight.shape[1], dtype=torch.float32)
+        self.ends[0, 0], self.ends[0, -1] = -1, 1
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        rows = len(inputs)
-        if rows == 1:
-            products = torch.ops.quantized.linear_dynamic(inputs.float(), self.weight, False)
-            return products.add_(self.bias).to(inputs.dtype)
-        if len(self.inputs) != rows + 1:
-            self.inputs = self._inputs(rows)
-        largest = torch.linalg.vector_norm(inputs, float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
+        given, inputs = inputs.dtype, inputs.float()
+        if len(inputs) == 1:
+            return torch.ops.quantized.linear_dynamic(inputs, self.weight, False).add_(self.bias).to(given)
+        largest = torch.linalg.vector_norm(inputs, float("inf"), dim=-1, keepdim=True)
         largest.clamp_(min=torch.finfo(torch.float32).tiny)
-        torch.div(inputs, largest, out=self.inputs[:rows])
-        products = torch.ops.quantized.linear_dynamic(self.inputs, self.weight, False)[:rows]
-        return torch.addcmul(self.bias, products, largest).to(inputs.dtype)
+        scaled = torch.cat([inputs / largest, self.ends])
+        products = torch.ops.quantized.linear_dynamic(scaled, self.weight, False)[:-1]
+        return torch.addcmul(self.bias, products, largest).to(given)

@@ -12,6 +12,7 @@ from typing import cast
 from PIL import Image
 
 from .grids import draw_grid
+from .image_generation_pai_painter import check_speed
 from .picture_files import check_new_files, enlarge, file_stem, in_folder_or_file, save_png, unique_names
 from .pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from .sampling_pai_painter import check_sampling_options, picture_seeds
@@ -66,7 +67,7 @@ class PaintingOptions:
             speed=speed,
         )
         check_sampling_options(options.temperature, options.top_k, options.top_p, options.best_of)
-        find_speed(options.speed, pipe.model.device)
+        check_speed(pipe.model, find_speed(options.speed, pipe.model.device))
         if size is not None:
             side = pipe.model.config.vq_config.resolution
             enlarge(Image.new("1", (side, side)), size)  # refuses a wrong size before the work

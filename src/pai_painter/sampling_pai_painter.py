@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _MAX_SEED = 2**63 - 1
+_LOWEST_TEMPERATURE = 1e-30  # below it logits divided by it are infinite, and all codes alike
 
 
 def default_generation_config(config: PaiPainterConfig) -> GenerationConfig:
@@ -68,10 +69,10 @@ def check_sampling_options(temperature: float, top_k: int | None, top_p: float |
     Raises:
         ValueError: if one of the options is out of its range, with what to use instead.
     """
-    if not _is_number(temperature) or not 0 < temperature < float("inf"):
+    if not _is_number(temperature) or not _LOWEST_TEMPERATURE <= temperature < float("inf"):
         raise ValueError(
-            f"`temperature` must be a number above 0, got {temperature!r}. For the most likely code at each step use "
-            f"`top_k=1`."
+            f"`temperature` must be a number above 0 (from {_LOWEST_TEMPERATURE:g} on), got {temperature!r}. For the "
+            f"most likely code at each step use `top_k=1`."
         )
     if top_k is not None and not _is_count(top_k):
         raise ValueError(f"`top_k` must be a whole number of at least 1 (100 is usual), got {top_k!r}.")

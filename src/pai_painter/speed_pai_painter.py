@@ -3,6 +3,7 @@
 
 import logging
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import torch
@@ -65,12 +66,16 @@ def find_speed(speed: SpeedName | PaintingSpeed, device: torch.device) -> Painti
     """
     if isinstance(speed, PaintingSpeed):
         found = speed
-    elif speed in SPEEDS:
+    elif isinstance(speed, str) and speed in SPEEDS:
         found = SPEEDS[speed]
     else:
         raise ValueError(f"`speed` must be one of {', '.join(SPEEDS)}, got {speed!r}.")
-    if found.guess_ahead < 0:
-        raise ValueError(f"`guess_ahead` must be a number of codes, 0 for none, got {found.guess_ahead}.")
+    for name in ("int8_rows", "guess_ahead"):
+        number = getattr(found, name)
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ValueError(f"`{name}` must be a whole number, 0 for none, got {number!r}.")
+    if found.dtype is not None and not (isinstance(found.dtype, torch.dtype) and found.dtype.is_floating_point):
+        raise ValueError(f"`dtype` must be a floating-point type such as torch.bfloat16, got {found.dtype!r}.")
     if found.is_exact:
         return found
     if device.type != "cpu":
@@ -82,16 +87,22 @@ def find_speed(speed: SpeedName | PaintingSpeed, device: torch.device) -> Painti
         raise ValueError(f"This build of PyTorch has no int8 arithmetic: please use another `speed` than {speed!r}.")
     if found.dtype == torch.bfloat16 and not has_bfloat16():
         if found is speed:
-            logger.warning("This processor has no bfloat16 arithmetic: imitating it takes longer than float32.")
+            _warn_once("This processor has no bfloat16 arithmetic: imitating it takes longer than float32.")
             return found
         if not found.int8_rows:
             raise ValueError(
                 f"This processor has no bfloat16 arithmetic, so that `speed` {speed!r} would be slower than 'exact': "
                 f"please use 'exact' or 'fastest'."
             )
-        logger.warning("This processor has no bfloat16 arithmetic: it paints with int8 and float32.")
+        _warn_once("This processor has no bfloat16 arithmetic: it paints with int8 and float32.")
         return replace(found, dtype=None, int8_rows=_MANY)
     return found
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Rather than for each picture."""
+    logger.warning(message)
 
 
 def _has_int8() -> bool:
