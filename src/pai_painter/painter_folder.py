@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from httpx2 import HTTPError  # huggingface_hub's own client
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 
 __all__ = [
+    "DEMO_NAME",
     "AdapterFolder",
     "PainterFolder",
     "find_file",
@@ -27,7 +29,7 @@ __all__ = [
 ]
 
 _DEMO_FOLDER = Path(__file__).parent / "demo_model"
-_DEMO_NAME = "pai_painter.DEMO_MODEL"  # what adapters call it: its path is another one on each machine
+DEMO_NAME = "pai_painter.DEMO_MODEL"  # what adapters call it: its path is another one on each machine
 
 _BESIDE_LORA = ("bias", "modules_to_save", "target_parameters", "trainable_token_indices")
 
@@ -177,7 +179,7 @@ def read_adapter_folder(
         raise ValueError(
             f"The adapter {name} doesn't say on which model it was trained: please pass that model as `base`."
         )
-    where = str(_DEMO_FOLDER) if recorded == _DEMO_NAME else recorded
+    where = str(_DEMO_FOLDER) if recorded == DEMO_NAME else recorded
     return AdapterFolder(name, settings, weights, where, revision or "main")
 
 
@@ -191,7 +193,7 @@ def portable_base_name(name_or_path: str) -> str:
     if not os.path.isdir(name_or_path):
         return name_or_path
     if os.path.samefile(name_or_path, _DEMO_FOLDER):
-        return _DEMO_NAME
+        return DEMO_NAME
     return os.path.abspath(name_or_path)
 
 
@@ -226,7 +228,7 @@ def find_file(name_or_path: str, filename: str, optional: bool = False, **hub_op
             _raise_exceptions_for_connection_errors=not optional,
             **hub_options,
         )
-    except OSError as error:
+    except (OSError, HTTPError) as error:  # the latter if HF_ENDPOINT is no address
         reason = str(error).split("\n")[0].rstrip(".")
         raise OSError(f"There is no folder {name_or_path}, and the Hub does not give it either: {reason}.") from error
 

@@ -6,9 +6,15 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from typing import Any, TypeVar
 
-from httpx2 import ConnectError, HTTPError, TransportError  # huggingface_hub's own client: its errors pass through
+from httpx2 import (
+    ConnectError,
+    HTTPError,
+    TransportError,
+    UnsupportedProtocol,
+)  # huggingface_hub's own client: its errors pass through
 from huggingface_hub import get_token
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -85,6 +91,8 @@ def _underlying(error: BaseException) -> BaseException:
 def _passing_trouble(error: BaseException, unreachable: bool) -> str | None:
     if isinstance(error, HfHubHTTPError) and error.response.status_code in _PASSING:
         return f"answered {error.response.status_code}"
+    if isinstance(error, UnsupportedProtocol):  # in an address: it stays wrong
+        return None
     if isinstance(error, TransportError) and (unreachable or not isinstance(error, ConnectError)):
         return "can't be reached or broke off"
     return None
@@ -115,6 +123,8 @@ def one_sentence_errors(
         yield
     except (HTTPError, OSError, RuntimeError) as error:
         reason = _reason(_underlying(error), repo_id, endpoint, done, revision)
+    except JSONDecodeError:  # a page in HTML
+        reason = f"{repo_id} could not be {done}: {endpoint} doesn't answer as the Hub does (HF_ENDPOINT)"
     except ValueError as error:  # such as a card whose metadata the Hub doesn't like
         raise ValueError(redacted(str(error), token)) from None
     else:
@@ -130,6 +140,8 @@ def _reason(error: BaseException, repo_id: str, endpoint: str, done: str, revisi
             f"{repo_id} can't be {done}: the Hub ({endpoint}) can't be asked, and "
             f"{'revision ' + revision if revision else 'it'} was not downloaded completely before"
         )
+    if isinstance(error, UnsupportedProtocol):
+        return f"{repo_id} can't be {done}: HF_ENDPOINT must begin with https://, got {endpoint}"
     if not isinstance(error, HfHubHTTPError):
         why = f", since the Hub ({endpoint}) can't be reached or broke off" if isinstance(error, HTTPError) else ""
         return f"{repo_id} could not be {done}{why} ({str(error).strip().rstrip('.')})"

@@ -6,14 +6,26 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, split_state_dict_into_shards_factory
+from huggingface_hub import ModelCard, metadata_load, split_state_dict_into_shards_factory
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in its __all__
 from safetensors import SafetensorError, safe_open
+from yaml import YAMLError
 
+from ..painter_folder import DEMO_NAME
 from .remote_code import CODE_FILES, add_remote_code
 
-__all__ = ["belongs_to_model", "files_to_push", "is_repository_name", "planned_files", "says_which_model"]
+__all__ = [
+    "belongs_to_model",
+    "files_to_push",
+    "has_weights",
+    "is_base_name",
+    "is_reference_name",
+    "is_repository_name",
+    "missing_shards",
+    "planned_files",
+    "says_which_model",
+]
 
 # Whatever is not named here stays at home: checkpoints, optimizer state, data, rejected rows, caches, logs.
 _FILES = {
@@ -43,11 +55,16 @@ def files_to_push(folder: str | Path) -> list[str]:
         raise ValueError(
             f"{folder} is a checkpoint of EasyNLP: please convert it first (`pai-painter convert {folder} NEW_FOLDER`)."
         )
-    configured = "config.json" in names or "adapter_config.json" in names
-    if not configured or not any(name.endswith(".safetensors") for name in names):
+    configs = [name for name in ("config.json", "adapter_config.json") if name in names]
+    if len(configs) == 2:
+        raise ValueError(
+            f"{folder} holds a whole model (config.json) and an adapter (adapter_config.json): which of them is meant? "
+            f"Please keep them in different folders."
+        )
+    if not configs or not has_weights(names, configs[0]):
         old = sorted(path.name for path in folder.iterdir() if _OLD_WEIGHTS.fullmatch(path.name))
         raise ValueError(
-            f"{folder} holds no model to push: it must have config.json or adapter_config.json, and weights as "
+            f"{folder} holds no model to push: it must have config.json or adapter_config.json, and its weights as "
             f".safetensors"
             + (f", not {old[0]} (`pai-painter convert {folder} NEW_FOLDER` makes them)." if old else ".")
         )
@@ -72,10 +89,13 @@ def planned_files(
         the name in the repository, and a file or its content.
 
     Raises:
-        ValueError: if the folder can't be pushed, or if an adapter's base is a folder of this machine.
+        ValueError: if the folder can't be pushed, if its card is damaged, or if an adapter's base is a folder of this
+            machine.
     """
     folder = Path(folder)
     files: dict[str, Path | bytes] = {name: folder / name for name in files_to_push(folder)}
+    if "README.md" in files:
+        _check_card(folder / "README.md")
     if "adapter_config.json" in files:
         return files | _adapter_files(folder, base)
     if base is not None:
@@ -95,6 +115,31 @@ def belongs_to_model(name: str) -> bool:
 def says_which_model(name: str) -> bool:
     """Whether loading could take another model than the one meant, if this file of an older one stayed."""
     return name in ("config.json", "adapter_config.json") or _WEIGHTS.fullmatch(name) is not None
+
+
+def has_weights(names: list[str], config: str, old: bool = False) -> bool:
+    """
+    Whether the weights that belong to a configuration are among files: whole, or by an index.
+
+    Args:
+        names: the files.
+        config: `"config.json"` for a whole model, `"adapter_config.json"` for an adapter.
+        old: EasyNLP's will do.
+    """
+    if config == "adapter_config.json":
+        return "adapter_model.safetensors" in names
+    forms = ["model.safetensors", "pytorch_model.bin"] if old else ["model.safetensors"]
+    return any(form in names or f"{form}.index.json" in names for form in forms)
+
+
+def is_base_name(name: str) -> bool:
+    """Whether others find an adapter's base by this name: a repository's, or that of the model in the package."""
+    return name == DEMO_NAME or ("/" in name and is_repository_name(name))
+
+
+def is_reference_name(name: str) -> bool:
+    """Whether git lets a branch or a tag be called so, as far as the usual slips go."""
+    return re.fullmatch(r"[^\s~^:?*\[\\]+", name) is not None and ".." not in name
 
 
 def is_repository_name(name: str) -> bool:
@@ -122,14 +167,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def missing_shards(folder: Path) -> list[str]:
-    """The files that an index of weights names and that aren't there."""
-    return [
-        name
-        for index in sorted(folder.glob("*model*.index.json"))
-        for name in sorted(set(read_json(index).get("weight_map", {}).values()))
-        if not (folder / name).is_file()
-    ]
+def missing_shards(folder: Path, names: list[str]) -> list[str]:
+    """
+    The files that an index of weights names and that aren't among `names`, the folder's files that are looked at.
+
+    Raises:
+        ValueError: if an index is damaged.
+    """
+    missing = []
+    for index in (name for name in names if name.endswith(".index.json")):
+        shards = read_json(folder / index).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise ValueError(f"{folder / index} is damaged: its weight_map must name the file of each weight.")
+        missing += sorted(set(shards.values()) - set(names))
+    return missing
 
 
 def _goes(name: str) -> bool:
@@ -144,9 +195,17 @@ def _check_weights(folder: Path, names: list[str]) -> None:
                     pass
             except SafetensorError as error:
                 raise ValueError(f"The weights {folder / name} are damaged or cut off ({error}).") from error
-    missing = missing_shards(folder)
+    missing = missing_shards(folder, names)
     if missing:
-        raise ValueError(f"The weights in {folder} are incomplete: {missing[0]} is missing.")
+        why = "isn't called as weights are" if (folder / missing[0]).is_file() else "is missing"
+        raise ValueError(f"The weights in {folder} are incomplete: {missing[0]} {why}.")
+
+
+def _check_card(card: Path) -> None:
+    try:
+        metadata_load(card)
+    except (ValueError, YAMLError) as error:  # of UTF-8, or of its first lines
+        raise ValueError(f"The card {card} is damaged ({' '.join(str(error).split())}).") from error
 
 
 def _shards(weights: Path, scratch: Path, max_shard_size: int | str) -> dict[str, Path | bytes]:
@@ -179,7 +238,7 @@ def _adapter_files(folder: Path, base: str | None) -> dict[str, Path | bytes]:
     settings = read_json(folder / "adapter_config.json")
     if base is None:
         recorded = settings.get("base_model_name_or_path")
-        if not isinstance(recorded, str) or not is_repository_name(recorded):
+        if not isinstance(recorded, str) or not is_base_name(recorded):
             raise ValueError(
                 f"The adapter {folder} was trained on a folder of this machine, which nobody else has: please say what "
                 f"that model is called on the Hub (`base`, on the command line `--base OWNER/NAME`)."

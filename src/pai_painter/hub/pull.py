@@ -9,12 +9,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from httpx2 import TransportError  # huggingface_hub's own client
+from httpx2 import TransportError, UnsupportedProtocol  # huggingface_hub's own client
 from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, OfflineModeIsEnabled
 
 from .errors import checked_token, one_sentence_errors, patiently
-from .folder import belongs_to_model, is_repository_name, missing_shards
+from .folder import belongs_to_model, has_weights, is_repository_name, missing_shards
 
 __all__ = ["pull_folder"]
 
@@ -89,6 +89,8 @@ def _names_on_the_hub(api: HfApi, repo_id: str, revision: str) -> list[str] | No
         siblings = patiently(api.model_info, repo_id, revision=revision, unreachable=False).siblings
     except OfflineModeIsEnabled:
         return None
+    except UnsupportedProtocol:
+        raise
     except TransportError:
         logger.warning("The Hub (%s) can't be reached; looking for what was downloaded before.", api.endpoint)
         return None
@@ -106,21 +108,26 @@ def _names_in_the_cache(repo_id: str, revision: str) -> list[str] | None:
 def _wanted(names: list[str]) -> list[str]:
     """Of several formats of weights only the safe one."""
     names = [name for name in names if belongs_to_model(name)]
-    if any(name.endswith(".safetensors") for name in names):
-        names = [name for name in names if ".bin" not in name]
-    return names
+    old = [name for name in names if ".bin" in name]
+    for config, prefix in (("config.json", "pytorch_"), ("adapter_config.json", "adapter_")):
+        if has_weights(names, config):
+            old = [name for name in old if not name.startswith(prefix)]
+    return [name for name in names if ".bin" not in name or name in old]
 
 
 def _complete_files(snapshot: Path, repo_id: str) -> list[str]:
     """The model's files in a folder of the cache, which may hold others."""
     files = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
     files = _wanted(files)
-    missing = missing_shards(snapshot)
+    missing = missing_shards(snapshot, files)
     if missing:
         raise OSError(f"{repo_id} is incomplete: {missing[0]} is missing.")
-    if not {"config.json", "adapter_config.json"} & set(files) or not any(
-        name.endswith((".safetensors", ".bin")) for name in files
-    ):
+    configs = [name for name in ("config.json", "adapter_config.json") if name in files]
+    if len(configs) == 2:
+        raise ValueError(
+            f"{repo_id} holds a whole model (config.json) and an adapter (adapter_config.json): which is meant?"
+        )
+    if not configs or not has_weights(files, configs[0], old=True):
         raise ValueError(
             f"{repo_id} holds no model: it must have config.json or adapter_config.json, and weights (it has "
             f"{', '.join(files[:5]) or 'nothing of the kind'})."
@@ -135,8 +142,8 @@ def _check_target(target: Path) -> None:
 
 def _copy(snapshot: Path, files: list[str], target: Path, force: bool) -> None:
     """Copies, since changes to the folder must not change the cache. The folder is there whole or not at all."""
-    held = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir())
-    if held == files and not filecmp.cmpfiles(snapshot, target, files, shallow=False)[1]:
+    held = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if _holds(path))
+    if held == files and filecmp.cmpfiles(snapshot, target, files, shallow=False)[0] == files:
         return
     if held and not force:
         raise FileExistsError(f"{target} isn't empty: please name a new folder, or --force to replace the model in it.")
@@ -146,17 +153,47 @@ def _copy(snapshot: Path, files: list[str], target: Path, force: bool) -> None:
             f"{target} holds more than a model ({', '.join(strangers[:3])}), which --force doesn't delete: please name "
             f"a new folder."
         )
+    if not held and target.exists():
+        _fill(snapshot, files, target)
+        return
+    if held and target.samefile(Path.cwd()):
+        raise FileExistsError(f"{target} is the current folder, which can't be replaced: please go to another one.")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         whole, old = Path(scratch) / "whole", Path(scratch) / "old"
-        for name in files:
-            (whole / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(snapshot / name, whole / name)
-        if target.exists():
-            target.rename(old)
+        _copy_files(snapshot, files, whole)
         try:
+            if target.exists():
+                target.rename(old)
             whole.rename(target)
-        except OSError:
-            if old.exists():
+        except BaseException:  # Ctrl-C, too
+            if old.exists() and not target.exists():
                 old.rename(target)
+            raise
+
+
+def _holds(path: Path) -> bool:
+    """Whether it is more than a folder."""
+    return path.is_symlink() or not path.is_dir()
+
+
+def _copy_files(snapshot: Path, files: list[str], target: Path) -> None:
+    for name in files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(snapshot / name, target / name)
+
+
+def _fill(snapshot: Path, files: list[str], target: Path) -> None:
+    """Into an empty folder, which stays the same one: it may be the current one, or where a disk is mounted."""
+    with tempfile.TemporaryDirectory(prefix=".pull-", dir=target) as scratch:
+        _copy_files(snapshot, files, Path(scratch))
+        # Without its configuration, which comes last, it is no model.
+        entries = sorted(Path(scratch).iterdir(), key=lambda path: path.name in ("config.json", "adapter_config.json"))
+        try:
+            for entry in entries:
+                entry.rename(target / entry.name)
+        except BaseException:
+            for entry in entries:
+                if not entry.exists():
+                    (target / entry.name).rename(entry)
             raise

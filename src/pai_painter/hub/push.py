@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from .errors import check_login, one_sentence_errors, patiently
-from .folder import is_repository_name, planned_files, says_which_model
+from .folder import is_reference_name, is_repository_name, planned_files, says_which_model
 
 __all__ = ["push_files", "push_folder"]
 
@@ -136,6 +136,11 @@ def _check_options(repo_id: str, private: bool, revision: str | None, tag: str |
             f"{repo_id!r} is no name of a repository on the Hub: please give owner/name, of letters, digits, -, _ "
             f"and . (no two - or . in a row)."
         )
+    for option, name in (("revision", revision), ("tag", tag)):
+        if name is not None and not is_reference_name(name):
+            raise ValueError(
+                f"The {option} can't be called {name!r}: please give a name without blanks, .. and any of ~^:?*[\\."
+            )
     if pull_request and (private or revision is not None or tag is not None):
         raise ValueError(
             "A pull request asks for a commit on another's main branch: please leave `private`, `revision` and `tag` "
@@ -172,7 +177,7 @@ def _commit(repository: _Repository, files: Files, message: str, tag: str | None
     oid, there = repository.head()
     operations = _changes(files, there)
     tagged = None if tag is None else _tagged(repository, tag)
-    if tagged is not None and (operations or tagged != oid):
+    if tagged is not None and _changes(files, repository.head(tagged)[1]):
         raise ValueError(
             f"The tag {tag} of {repository.name} is at another commit ({tagged[:7]}), so nothing was pushed: please "
             f"take another tag."

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from ..hub import check_login, is_repository_name, push_folder
+from ..hub.folder import is_base_name, is_reference_name
 from ..modeling_pai_painter import PaiPainterForImageGeneration
 from ..painter_folder import portable_base_name
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
@@ -25,7 +26,8 @@ def check_push(model: PainterModelArguments, training: PainterTrainingArguments)
     Finds out before the training, without a network, what would keep its model from the Hub in the end.
 
     Raises:
-        ValueError: if there is no token, if the name can't be one, or if an adapter's base has no name on the Hub.
+        ValueError: if there is no token, if the name or the tag can't be one, or if an adapter's base has no name on
+            the Hub.
     """
     if not training.push_to_hub:
         return
@@ -33,12 +35,18 @@ def check_push(model: PainterModelArguments, training: PainterTrainingArguments)
     repository = _repository(training)
     if not is_repository_name(repository):
         raise ValueError(f"{repository!r} can be no repository on the Hub: please set `hub_model_id` to owner/name.")
+    if training.hub_tag is not None and not is_reference_name(training.hub_tag):
+        raise ValueError(
+            f"`hub_tag` can't be {training.hub_tag!r}: please give a name without blanks, .. and any of ~^:?*[\\."
+        )
     if model.lora_rank is None:
         if training.hub_base_model is not None:
             raise ValueError("`hub_base_model` is for adapters (`lora_rank`): please leave it out.")
         return
-    base = training.hub_base_model or portable_base_name(str(model.model_name_or_path))
-    if not is_repository_name(base):
+    given = training.hub_base_model
+    if given is not None and ("/" not in given or not is_repository_name(given)):
+        raise ValueError(f"`hub_base_model` must be a repository of the Hub, owner/name, got {given!r}.")
+    if given is None and not is_base_name(portable_base_name(str(model.model_name_or_path))):
         raise ValueError(
             f"The adapter is to go to the Hub, but its base {model.model_name_or_path} is a folder of this machine: "
             f"please set `hub_base_model` to what that model is called on the Hub, owner/name."
