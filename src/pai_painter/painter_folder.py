@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from .hub.folder import DEMO_NAME
 
 __all__ = [
-    "DEMO_NAME",
     "AdapterFolder",
     "PainterFolder",
     "find_file",
@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 _DEMO_FOLDER = Path(__file__).parent / "demo_model"
-DEMO_NAME = "pai_painter.DEMO_MODEL"  # what adapters call it: its path is another one on each machine
 
 _BESIDE_LORA = ("bias", "modules_to_save", "target_parameters", "trainable_token_indices")
 

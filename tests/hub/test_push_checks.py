@@ -14,7 +14,8 @@ from hub_stand_in import HubStandIn
 from safetensors.torch import save_file
 
 from pai_painter.hub import pull_folder, push_folder
-from pai_painter.painter_folder import DEMO_NAME, find_file
+from pai_painter.hub.folder import DEMO_NAME
+from pai_painter.painter_folder import find_file
 from pai_painter.training.arguments import PainterModelArguments, PainterTrainingArguments
 from pai_painter.training.outcome import check_push
 

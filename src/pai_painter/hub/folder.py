@@ -12,10 +12,10 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
-from ..painter_folder import DEMO_NAME
 from .remote_code import CODE_FILES, add_remote_code
 
 __all__ = [
+    "DEMO_NAME",
     "belongs_to_model",
     "files_to_push",
     "has_weights",
@@ -27,6 +27,9 @@ __all__ = [
     "says_which_model",
 ]
 
+DEMO_NAME = (
+    "pai_painter.DEMO_MODEL"  # the package's model as an adapter's base: its path is another one on each machine
+)
 # Whatever is not named here stays at home: checkpoints, optimizer state, data, rejected rows, caches, logs.
 _FILES = {
     *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
