@@ -27,9 +27,8 @@ __all__ = [
     "says_which_model",
 ]
 
-DEMO_NAME = (
-    "pai_painter.DEMO_MODEL"  # the package's model as an adapter's base: its path is another one on each machine
-)
+# The package's own model as an adapter's base: its path is another one on each machine.
+DEMO_NAME = "pai_painter.DEMO_MODEL"
 # Whatever is not named here stays at home: checkpoints, optimizer state, data, rejected rows, caches, logs.
 _FILES = {
     *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
