@@ -21,8 +21,9 @@ from .speed_pai_painter import PaintingSpeed, SpeedName, find_speed
 
 __all__ = ["ImageGenerationMixin", "PaiPainterImageOutput", "check_speed"]
 
-# Pictures that the codec decodes at once on the CPU; with more of them it is no faster, and needs more memory.
-_DECODED_AT_ONCE = 4
+# Pictures that the codec decodes at once on the CPU; with more of them it is no faster, and needs more memory. In half
+# precision one picture's numbers stay nearer to the processor.
+_DECODED_AT_ONCE, _DECODED_AT_ONCE_ROUNDED = 4, 1
 
 
 @dataclass
@@ -152,7 +153,8 @@ class ImageGenerationMixin(GenerationMixin):
         """
         speed = find_speed(speed, self.device)
         codec = self.vqgan if speed.dtype is None else _ready(self).codec(self.vqgan, speed.dtype)
-        chunks = image_codes.split(_DECODED_AT_ONCE) if self.device.type == "cpu" else [image_codes]
+        at_once = _DECODED_AT_ONCE if codec is self.vqgan else _DECODED_AT_ONCE_ROUNDED
+        chunks = image_codes.split(at_once) if self.device.type == "cpu" else [image_codes]
         return torch.cat([codec.decode(chunk) for chunk in chunks]).to(self.vqgan.dtype)
 
 
