@@ -2,31 +2,15 @@
 """benchmarks/guessing.py runs, and the codes that it compares are the same."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "guessing.py"
-
-
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *words],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+from benchmark_scripts import run
 
 
 @pytest.mark.slow
 def test_guesses_save_passes_and_change_no_code(tmp_path: Path) -> None:
-    done = run(tmp_path, "--tiny", "--ahead", "1", "--ahead", "5", "--json", "figures.json")
+    done = run("guessing", tmp_path, "--tiny", "--ahead", "1", "--ahead", "5", "--json", "figures.json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]  # nothing else is left behind
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
@@ -43,6 +27,6 @@ def test_guesses_save_passes_and_change_no_code(tmp_path: Path) -> None:
 
 
 def test_a_size_that_there_is_not(tmp_path: Path) -> None:
-    done = run(tmp_path, "--size", "giant")
+    done = run("guessing", tmp_path, "--size", "giant")
     assert done.returncode == 2
     assert "there is no size 'giant'" in done.stderr

@@ -11,6 +11,7 @@ import torch
 from model_fixtures import expected, golden_painter
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline
+from pai_painter.image_generation_pai_painter import _stamp
 from pai_painter.lora import add_lora
 from pai_painter.painting import PaintingOptions
 from pai_painter.speed_pai_painter import SPEEDS, PaintingSpeed, _warn_once, find_speed, has_bfloat16
@@ -77,6 +78,17 @@ def test_what_was_rounded_is_kept_until_the_weights_change(
     fresh = anew.generate_images(CAPTIONS, **options)
     assert torch.equal(fresh.image_codes, changed.image_codes)
     assert torch.equal(fresh.pixel_values, changed.pixel_values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_smallest_change_is_noticed(painter: PaiPainterForImageGeneration, dtype: torch.dtype) -> None:
+    """Also in half precision, in which the sum of many weights has hardly any digits."""
+    norm = painter.to(dtype).model.norm
+    norm.weight.data.fill_(1)
+    before = _stamp(norm)
+    assert _stamp(norm) == before
+    norm.weight.data[0] += 0.0078125
+    assert _stamp(norm) != before
 
 
 def test_a_model_that_was_rounded_is_still_itself(painter: PaiPainterForImageGeneration, tmp_path: Any) -> None:

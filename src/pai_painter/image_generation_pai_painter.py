@@ -3,7 +3,6 @@
 
 import copy
 import weakref
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,11 +18,11 @@ from .modeling_vqgan import PaiPainterVQModel
 from .sampling_pai_painter import GumbelSampler, check_captions, check_sampling_options, picture_seeds
 from .speed_pai_painter import PaintingSpeed, SpeedName, find_speed
 
-__all__ = ["ImageGenerationMixin", "PaiPainterImageOutput", "check_speed"]
+__all__ = ["DECODED_AT_ONCE", "ImageGenerationMixin", "PaiPainterImageOutput", "check_speed"]
 
 # Pictures that the codec decodes at once on the CPU; with more of them it is no faster, and needs more memory. In half
 # precision one picture's numbers stay nearer to the processor.
-_DECODED_AT_ONCE, _DECODED_AT_ONCE_ROUNDED = 4, 1
+DECODED_AT_ONCE, _DECODED_AT_ONCE_ROUNDED = 4, 1
 
 
 @dataclass
@@ -153,7 +152,7 @@ class ImageGenerationMixin(GenerationMixin):
         """
         speed = find_speed(speed, self.device)
         codec = self.vqgan if speed.dtype is None else _ready(self).codec(self.vqgan, speed.dtype)
-        at_once = _DECODED_AT_ONCE if codec is self.vqgan else _DECODED_AT_ONCE_ROUNDED
+        at_once = DECODED_AT_ONCE if codec is self.vqgan else _DECODED_AT_ONCE_ROUNDED
         chunks = image_codes.split(at_once) if self.device.type == "cpu" else [image_codes]
         return torch.cat([codec.decode(chunk) for chunk in chunks]).to(self.vqgan.dtype)
 
@@ -183,7 +182,7 @@ class _Ready:
     def code_writer(self, model: PreTrainedModel, rows: int, speed: PaintingSpeed) -> CodeWriter:
         if speed.is_exact:  # takes a tenth of a second, and keeping a copy of all weights wouldn't be worth that
             return _new_writer(model, rows, speed)
-        key = (rows, speed, _stamp([*model.model.parameters(), *model.lm_head.parameters()]))
+        key = (rows, speed, _stamp(model.model, model.lm_head))
         writer = self.writers.get(key)
         if writer is None:
             writer = _new_writer(model, rows, speed)
@@ -191,7 +190,7 @@ class _Ready:
         return copy.copy(writer)  # the same weights, but a cache of its own for each thread
 
     def codec(self, vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:
-        key = (dtype, _stamp(vqgan.parameters()))
+        key = (dtype, _stamp(vqgan.decoder, vqgan.post_quant_conv, vqgan.quantize))
         codec = self.codecs.get(key)
         if codec is None:
             codec = _rounded_codec(vqgan, dtype)
@@ -211,12 +210,13 @@ def _ready(model: nn.Module) -> _Ready:
     return _READY.setdefault(model, _Ready())
 
 
-def _stamp(parameters: Iterable[nn.Parameter]) -> tuple[tuple[int, float], ...]:
+def _stamp(*parts: nn.Module) -> tuple[tuple[int, float], ...]:
     """
     Another one as soon as weights are replaced or written to. PyTorch counts what is written, but not through `.data`,
-    as peft merges adapters; so their sum is looked at, which takes a hundredth of a picture's time.
+    as peft merges adapters; so their sum is looked at, in float32, in which half precision's last digit isn't lost.
     """
-    return tuple((each.data_ptr(), each.detach().sum().item()) for each in parameters)
+    parameters = (each.detach() for part in parts for each in part.parameters())
+    return tuple((each.data_ptr(), each.sum(dtype=torch.float32).item()) for each in parameters)
 
 
 def _rounded_codec(vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ..data.tsv import BadRow
+from ..image_generation_pai_painter import DECODED_AT_ONCE
 from ..painting import PaintingOptions
 from ..pipeline_pai_painter import PaiPainterPipeline
 from .captions import CaptionRow
@@ -17,9 +18,8 @@ from .plan import Plan, row_seed
 
 __all__ = ["ShardPainter"]
 
-# Pictures that the codec decodes at once: a chunk of one shape, so that the neighbours' number doesn't matter; on the
-# CPU more than four are no faster at the published size.
-_DECODED_AT_ONCE = {"cpu": 4}
+# Pictures that the codec decodes at once: a chunk of one shape, so that the neighbours' number doesn't matter.
+_DECODED_AT_ONCE = {"cpu": DECODED_AT_ONCE}
 _DECODED_AT_ONCE_ELSEWHERE = 8
 
 
