@@ -68,10 +68,10 @@ class Way(Protocol):
     """A way to paint: the two halves in which the ways differ."""
 
     def write(self, caption_ids: torch.Tensor, copies: int, clock: "StepClock") -> torch.Tensor:
-        """Codes (captions * copies, up to num_image_codes) for caption ids (captions, text_length)."""
+        """Codes (captions * copies, up to num_image_tokens) for caption ids (captions, text_length)."""
 
-    def decode(self, image_codes: torch.Tensor) -> torch.Tensor:
-        """Pixels (pictures, 3, resolution, resolution) for codes (pictures, num_image_codes)."""
+    def decode(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Pixels (pictures, 3, resolution, resolution) for codes (pictures, num_image_tokens)."""
 
 
 def build_way(settings: WaySettings) -> Callable[..., Any]:
@@ -134,10 +134,10 @@ class OurWay:
                 speed=self.speed,
                 stopping_criteria=[clock],
             )
-        return painted.image_codes
+        return painted.image_tokens
 
-    def decode(self, image_codes: torch.Tensor) -> torch.Tensor:
-        return self.painter.decode_images(image_codes, self.speed)
+    def decode(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        return self.painter.decode_images(image_tokens, self.speed)
 
 
 class Gpt2Way:
@@ -145,7 +145,7 @@ class Gpt2Way:
 
     def __init__(self, painter: PaiPainterForImageGeneration, top_k: int = TOP_K):
         self.gpt2, self.vqgan, self.top_k = build_gpt2(painter.config), painter.vqgan, top_k
-        self.num_image_codes = painter.config.num_image_codes
+        self.num_image_tokens = painter.config.num_image_tokens
 
     def write(self, caption_ids: torch.Tensor, copies: int, clock: StepClock) -> torch.Tensor:
         sequences = self.gpt2.generate(
@@ -153,14 +153,14 @@ class Gpt2Way:
             do_sample=True,
             top_k=self.top_k,
             num_return_sequences=copies,
-            max_new_tokens=self.num_image_codes,
+            max_new_tokens=self.num_image_tokens,
             stopping_criteria=[clock],
         )
         return sequences[:, caption_ids.shape[1] :]
 
     @torch.no_grad()
-    def decode(self, image_codes: torch.Tensor) -> torch.Tensor:
-        return self.vqgan.decode(image_codes)
+    def decode(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        return self.vqgan.decode(image_tokens)
 
 
 def build_gpt2(config: PaiPainterConfig) -> GPT2LMHeadModel:
@@ -192,7 +192,7 @@ class BatchPainter:
     """
 
     def __init__(self, way: Way, processor: PaiPainterProcessor, config: PaiPainterConfig):
-        self.way, self.processor, self.num_image_codes = way, processor, config.num_image_codes
+        self.way, self.processor, self.num_image_tokens = way, processor, config.num_image_tokens
 
     def __call__(self, captions: int, copies: int, codes: int | None = None) -> Painted:
         """
@@ -204,11 +204,11 @@ class BatchPainter:
         start = time.perf_counter()
         texts = [made_up_caption(row) for row in range(captions)]
         caption_ids = self.processor(text=texts, return_tensors="pt")["input_ids"]
-        clock = StepClock(codes or self.num_image_codes)
-        image_codes = self.way.write(caption_ids, copies, clock)
-        image_codes = F.pad(image_codes, (0, self.num_image_codes - image_codes.shape[1]))
+        clock = StepClock(codes or self.num_image_tokens)
+        image_tokens = self.way.write(caption_ids, copies, clock)
+        image_tokens = F.pad(image_tokens, (0, self.num_image_tokens - image_tokens.shape[1]))
         written = time.perf_counter()
-        pixel_values = self.way.decode(image_codes)
+        pixel_values = self.way.decode(image_tokens)
         decoded = time.perf_counter()
         sizes = []
         for image in self.processor.image_processor.postprocess(pixel_values, "pil"):

@@ -83,7 +83,7 @@ def cell_figures(
     rows = shape[0] * shape[1]
     ways = [way for way in (GPT2, *SPEEDS) if (way, shape) in rounds[0]]
     published = [_published_round(config, taken, rows) for taken in rounds]
-    codes_until = {length: [each["until"][length] for each in published] for length in lengths(config.num_image_codes)}
+    codes_until = {length: [each["until"][length] for each in published] for length in lengths(config.num_image_tokens)}
     figures = {
         PUBLISHED: {
             "seconds_a_picture": _spread(each["seconds"] / rows for each in published),
@@ -118,10 +118,10 @@ def _published_round(config: PaiPainterConfig, taken: Round, rows: int) -> dict[
     """A batch by the published loop, reckoned from the steps that a round timed."""
     steps = {key[1]: each.seconds for key, each in taken.items() if key[0] == PUBLISHED and key[1] is not None}
     of_published = [each for key, each in taken.items() if key[0] == PUBLISHED]
-    until = {length: reckon_published(steps, config.text_length, length) for length in lengths(config.num_image_codes)}
+    until = {length: reckon_published(steps, config.text_length, length) for length in lengths(config.num_image_tokens)}
     decoding = rows * taken[PUBLISHED, None].seconds  # the whole batch for every row
     return {
-        "seconds": until[config.num_image_codes] + decoding,
+        "seconds": until[config.num_image_tokens] + decoding,
         "decoding_seconds": decoding,
         "until": until,
         "peak_bytes": max(each.peak_bytes for each in of_published),
@@ -145,7 +145,7 @@ def _way_figures(
         "read_share": _median(read / rate["read"] / seconds for rate, seconds in zip(rates, a_step, strict=True)),
         "seconds_until": {
             str(length): _median(each.written[length - 1] for each in painted)
-            for length in lengths(config.num_image_codes)
+            for length in lengths(config.num_image_tokens)
         },
         "decoding_seconds_a_picture": _median(each.decoding_seconds / rows for each in painted),
         "decoding_dtype": dtype.removeprefix("torch."),

@@ -101,7 +101,7 @@ def _write(
     writer: CodeWriter, captions: list[torch.Tensor], model: PaiPainterForImageGeneration, codes: int | None
 ) -> Written:
     options = model.generation_config
-    last = model.config.text_length + (codes or model.config.num_image_codes)
+    last = model.config.text_length + (codes or model.config.num_image_tokens)
     rows, passes = [], 0
     start = time.perf_counter()
     for seed, caption in enumerate(captions):

@@ -92,7 +92,7 @@ def decoding_dtype(speed: PaintingSpeed) -> torch.dtype:
 
 def codec_flops(config: PaiPainterConfig) -> int:
     """Floating-point operations of decoding one picture, an addition and a multiplication counting as two."""
-    codes = torch.zeros(1, config.num_image_codes, dtype=torch.long, device="meta")
+    codes = torch.zeros(1, config.num_image_tokens, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         _without_memory(config).vqgan.decode(codes)
     return counter.get_total_flops()

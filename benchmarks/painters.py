@@ -84,8 +84,8 @@ class PublishedPainter:
 
     def paint(self, captions: list[str]) -> list[bytes]:
         """A PNG for each caption."""
-        image_codes = self.codes(self.caption_ids(captions))
-        return [self.picture(image_codes, row) for row in range(len(captions))]
+        image_tokens = self.codes(self.caption_ids(captions))
+        return [self.picture(image_tokens, row) for row in range(len(captions))]
 
     def codes(self, caption_ids: torch.Tensor) -> torch.Tensor:
         """
@@ -93,10 +93,10 @@ class PublishedPainter:
             caption_ids (`torch.LongTensor` of shape `(batch, text_length)`)
 
         Returns:
-            `torch.LongTensor` of shape `(batch, num_image_codes)`.
+            `torch.LongTensor` of shape `(batch, num_image_tokens)`.
         """
         sequence = caption_ids
-        for _ in range(self.model.config.num_image_codes):
+        for _ in range(self.model.config.num_image_tokens):
             sequence = torch.cat([sequence, self.next_code(sequence)], dim=1)
         return sequence[:, caption_ids.shape[1] :]
 
@@ -108,9 +108,9 @@ class PublishedPainter:
         return probabilities.multinomial(1)
 
     @torch.no_grad()
-    def picture(self, image_codes: torch.Tensor, row: int) -> bytes:
+    def picture(self, image_tokens: torch.Tensor, row: int) -> bytes:
         """The PNG of one row, for which the whole batch is decoded."""
-        pixel_values = self.model.vqgan.decode(image_codes)  # (B, 3, resolution, resolution)
+        pixel_values = self.model.vqgan.decode(image_tokens)  # (B, 3, resolution, resolution)
         file = io.BytesIO()
         self.processor.image_processor.postprocess(pixel_values[row, None], "pil")[0].save(file, "PNG")
         return file.getvalue()
@@ -118,7 +118,7 @@ class PublishedPainter:
     def part(self, captions: list[str]) -> Callable[[int | None], Any]:
         """See [`build_part_of_painting`]; the codes so far are made up, which costs nothing and changes no duration."""
         config, caption_ids = self.model.config, self.caption_ids(captions)
-        codes = torch.randint(config.image_vocab_size, (len(captions), config.num_image_codes))
+        codes = torch.randint(config.image_vocab_size, (len(captions), config.num_image_tokens))
         sequence = torch.cat([caption_ids, codes], dim=1)
 
         def take(prefix: int | None) -> int:

@@ -53,7 +53,7 @@ def main(
             for _ in track(range(warm_up + rounds), description="Rounds", transient=True)
         ][warm_up:]
     figures = _summarize(measured, batch_size)
-    _show(figures, f"Captions to PNG, {size} size, {batch_size} at once, float32", weights, config.num_image_codes)
+    _show(figures, f"Captions to PNG, {size} size, {batch_size} at once, float32", weights, config.num_image_tokens)
     write_json(json_file, {"size": size, "batch_size": batch_size, "timed_prefixes": list(weights), **figures})
     if check and figures["speedup"] < TARGET:
         typer.echo(f"Slower than the target: {figures['speedup']:.1f}× instead of {TARGET:g}×.", err=True)

@@ -86,7 +86,7 @@ def main(
 def _load(
     model: str, data: Path, caption_separator: str, rows: int
 ) -> tuple[PaiPainterPipeline, list[str], torch.Tensor]:
-    """The painter, each row's first caption, and the codes (rows, num_image_codes) of its picture."""
+    """The painter, each row's first caption, and the codes (rows, num_image_tokens) of its picture."""
 
     def stop(bad_row: ValueError) -> None:
         raise bad_row
@@ -99,7 +99,7 @@ def _load(
         raise typer.BadParameter(str(error)) from error
     pixels = pipe.processor(images=opened, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        codes = torch.cat([pipe.model.vqgan.encode(chunk).image_codes for chunk in pixels.split(8)])
+        codes = torch.cat([pipe.model.vqgan.encode(chunk).image_tokens for chunk in pixels.split(8)])
     return pipe, [row.captions[0] for row in found], codes
 
 
@@ -112,17 +112,17 @@ class Dictation(GumbelSampler):
         likeliest (`list[torch.LongTensor]`): For each position, the code that was likeliest, (rows,).
 
     Args:
-        image_codes (`torch.LongTensor` of shape `(rows, num_image_codes)`): What is dictated.
+        image_tokens (`torch.LongTensor` of shape `(rows, num_image_tokens)`): What is dictated.
     """
 
-    def __init__(self, image_codes: torch.Tensor):
-        super().__init__(seeds=[0] * len(image_codes))
-        self.image_codes = image_codes
+    def __init__(self, image_tokens: torch.Tensor):
+        super().__init__(seeds=[0] * len(image_tokens))
+        self.image_tokens = image_tokens
         self.losses: list[torch.Tensor] = []
         self.likeliest: list[torch.Tensor] = []
 
     def draw(self, scores: torch.Tensor) -> torch.Tensor:
-        codes = self.image_codes[:, len(self.losses)]
+        codes = self.image_tokens[:, len(self.losses)]
         self.losses.append(torch.nn.functional.cross_entropy(scores, codes, reduction="none"))
         self.likeliest.append(scores.argmax(-1))
         return codes
@@ -131,17 +131,17 @@ class Dictation(GumbelSampler):
 def dictate(
     model: PaiPainterForImageGeneration,
     input_ids: torch.Tensor,
-    image_codes: torch.Tensor,
+    image_tokens: torch.Tensor,
     speed: PaintingSpeed,
     batch_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The loss of each code and the likeliest code in its place, both (rows, num_image_codes), in the arithmetic of
+    The loss of each code and the likeliest code in its place, both (rows, num_image_tokens), in the arithmetic of
     painting: position after position, over the kept keys and values.
     """
     writer = CodeWriter(model, batch_size, speed)
     losses, likeliest = [], []
-    for ids, codes in zip(input_ids.split(batch_size), image_codes.split(batch_size), strict=True):
+    for ids, codes in zip(input_ids.split(batch_size), image_tokens.split(batch_size), strict=True):
         dictation = Dictation(codes)
         writer.write(ids, 1, dictation)
         losses.append(torch.stack(dictation.losses, 1))
@@ -152,7 +152,7 @@ def dictate(
 @dataclass(frozen=True)
 class Work:
     """
-    What one speed makes of all rows; codes are (rows, num_image_codes).
+    What one speed makes of all rows; codes are (rows, num_image_tokens).
 
     Args:
         losses: of the codes of the rows' pictures.
@@ -174,7 +174,7 @@ class Work:
 def paint(
     model: PaiPainterForImageGeneration,
     input_ids: torch.Tensor,
-    image_codes: torch.Tensor,
+    image_tokens: torch.Tensor,
     speed: PaintingSpeed,
     batch_size: int,
     exact: Work | None,
@@ -184,9 +184,9 @@ def paint(
     def codes_of(**options: Any) -> torch.Tensor:
         batches = input_ids.split(batch_size)
         painted = [model.generate_images(ids, seed=0, speed=speed, decode=False, **options) for ids in batches]
-        return torch.cat([each.image_codes for each in painted])
+        return torch.cat([each.image_tokens for each in painted])
 
-    losses, likeliest = dictate(model, input_ids, image_codes, speed, batch_size)
+    losses, likeliest = dictate(model, input_ids, image_tokens, speed, batch_size)
     greedy, drawn = codes_of(top_k=1, best_of=1), codes_of()
     along = drawn if exact is None else exact.drawn
     likeliest_along = dictate(model, input_ids, along, speed, batch_size)[1]

@@ -108,9 +108,9 @@ def made_up_caption(row: int) -> str:
 
 def made_up_rows(config: PaiPainterConfig, count: int) -> datasets.Dataset:
     """Rows as the cache of codes has them; every code is as likely as any other."""
-    codes = torch.randint(config.image_vocab_size, (count, 1, config.num_image_codes))
+    codes = torch.randint(config.image_vocab_size, (count, 1, config.num_image_tokens))
     captions = [[made_up_caption(row)] for row in range(count)]
-    columns = {"idx": [str(row) for row in range(count)], "captions": captions, "image_codes": codes.tolist()}
+    columns = {"idx": [str(row) for row in range(count)], "captions": captions, "image_tokens": codes.tolist()}
     return datasets.Dataset.from_dict(columns)
 
 
@@ -181,8 +181,8 @@ class PublishedStep:
             Mean cross-entropy of the codes.
         """
         with torch.no_grad():
-            image_codes = self.painter.vqgan.encode(pixel_values).image_codes
-        sequence = torch.cat([caption_ids, image_codes], dim=1)[:, :-1]
+            image_tokens = self.painter.vqgan.encode(pixel_values).image_tokens
+        sequence = torch.cat([caption_ids, image_tokens], dim=1)[:, :-1]
         logits = self.painter(sequence, use_cache=False).logits  # (B, text_length + codes - 1, image_vocab_size)
         logits = logits[:, caption_ids.shape[1] - 1 :]
-        return nn.functional.cross_entropy(logits.flatten(0, 1), image_codes.flatten())
+        return nn.functional.cross_entropy(logits.flatten(0, 1), image_tokens.flatten())

@@ -126,7 +126,7 @@ def activations_per_row(config: PaiPainterConfig) -> float:
     which is four times as wide) and, at the head, four times the logits (and log-softmax and gradients).
     """
     layers = 16 * config.num_hidden_layers * config.max_position_embeddings * config.hidden_size
-    head = 4 * (config.num_image_codes + 1) * config.image_vocab_size
+    head = 4 * (config.num_image_tokens + 1) * config.image_vocab_size
     return 1.2 * _FLOAT32 * (layers + head)
 
 

@@ -23,7 +23,7 @@ def test_a_step_never_waits_for_a_number(folder: str) -> None:
         sampler = GumbelSampler([1, 2], temperature=0.9, top_k=10, top_p=0.9)
         ids = torch.zeros(2, TEXT_LENGTH, dtype=torch.long)
         for _ in range(3):
-            logits = painter(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            logits = painter(ids, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
             ids = sampler(ids, logits).argmax(-1, keepdim=True)
         pixels = painter.vqgan.decode(torch.zeros(2, CODES, dtype=torch.long))
         assert ids.shape == (2, 1)
@@ -42,7 +42,7 @@ def test_all_steps_run_the_same_graph() -> None:
     cache = StaticCache(config=painter.config, max_cache_len=painter.config.max_position_embeddings)
     ids, codes = captions, []
     for _ in range(CODES):
-        ids = compiled(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.argmax(-1)
+        ids = compiled(ids, cache=cache, use_cache=True, logits_to_keep=1).logits.argmax(-1)
         codes.append(ids)
     assert counter.frame_count == 2
     assert torch.equal(torch.cat(codes, 1), expected()["greedy_codes"])
@@ -54,7 +54,7 @@ def test_the_static_cache_can_be_set_once_for_all() -> None:
     painter.generation_config.cache_implementation = "static"
     assert torch.equal(painter.generate(captions, do_sample=False)[:, TEXT_LENGTH:], expected()["greedy_codes"])
     painted = painter.generate_images(captions, seed=0, use_cache=True)  # an option of `generate` leads there
-    assert torch.equal(painted.image_codes, golden_painter().generate_images(captions, seed=0).image_codes)
+    assert torch.equal(painted.image_tokens, golden_painter().generate_images(captions, seed=0).image_tokens)
 
 
 def test_what_travels_between_devices_in_a_step_is_noise_alone() -> None:

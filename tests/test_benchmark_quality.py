@@ -96,7 +96,7 @@ def test_speeds_are_compared_on_what_exact_paints() -> None:
     captions, codes = data["text_ids"], data["codes"]
     exact = paint(painter, captions, codes, EXACT, 2, None)
     assert torch.equal(exact.greedy, data["greedy_codes"])
-    assert torch.equal(exact.drawn, painter.generate_images(captions, seed=0).image_codes)
+    assert torch.equal(exact.drawn, painter.generate_images(captions, seed=0).image_tokens)
     assert torch.equal(exact.pixels, painter.decode_images(exact.drawn))
     exact = replace(exact, drawn=exact.drawn.flip(0))  # other pictures than this speed draws
     rounded = paint(painter, captions, codes, BFLOAT16, 2, exact)
@@ -113,7 +113,7 @@ def test_the_grid_shows_what_changed_most() -> None:
 
     pipe = PaiPainterPipeline.from_pretrained(DEMO_MODEL)
     captions = ["红苹果", "熊猫", "西瓜"]
-    exact = pipe(captions, seed=0, best_of=1).image_codes
+    exact = pipe(captions, seed=0, best_of=1).image_tokens
     rounded = exact[[0, 0, 2]]  # a second apple in place of the panda
     rounded[0, 40] += 1 if rounded[0, 40] == 0 else -1
     apple, panda, melon, almost = pipe.processor.image_processor.postprocess(

@@ -321,7 +321,7 @@ def test_encode_and_decode(apple, tiny_painter) -> None:
     assert re.match(r"apple\.png: PSNR \d+\.\d dB\n", text)
     rows = json.loads(Path("codes.json").read_text())
     assert [row["file"] for row in rows] == ["apple.png", "apple.png"]
-    assert len(rows[0]["image_codes"]) == 16
+    assert len(rows[0]["image_tokens"]) == 16
     assert run_well("decode", "codes.json", "--model", tiny_painter, "--output", "out") == (
         "out/apple-decoded.png\nout/apple-decoded-2.png\n"
     )
@@ -349,12 +349,12 @@ def test_encode_errors(apple, tiny_painter) -> None:
         ("[]", "must hold a list"),
         ("[7]", "picture 1 must be an object"),
         ('[{"file": "a"}]', "picture 1 must be an object"),
-        ('[{"file": 1, "image_codes": []}]', "picture 1 must be an object"),
-        ('[{"file": "a", "image_codes": [1, 2]}]', "has 2 codes, but a picture of this codec has 16"),
-        (json.dumps([{"file": "a", "image_codes": [*range(15), 64]}]), "has the code 64, but"),
-        (json.dumps([{"file": "a", "image_codes": [*range(15), -1]}]), "has the code -1, but"),
-        (json.dumps([{"file": "a", "image_codes": [*range(15), True]}]), "has the code True, but"),
-        (json.dumps([{"file": "a", "image_codes": [*range(15), "1"]}]), "has the code '1', but"),
+        ('[{"file": 1, "image_tokens": []}]', "picture 1 must be an object"),
+        ('[{"file": "a", "image_tokens": [1, 2]}]', "has 2 codes, but a picture of this codec has 16"),
+        (json.dumps([{"file": "a", "image_tokens": [*range(15), 64]}]), "has the code 64, but"),
+        (json.dumps([{"file": "a", "image_tokens": [*range(15), -1]}]), "has the code -1, but"),
+        (json.dumps([{"file": "a", "image_tokens": [*range(15), True]}]), "has the code True, but"),
+        (json.dumps([{"file": "a", "image_tokens": [*range(15), "1"]}]), "has the code '1', but"),
     ],
 )
 def test_decode_errors(tiny_painter, tmp_path, text, sentence) -> None:
@@ -364,7 +364,7 @@ def test_decode_errors(tiny_painter, tmp_path, text, sentence) -> None:
 
 
 def test_decoded_files_stay_in_their_folder(tiny_painter, tmp_path) -> None:
-    rows = [{"file": "../../../etc/passwd", "image_codes": [0] * 16}]
+    rows = [{"file": "../../../etc/passwd", "image_tokens": [0] * 16}]
     (tmp_path / "codes.json").write_text(json.dumps(rows))
     run_well("decode", tmp_path / "codes.json", "--model", tiny_painter)
     assert here() == ["passwd-decoded.png"]

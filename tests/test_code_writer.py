@@ -54,7 +54,7 @@ def test_the_same_seeds_give_the_codes_of_generate(attention: str, options: dict
     painter = golden_painter(attn_implementation=attention)
     options = {"seed": 5, **options}
     written, generated = painter.generate_images(CAPTIONS, **options), by_generate(painter, CAPTIONS, **options)
-    assert torch.equal(written.image_codes, generated.image_codes)
+    assert torch.equal(written.image_tokens, generated.image_tokens)
     assert written.seeds == generated.seeds
     torch.testing.assert_close(written.scores, generated.scores, atol=1e-5, rtol=0)
     torch.testing.assert_close(written.pixel_values, generated.pixel_values)
@@ -73,8 +73,8 @@ def test_other_sizes_and_prefix_masks(width: int, heads: int, act: str, num_unma
         nn.init.normal_(parameter, std=0.6)
     captions = torch.randint(64, 320, (3, TEXT_LENGTH))
     written = painter.generate_images(captions, seed=[1, 2, 3], decode=False)
-    assert torch.equal(written.image_codes, by_generate(painter, captions, seed=[1, 2, 3], decode=False).image_codes)
-    assert len(set(map(tuple, written.image_codes.tolist()))) > 1
+    assert torch.equal(written.image_tokens, by_generate(painter, captions, seed=[1, 2, 3], decode=False).image_tokens)
+    assert len(set(map(tuple, written.image_tokens.tolist()))) > 1
 
 
 @torch.no_grad()
@@ -101,8 +101,8 @@ def test_stopping_criteria_see_every_code_and_end_the_painting(painter: PaiPaint
     def some(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return torch.arange(len(ids)) == 0  # one row wants to stop, but the others go on
 
-    whole = painter.generate_images(CAPTIONS, seed=0, decode=False).image_codes
-    begun = painter.generate_images(CAPTIONS, seed=0, decode=False, stopping_criteria=[some, stop_at_five]).image_codes
+    whole = painter.generate_images(CAPTIONS, seed=0, decode=False).image_tokens
+    begun = painter.generate_images(CAPTIONS, seed=0, decode=False, stopping_criteria=[some, stop_at_five]).image_tokens
     assert torch.equal(begun, whole[:, :5])
     assert [ids.shape[1] - TEXT_LENGTH for ids in told] == [1, 2, 3, 4, 5]
     assert torch.equal(told[-1], torch.cat([CAPTIONS, begun], 1))
@@ -115,7 +115,7 @@ def test_captions_share_the_prefill_of_their_pictures(painter: PaiPainterForImag
     writer._logits = lambda ids, start: batches.append(tuple(ids.shape)) or logits(ids, start)  # type: ignore
     codes = writer.write(CAPTIONS, 4, GumbelSampler(list(range(4)) * 3))
     assert batches == [(3, TEXT_LENGTH)] + [(12, 1)] * (CODES - 1)
-    assert torch.equal(codes, painter.generate_images(CAPTIONS, 4, seed=0).image_codes)
+    assert torch.equal(codes, painter.generate_images(CAPTIONS, 4, seed=0).image_tokens)
     assert writer.caches == []  # nothing is held between pictures
 
 
@@ -157,35 +157,35 @@ def test_whatever_was_changed_goes_through_generate(painter: PaiPainterForImageG
 def test_under_autocast_generate_paints_as_it_always_did(painter: PaiPainterForImageGeneration) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not can_write_codes(painter)
-        painted = painter.generate_images(CAPTIONS, seed=0).image_codes
-        assert torch.equal(painted, by_generate(painter, CAPTIONS, seed=0).image_codes)
+        painted = painter.generate_images(CAPTIONS, seed=0).image_tokens
+        assert torch.equal(painted, by_generate(painter, CAPTIONS, seed=0).image_tokens)
 
 
 def test_settings_for_generate_are_obeyed(painter: PaiPainterForImageGeneration) -> None:
     painter.generation_config.suppress_tokens = list(range(32))
-    painted = painter.generate_images(CAPTIONS, seed=0).image_codes
+    painted = painter.generate_images(CAPTIONS, seed=0).image_tokens
     assert painted.min() >= 32
 
 
 def test_a_replaced_layer_is_not_passed_over(painter: PaiPainterForImageGeneration) -> None:
-    before = painter.generate_images(CAPTIONS, seed=0).image_codes
+    before = painter.generate_images(CAPTIONS, seed=0).image_tokens
     wrap(painter)
-    assert torch.equal(painter.generate_images(CAPTIONS, seed=0).image_codes, before)
+    assert torch.equal(painter.generate_images(CAPTIONS, seed=0).image_tokens, before)
     with torch.no_grad():
         painter.model.layers[1].mlp.fc_1.weight.mul_(-1)
-    assert not torch.equal(painter.generate_images(CAPTIONS, seed=0).image_codes, before)
+    assert not torch.equal(painter.generate_images(CAPTIONS, seed=0).image_tokens, before)
     with pytest.raises(ValueError, match="Only `speed='exact'` goes with adapters"):
         painter.generate_images(CAPTIONS, speed="fastest")
 
 
 def test_weights_are_read_anew_for_each_picture(painter: PaiPainterForImageGeneration) -> None:
     for rows in (1, 3):
-        before = painter.generate_images(CAPTIONS[:rows], seed=0).image_codes
+        before = painter.generate_images(CAPTIONS[:rows], seed=0).image_tokens
         with torch.no_grad():
             painter.model.layers[0].mlp.fc_2.weight.mul_(-3)
-        after = painter.generate_images(CAPTIONS[:rows], seed=0).image_codes
+        after = painter.generate_images(CAPTIONS[:rows], seed=0).image_tokens
         assert not torch.equal(before, after)
-        assert torch.equal(after, by_generate(painter, CAPTIONS[:rows], seed=0).image_codes)
+        assert torch.equal(after, by_generate(painter, CAPTIONS[:rows], seed=0).image_tokens)
 
 
 @pytest.mark.parametrize("speed", [EXACT, PaintingSpeed(int8_rows=8), PaintingSpeed(dtype=torch.bfloat16)], ids=str)
@@ -197,10 +197,10 @@ def test_neighbours_change_nothing_in_a_batch_of_one_shape(
     others[1] = CAPTIONS[1]
     one = painter.generate_images(CAPTIONS, seed=[1, 2, 3], speed=speed)
     two = painter.generate_images(others, seed=[9, 2, 8], speed=speed)
-    assert torch.equal(one.image_codes[1], two.image_codes[1])
+    assert torch.equal(one.image_tokens[1], two.image_tokens[1])
     assert one.scores[1] == two.scores[1]
     assert torch.equal(one.pixel_values[1], two.pixel_values[1])
-    assert not torch.equal(one.image_codes[0], two.image_codes[0])
+    assert not torch.equal(one.image_tokens[0], two.image_tokens[0])
 
 
 def test_regression_guard_operator_calls_of_a_step(painter: PaiPainterForImageGeneration) -> None:

@@ -19,7 +19,7 @@ def test_the_defaults_are_the_published_base_model() -> None:
     config = PaiPainterConfig()
     assert (config.num_hidden_layers, config.num_attention_heads, config.hidden_size) == (12, 12, 768)
     assert (config.vocab_size, config.image_vocab_size, config.max_position_embeddings) == (37_512, 16_384, 288)
-    assert (config.text_length, config.num_image_codes, config.image_grid) == (32, 256, 16)
+    assert (config.text_length, config.num_image_tokens, config.image_grid) == (32, 256, 16)
     assert (config.intermediate_size, config.hidden_act, config.layer_norm_eps) == (3072, "gelu", 1e-5)
     assert config.num_unmasked == 0
     codec = config.vq_config

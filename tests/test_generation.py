@@ -131,9 +131,9 @@ def log_likelihood(painter: PaiPainterForImageGeneration, sequences: torch.Tenso
 
 def test_a_seed_gives_the_same_picture_again_and_another_seed_another(painter: PaiPainterForImageGeneration) -> None:
     first, again, other = (painter.generate_images(CAPTIONS, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(first.image_codes, again.image_codes)
+    assert torch.equal(first.image_tokens, again.image_tokens)
     assert torch.equal(first.pixel_values, again.pixel_values)
-    assert not torch.equal(first.image_codes, other.image_codes)
+    assert not torch.equal(first.image_tokens, other.image_tokens)
     assert first.pixel_values.shape == (3, 3, 8, 8)
     assert first.seeds == [1, 1, 1]
 
@@ -148,7 +148,7 @@ def test_a_batch_has_the_pictures_of_each_caption_and_seed_alone(
     assert together.seeds == [40, 41] * 3
     for row, seed in enumerate(together.seeds):
         alone = painter.generate_images(captions[row // 2, None], seed=seed, **options)
-        assert torch.equal(alone.image_codes, together.image_codes[row, None])
+        assert torch.equal(alone.image_tokens, together.image_tokens[row, None])
         torch.testing.assert_close(alone.pixel_values, together.pixel_values[row, None], atol=1e-5, rtol=0)
         torch.testing.assert_close(alone.scores, together.scores[row, None])
 
@@ -161,20 +161,20 @@ def test_pictures_do_not_depend_on_the_cache(
     captions = expected(folder)["text_ids"]
     usual = painter.generate_images(captions, seed=3, best_of=2)
     other = painter.generate_images(captions, seed=3, best_of=2, **cache)
-    assert torch.equal(usual.image_codes, other.image_codes)
+    assert torch.equal(usual.image_tokens, other.image_tokens)
     torch.testing.assert_close(usual.scores, other.scores)
 
 
 def test_top_k_1_paints_the_likeliest_codes(golden: tuple[str, PaiPainterForImageGeneration]) -> None:
     folder, painter = golden
     painted = painter.generate_images(expected(folder)["text_ids"], seed=9, top_k=1)
-    assert torch.equal(painted.image_codes, expected(folder)["greedy_codes"])
+    assert torch.equal(painted.image_tokens, expected(folder)["greedy_codes"])
     torch.testing.assert_close(painted.pixel_values, expected(folder)["generated"], atol=1e-5, rtol=0)
 
 
 def test_the_score_is_the_mean_log_likelihood_whatever_the_sampling(painter: PaiPainterForImageGeneration) -> None:
     painted = painter.generate_images(CAPTIONS, seed=0, temperature=0.5, top_k=10, top_p=0.9)
-    sequences = torch.cat([CAPTIONS, painted.image_codes], dim=1)
+    sequences = torch.cat([CAPTIONS, painted.image_tokens], dim=1)
     torch.testing.assert_close(painted.scores, log_likelihood(painter, sequences), atol=1e-5, rtol=0)
 
 
@@ -182,14 +182,14 @@ def test_best_of_keeps_the_likeliest_and_says_which_seed_it_had(painter: PaiPain
     best = painter.generate_images(CAPTIONS, num_images_per_prompt=2, best_of=4, seed=100)
     candidates = painter.generate_images(CAPTIONS, num_images_per_prompt=8, seed=100)
     assert candidates.seeds == list(range(100, 108)) * 3
-    sequences = torch.cat([CAPTIONS.repeat_interleave(8, dim=0), candidates.image_codes], dim=1)
+    sequences = torch.cat([CAPTIONS.repeat_interleave(8, dim=0), candidates.image_tokens], dim=1)
     scores = log_likelihood(painter, sequences).view(6, 4)
     torch.testing.assert_close(best.scores, scores.amax(1), atol=1e-5, rtol=0)
     for picture, candidate in enumerate(scores.argmax(1).tolist()):
         assert best.seeds[picture] == 100 + picture % 2 * 4 + candidate
-        assert torch.equal(best.image_codes[picture], candidates.image_codes[4 * picture + candidate])
+        assert torch.equal(best.image_tokens[picture], candidates.image_tokens[4 * picture + candidate])
         alone = painter.generate_images(CAPTIONS[picture // 2, None], seed=best.seeds[picture], best_of=1)
-        assert torch.equal(alone.image_codes[0], best.image_codes[picture])
+        assert torch.equal(alone.image_tokens[0], best.image_tokens[picture])
     assert len(set(scores.argmax(1).tolist())) > 1  # else the test would say little
 
 
@@ -205,7 +205,7 @@ def test_the_codec_decodes_the_chosen_pictures_alone(painter: PaiPainterForImage
     finally:
         handle.remove()
     assert codes_only.pixel_values is None
-    assert torch.equal(codes_only.image_codes, painter.generate_images(CAPTIONS, seed=0).image_codes)
+    assert torch.equal(codes_only.image_tokens, painter.generate_images(CAPTIONS, seed=0).image_tokens)
 
 
 def test_generators_stand_for_seeds(painter: PaiPainterForImageGeneration) -> None:
@@ -214,21 +214,21 @@ def test_generators_stand_for_seeds(painter: PaiPainterForImageGeneration) -> No
     assert len(set(painted.seeds)) == 3
     for row, seed in enumerate(painted.seeds):
         assert torch.equal(
-            painter.generate_images(CAPTIONS[row, None], seed=seed).image_codes[0], painted.image_codes[row]
+            painter.generate_images(CAPTIONS[row, None], seed=seed).image_tokens[0], painted.image_tokens[row]
         )
     single = painter.generate_images(CAPTIONS, generator=torch.Generator().manual_seed(5))
     assert len(set(single.seeds)) == 1
-    assert torch.equal(single.image_codes, painter.generate_images(CAPTIONS, seed=single.seeds[0]).image_codes)
+    assert torch.equal(single.image_tokens, painter.generate_images(CAPTIONS, seed=single.seeds[0]).image_tokens)
 
 
 def test_options_left_out_are_the_models_recommendation() -> None:
     painter = golden_painter(generation_config=GenerationConfig(top_k=3, temperature=0.5, best_of=2))
     usual = painter.generate_images(CAPTIONS, seed=0)
     explicit = golden_painter().generate_images(CAPTIONS, seed=0, top_k=3, temperature=0.5, best_of=2)
-    assert torch.equal(usual.image_codes, explicit.image_codes)
+    assert torch.equal(usual.image_tokens, explicit.image_tokens)
     assert usual.seeds == explicit.seeds
     otherwise = painter.generate_images(CAPTIONS, seed=0, top_k=64, temperature=1.0, best_of=1)
-    assert not torch.equal(usual.image_codes, otherwise.image_codes)
+    assert not torch.equal(usual.image_tokens, otherwise.image_tokens)
 
 
 def test_stopping_criteria_see_every_step(painter: PaiPainterForImageGeneration) -> None:
@@ -276,7 +276,7 @@ def test_half_precision_paints_with_the_same_rules(dtype: torch.dtype) -> None:
     assert {weight.dtype for weight in painter.parameters()} == {dtype}
     painted = painter.generate_images(CAPTIONS, seed=0, best_of=2)
     again = painter.generate_images(CAPTIONS, seed=0, best_of=2)
-    assert torch.equal(painted.image_codes, again.image_codes)
+    assert torch.equal(painted.image_tokens, again.image_tokens)
     assert painted.pixel_values.dtype == dtype
     assert painted.scores.dtype == torch.float32
     assert painted.scores.isfinite().all()

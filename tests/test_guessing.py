@@ -56,7 +56,7 @@ def test_the_likeliest_codes_are_easynlps(folder: str) -> None:
     painter, greedy = golden_painter(folder), expected(folder)["greedy_codes"]
     for caption, codes in zip(expected(folder)["text_ids"], greedy, strict=True):
         painted = painter.generate_images(caption[None], top_k=1, speed=guessing(7), decode=False)
-        assert torch.equal(painted.image_codes[0], codes)
+        assert torch.equal(painted.image_tokens[0], codes)
 
 
 @pytest.mark.parametrize(("ahead", "at_least"), [(1, 1.3), (3, 1.8), (7, 2.4)])
@@ -77,7 +77,7 @@ def test_the_pipeline_paints_the_same_picture_and_tells_each_code_once(demo: Pai
     told: list[tuple[int, list[int]]] = []
 
     def callback(pipe: Any, step: int, timestep: int, given: dict[str, torch.Tensor]) -> dict:
-        told.append((step, given["image_codes"][0].tolist()))
+        told.append((step, given["image_tokens"][0].tolist()))
         return {}
 
     options: dict[str, Any] = {"seed": 3, "best_of": 1, "output_type": "codes"}
@@ -186,15 +186,15 @@ def test_rounded_models_guess_ahead_too(painter: PaiPainterForImageGeneration, r
     same = total = 0
     for seed, caption in enumerate(CAPTIONS):
         options: dict[str, Any] = {"seed": seed, "decode": False}
-        guessed = painter.generate_images(caption[None], speed=guessing(5, **rounding), **options).image_codes
-        ordinary = painter.generate_images(caption[None], speed=PaintingSpeed(**rounding), **options).image_codes
+        guessed = painter.generate_images(caption[None], speed=guessing(5, **rounding), **options).image_tokens
+        ordinary = painter.generate_images(caption[None], speed=PaintingSpeed(**rounding), **options).image_tokens
         same, total = same + int((guessed == ordinary).sum()), total + CODES
     assert same > total / 2  # what rows do to the last bit of a sum, rounding makes larger
 
 
 def test_several_pictures_are_written_without_guesses(painter: PaiPainterForImageGeneration) -> None:
-    guessed = painter.generate_images(CAPTIONS, seed=1, speed=guessing(3)).image_codes
-    assert torch.equal(guessed, painter.generate_images(CAPTIONS, seed=1, speed=PaintingSpeed()).image_codes)
+    guessed = painter.generate_images(CAPTIONS, seed=1, speed=guessing(3)).image_tokens
+    assert torch.equal(guessed, painter.generate_images(CAPTIONS, seed=1, speed=PaintingSpeed()).image_tokens)
     with pytest.raises(ValueError, match="for one picture at a time, got 2"):
         GuessingCodeWriter(painter, guessing(3)).write(CAPTIONS[:1], 2, GumbelSampler([0, 1]))
 
@@ -210,7 +210,7 @@ def test_guessing_rounds_nothing_and_needs_a_number() -> None:
 def test_what_generate_paints_is_painted_without_guesses(painter: PaiPainterForImageGeneration) -> None:
     options: dict[str, Any] = {"seed": 1, "decode": False}
     generated = painter.generate_images(CAPTIONS[:1], speed=guessing(3), use_cache=True, **options)
-    assert torch.equal(generated.image_codes, painter.generate_images(CAPTIONS[:1], **options).image_codes)
+    assert torch.equal(generated.image_tokens, painter.generate_images(CAPTIONS[:1], **options).image_tokens)
 
 
 def test_regression_guard_operator_calls_of_a_pass(painter: PaiPainterForImageGeneration) -> None:

@@ -81,7 +81,7 @@ def test_with_a_cache_the_logits_are_those_without(golden: tuple[str, PaiPainter
     ids = whole_sequence(folder)[:, :-1]
     cache = DynamicCache() if kind == "dynamic" else StaticCache(config=painter.config, max_cache_len=48)
     steps = [ids[:, :TEXT_LENGTH], ids[:, TEXT_LENGTH : TEXT_LENGTH + 5], *ids[:, TEXT_LENGTH + 5 :].split(1, dim=1)]
-    logits = torch.cat([painter(step, past_key_values=cache, use_cache=True).logits for step in steps], dim=1)
+    logits = torch.cat([painter(step, cache=cache, use_cache=True).logits for step in steps], dim=1)
     close(logits, expected(folder)["all_logits"])
 
 
@@ -109,9 +109,9 @@ def test_ids_or_embeddings_but_not_both_and_not_neither(painter: PaiPainterForIm
 def test_more_ids_than_positions_are_refused(painter: PaiPainterForImageGeneration) -> None:
     with pytest.raises(ValueError, match="have 48 positions, got 49 ids after 0"):
         painter(torch.zeros(1, 49, dtype=torch.long))
-    cache = painter(whole_sequence(), use_cache=True).past_key_values
+    cache = painter(whole_sequence(), use_cache=True).cache
     with pytest.raises(ValueError, match="have 48 positions, got 1 ids after 48"):
-        painter(torch.zeros(3, 1, dtype=torch.long), past_key_values=cache)
+        painter(torch.zeros(3, 1, dtype=torch.long), cache=cache)
 
 
 @torch.no_grad()
@@ -229,7 +229,7 @@ def test_forward_is_traced_as_one_graph_without_and_with_a_static_cache(folder: 
     close(traced(ids).logits, expected(folder)["all_logits"])
     cache = StaticCache(config=painter.config, max_cache_len=48)
     steps = [ids[:, :TEXT_LENGTH], *ids[:, TEXT_LENGTH : TEXT_LENGTH + 3].split(1, dim=1)]
-    logits = torch.cat([traced(step, past_key_values=cache).logits for step in steps], dim=1)
+    logits = torch.cat([traced(step, cache=cache).logits for step in steps], dim=1)
     close(logits, expected(folder)["all_logits"][:, : TEXT_LENGTH + 3])
 
 

@@ -60,7 +60,7 @@ def test_a_lightning_checkpoint_of_taming_gives_its_codes_latents_and_pixels(tam
     with torch.no_grad():
         encoded = taming_codec.encode(golden["image"])
         decoded = taming_codec.decode(golden["codes"])
-    assert torch.equal(encoded.image_codes, golden["codes"])
+    assert torch.equal(encoded.image_tokens, golden["codes"])
     torch.testing.assert_close(encoded.quantized, golden["quantized"], atol=1e-5, rtol=0)
     torch.testing.assert_close(decoded, golden["reconstruction"], atol=1e-5, rtol=0)
 
@@ -69,7 +69,7 @@ def test_a_lightning_checkpoint_of_taming_gives_its_codes_latents_and_pixels(tam
 def test_an_easynlp_codec_gives_its_codes_and_pixels(folder: str) -> None:
     golden, codec = expected(folder), golden_painter(folder).vqgan
     with torch.no_grad():
-        codes = codec.encode(golden["image"]).image_codes
+        codes = codec.encode(golden["image"]).image_tokens
         assert torch.equal(codes, golden["codes"])
         torch.testing.assert_close(codec.decode(codes), golden["reconstruction"], atol=1e-5, rtol=0)
         torch.testing.assert_close(codec.decode(golden["greedy_codes"]), golden["generated"], atol=1e-5, rtol=0)
@@ -77,14 +77,14 @@ def test_an_easynlp_codec_gives_its_codes_and_pixels(folder: str) -> None:
 
 def test_calling_the_codec_encodes_and_decodes(codec: PaiPainterVQModel) -> None:
     output = codec(expected()["image"])
-    assert torch.equal(output.image_codes, expected()["codes"])
+    assert torch.equal(output.image_tokens, expected()["codes"])
     assert torch.equal(output.pixel_values, codec.decode(expected()["codes"]))
 
 
 def test_a_batch_of_pictures_has_the_codes_of_each_alone(codec: PaiPainterVQModel) -> None:
     image = expected()["image"]
-    alone = torch.cat([codec.encode(picture[None]).image_codes for picture in image])
-    assert torch.equal(codec.encode(image).image_codes, alone)
+    alone = torch.cat([codec.encode(picture[None]).image_tokens for picture in image])
+    assert torch.equal(codec.encode(image).image_tokens, alone)
     together = codec.decode(alone)
     singles = torch.cat([codec.decode(codes[None]) for codes in alone])
     torch.testing.assert_close(together, singles, atol=1e-5, rtol=0)
@@ -139,7 +139,7 @@ def test_f16_16384_has_its_76_073_859_parameters() -> None:
     with torch.device("meta"):
         codec = PaiPainterVQModel(PaiPainterVQConfig())
     assert codec.num_parameters() == 76_073_859
-    assert (codec.config.image_grid, codec.config.num_image_codes) == (16, 256)
+    assert (codec.config.image_grid, codec.config.num_image_tokens) == (16, 256)
 
 
 def test_an_encoder_without_attention_has_none_and_its_decoder_keeps_it() -> None:

@@ -35,14 +35,14 @@ def test_pictures_come_in_the_order_of_the_captions(pipe) -> None:
     output = pipe(["红苹果", "一只熊猫"], num_images_per_prompt=2, seed=7)
     assert [type(image) for image in output.images] == [Image.Image] * 4
     assert {image.size for image in output.images} == {(SIDE, SIDE)}
-    assert output.image_codes.shape == (4, CODES)
+    assert output.image_tokens.shape == (4, CODES)
     assert output.seeds == [7, 8, 7, 8]
     assert len(output.scores) == 4
     assert all(score < 0 for score in output.scores)
     for row, caption in enumerate(["红苹果", "一只熊猫"]):
         alone = pipe(caption, num_images_per_prompt=2, seed=7)
-        assert torch.equal(alone.image_codes, output.image_codes[2 * row : 2 * row + 2])
-    assert not torch.equal(output.image_codes[:2], output.image_codes[2:])
+        assert torch.equal(alone.image_tokens, output.image_tokens[2 * row : 2 * row + 2])
+    assert not torch.equal(output.image_tokens[:2], output.image_tokens[2:])
 
 
 def test_output_types(pipe) -> None:
@@ -59,9 +59,9 @@ def test_output_types(pipe) -> None:
 
 def test_seeds(pipe) -> None:
     four = pipe("红苹果", num_images_per_prompt=4, seed=7)
-    assert len({tuple(codes.tolist()) for codes in four.image_codes}) == 4
+    assert len({tuple(codes.tolist()) for codes in four.image_tokens}) == 4
     for place, seed in enumerate(four.seeds):
-        assert torch.equal(pipe("红苹果", seed=seed).image_codes[0], four.image_codes[place])
+        assert torch.equal(pipe("红苹果", seed=seed).image_tokens[0], four.image_tokens[place])
     drawn = [pipe("红苹果", generator=torch.Generator().manual_seed(3)).seeds for _ in range(2)]
     assert drawn[0] == drawn[1]
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
@@ -75,17 +75,17 @@ def test_best_of_keeps_the_likeliest(pipe) -> None:
         scores = candidates.scores[3 * picture : 3 * picture + 3]
         chosen = 3 * picture + scores.index(max(scores))
         assert best.seeds[picture] == 7 + chosen
-        assert torch.equal(best.image_codes[picture], candidates.image_codes[chosen])
+        assert torch.equal(best.image_tokens[picture], candidates.image_tokens[chosen])
         assert best.scores[picture] == pytest.approx(candidates.scores[chosen], abs=1e-5)
 
 
 def test_options_left_out_are_the_models_recommendation(pipe) -> None:
-    likeliest = pipe("红苹果", seed=1, top_k=1).image_codes
-    assert not torch.equal(pipe("红苹果", seed=1).image_codes, likeliest)
+    likeliest = pipe("红苹果", seed=1, top_k=1).image_tokens
+    assert not torch.equal(pipe("红苹果", seed=1).image_tokens, likeliest)
     pipe.model.generation_config.top_k = 1
     pipe.model.generation_config.best_of = 2
     output = pipe("红苹果", seed=5)
-    assert torch.equal(output.image_codes, likeliest)
+    assert torch.equal(output.image_tokens, likeliest)
     assert output.seeds[0] in (5, 6)
 
 
@@ -115,14 +115,14 @@ def test_the_callback_sees_each_code(pipe) -> None:
     def look(pipeline, step, timestep, callback_kwargs):
         assert pipeline is pipe
         assert step == timestep
-        seen.append(callback_kwargs["image_codes"].clone())
-        callback_kwargs["image_codes"].zero_()  # a copy: the painting goes on as before
+        seen.append(callback_kwargs["image_tokens"].clone())
+        callback_kwargs["image_tokens"].zero_()  # a copy: the painting goes on as before
         return callback_kwargs
 
     output = pipe(["红苹果", "熊猫"], seed=1, callback_on_step_end=look)
     assert [codes.shape for codes in seen] == [(2, step + 1) for step in range(CODES)]
-    assert torch.equal(seen[-1], output.image_codes)
-    assert torch.equal(pipe(["红苹果", "熊猫"], seed=1).image_codes, output.image_codes)
+    assert torch.equal(seen[-1], output.image_tokens)
+    assert torch.equal(pipe(["红苹果", "熊猫"], seed=1).image_tokens, output.image_tokens)
 
     wishes = []
     pipe("红苹果", callback_on_step_end=lambda *rest: wishes.append(rest[-1]), callback_on_step_end_tensor_inputs=[])
@@ -136,11 +136,11 @@ def test_interrupt(pipe) -> None:
 
     output = pipe("红苹果", seed=1, callback_on_step_end=stop)
     assert pipe.interrupt
-    assert output.image_codes.shape == (1, 6)
+    assert output.image_tokens.shape == (1, 6)
     assert output.images[0].size == (SIDE, SIDE)
     whole = pipe("红苹果", seed=1)  # the next painting starts afresh
-    assert torch.equal(whole.image_codes[:, :6], output.image_codes)
-    assert whole.image_codes.shape == (1, CODES)
+    assert torch.equal(whole.image_tokens[:, :6], output.image_tokens)
+    assert whole.image_tokens.shape == (1, CODES)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_interrupt(pipe) -> None:
         ({"temperature": 0.0}, "`top_k=1`"),
         ({"best_of": 0}, "`best_of` must be"),
         ({"num_images_per_prompt": 0}, "`num_images_per_prompt` must be"),
-        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "may hold image_codes, got latents"),
+        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "may hold image_tokens, got latents"),
     ],
 )
 def test_errors(pipe, arguments, sentence) -> None:

@@ -35,8 +35,8 @@ def old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exact_is_the_default_and_rounds_nothing(painter: PaiPainterForImageGeneration) -> None:
     assert find_speed("exact", CPU).is_exact
     default = painter.generate_images(CAPTIONS, seed=0, top_k=1)
-    assert torch.equal(default.image_codes, expected()["greedy_codes"])
-    assert torch.equal(painter.decode_images(default.image_codes), painter.vqgan.decode(default.image_codes))
+    assert torch.equal(default.image_tokens, expected()["greedy_codes"])
+    assert torch.equal(painter.decode_images(default.image_tokens), painter.vqgan.decode(default.image_tokens))
 
 
 @pytest.mark.parametrize("speed", [BFLOAT16, INT8, PaintingSpeed(torch.bfloat16, 2)], ids=str)
@@ -45,9 +45,9 @@ def test_rounding_changes_little(painter: PaiPainterForImageGeneration, speed: P
     exact = painter.generate_images(CAPTIONS[:rows], seed=0)
     rounded = painter.generate_images(CAPTIONS[:rows], seed=0, speed=speed)
     assert rounded.pixel_values.dtype == exact.pixel_values.dtype
-    agreement = (exact.image_codes == rounded.image_codes).float().mean()
+    agreement = (exact.image_tokens == rounded.image_tokens).float().mean()
     assert agreement > 0.5
-    pixels = painter.decode_images(exact.image_codes, speed)
+    pixels = painter.decode_images(exact.image_tokens, speed)
     assert (pixels - exact.pixel_values).abs().mean() < 0.02
     assert torch.equal(pixels, exact.pixel_values) == (speed.dtype is None)
 
@@ -65,18 +65,18 @@ def test_what_was_rounded_is_kept_until_the_weights_change(
     )
     options: dict[str, Any] = {"seed": 0, "speed": speed}
     first = painter.generate_images(CAPTIONS, **options)
-    assert torch.equal(painter.generate_images(CAPTIONS, **options).image_codes, first.image_codes)
+    assert torch.equal(painter.generate_images(CAPTIONS, **options).image_tokens, first.image_tokens)
     assert made == [3]
     # As peft merges adapters: PyTorch doesn't count what is written through `.data`.
     painter.model.layers[0].mlp.fc_2.weight.data.mul_(-3)
     painter.vqgan.post_quant_conv.weight.data.mul_(-3)
     changed = painter.generate_images(CAPTIONS, **options)
     assert made == [3, 3]
-    assert not torch.equal(changed.image_codes, first.image_codes)
+    assert not torch.equal(changed.image_tokens, first.image_tokens)
     anew = golden_painter()
     anew.load_state_dict(painter.state_dict())
     fresh = anew.generate_images(CAPTIONS, **options)
-    assert torch.equal(fresh.image_codes, changed.image_codes)
+    assert torch.equal(fresh.image_tokens, changed.image_tokens)
     assert torch.equal(fresh.pixel_values, changed.pixel_values)
 
 
@@ -93,13 +93,13 @@ def test_the_smallest_change_is_noticed(painter: PaiPainterForImageGeneration, d
 
 def test_a_model_that_was_rounded_is_still_itself(painter: PaiPainterForImageGeneration, tmp_path: Any) -> None:
     before = {name: weight.clone() for name, weight in painter.state_dict().items()}
-    exact = painter.generate_images(CAPTIONS, seed=0).image_codes
+    exact = painter.generate_images(CAPTIONS, seed=0).image_tokens
     painter.generate_images(CAPTIONS, seed=0, speed=BFLOAT16)
     assert all(torch.equal(weight, before[name]) for name, weight in painter.state_dict().items())
-    assert torch.equal(painter.generate_images(CAPTIONS, seed=0).image_codes, exact)
-    assert torch.equal(copy.deepcopy(painter).generate_images(CAPTIONS, seed=0).image_codes, exact)
+    assert torch.equal(painter.generate_images(CAPTIONS, seed=0).image_tokens, exact)
+    assert torch.equal(copy.deepcopy(painter).generate_images(CAPTIONS, seed=0).image_tokens, exact)
     painter.save_pretrained(tmp_path)
-    assert torch.equal(type(painter).from_pretrained(tmp_path).generate_images(CAPTIONS, seed=0).image_codes, exact)
+    assert torch.equal(type(painter).from_pretrained(tmp_path).generate_images(CAPTIONS, seed=0).image_tokens, exact)
 
 
 def test_other_words_and_devices_are_refused(painter: PaiPainterForImageGeneration) -> None:
@@ -135,7 +135,7 @@ def test_a_build_without_int8_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_threads_share_weights_and_nothing_else(painter: PaiPainterForImageGeneration) -> None:
     def paint(seed: int) -> torch.Tensor:
-        return painter.generate_images(CAPTIONS, seed=seed, speed=INT8).image_codes
+        return painter.generate_images(CAPTIONS, seed=seed, speed=INT8).image_tokens
 
     alone = [paint(seed) for seed in range(6)]
     with ThreadPoolExecutor(3) as pool:
@@ -150,7 +150,7 @@ def test_models_in_any_precision_and_mode(painter: PaiPainterForImageGeneration,
         with torch.inference_mode():
             inside = painter.generate_images(CAPTIONS[:rows], seed=0, speed=INT8)
         outside = painter.generate_images(CAPTIONS[:rows], seed=0, speed=INT8)
-        assert torch.equal(inside.image_codes, outside.image_codes)
+        assert torch.equal(inside.image_tokens, outside.image_tokens)
         assert outside.pixel_values.dtype == dtype
 
 

@@ -81,11 +81,11 @@ def test_the_codec_is_tamings(
     image = torch.rand(3, ddconfig["in_channels"], ddconfig["resolution"], ddconfig["resolution"]) * 2 - 1
     quantized, _, (_, _, codes) = oracle.encode(image)
     found = codec.encode(image)
-    assert torch.equal(found.image_codes.flatten(), codes)
+    assert torch.equal(found.image_tokens.flatten(), codes)
     assert len(codes.unique()) > 5  # else it says little
     torch.testing.assert_close(found.quantized, quantized, atol=1e-5, rtol=0)
 
-    pixels = codec.decode(found.image_codes)
+    pixels = codec.decode(found.image_tokens)
     assert pixels.abs().max() > 0.1
     torch.testing.assert_close(pixels, oracle.decode(found.quantized), atol=1e-5, rtol=0)
     torch.testing.assert_close(codec(image).pixel_values, oracle(image)[0], atol=1e-5, rtol=0)
@@ -102,7 +102,7 @@ def test_the_transformer_is_mingpts(
         resolution=8, base_channels=4, channel_multiplier=[1, 1], num_res_blocks=1, attn_resolutions=[],
         latent_channels=4, embed_dim=4, num_embeddings=30, norm_num_groups=2,
     )  # fmt: skip
-    text_length, codes, text_vocab = 9, codec.num_image_codes, 21
+    text_length, codes, text_vocab = 9, codec.num_image_tokens, 21
     sizes = {"block_size": text_length + codes, "n_layer": 3, "n_head": 3, "n_embd": 24, "n_unmasked": n_unmasked}
     torch.manual_seed(0)
     oracle = taming.GPT(vocab_size=30 + text_vocab, **sizes).eval()

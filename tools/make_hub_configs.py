@@ -143,7 +143,7 @@ def painter_card(name: str, config: PaiPainterConfig) -> str:
         "caption": painter.caption,
         "side": config.vq_config.resolution,
         "text_length": config.text_length,
-        "codes": config.num_image_codes,
+        "codes": config.num_image_tokens,
         "together": f"{model.num_parameters() / 1e6:.0f} million",
         "sizes": painter_sizes(config),
     }
@@ -163,7 +163,7 @@ def codec_card(config: PaiPainterVQConfig) -> str:
         "repository": f"{OWNER}/{CODEC}",
         "side": config.resolution,
         "grid": config.image_grid,
-        "codes": config.num_image_codes,
+        "codes": config.num_image_tokens,
         "vocabulary": f"{config.num_embeddings:,}",
         "sizes": codec_sizes(config),
     }

@@ -133,7 +133,7 @@ class CodeWriter:
             stop_when: called after each code with all ids so far; the first that says so ends the writing.
 
         Returns:
-            `torch.LongTensor` of shape `(captions * copies, num_image_codes)`, fewer columns if it was stopped.
+            `torch.LongTensor` of shape `(captions * copies, num_image_tokens)`, fewer columns if it was stopped.
         """
         text_length, length = self.config.text_length, self.config.max_position_embeddings
         ids = captions.new_empty(len(captions) * copies, length)  # (B, T)

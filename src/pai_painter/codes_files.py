@@ -2,7 +2,7 @@
 """
 Pictures ⇄ codes in files: what the codec alone makes of a picture.
 
-The codes' file is JSON, a list with one object for each picture: `{"file": "apple.png", "image_codes": [17, 4, …]}`,
+The codes' file is JSON, a list with one object for each picture: `{"file": "apple.png", "image_tokens": [17, 4, …]}`,
 the codes in raster order.
 """
 
@@ -34,11 +34,11 @@ class CodedPicture:
     """
     Args:
         file (`str`): The name of the picture that was encoded.
-        image_codes (`list[int]`): Its codes in raster order.
+        image_tokens (`list[int]`): Its codes in raster order.
     """
 
     file: str
-    image_codes: list[int]
+    image_tokens: list[int]
 
 
 class PictureCodec:
@@ -87,16 +87,16 @@ class PictureCodec:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         pixel_values = self.image_processor(picture, return_tensors="pt")["pixel_values"]
-        image_codes = cast(torch.LongTensor, self.vqgan.encode(pixel_values).image_codes)
+        image_tokens = cast(torch.LongTensor, self.vqgan.encode(pixel_values).image_tokens)
         (square,) = self.image_processor.postprocess(pixel_values)
-        (coded,) = self.image_processor.postprocess(self.vqgan.decode(image_codes))
-        return CodedPicture(path.name, image_codes[0].tolist()), psnr(square, coded)
+        (coded,) = self.image_processor.postprocess(self.vqgan.decode(image_tokens))
+        return CodedPicture(path.name, image_tokens[0].tolist()), psnr(square, coded)
 
     @torch.no_grad()
     def decode(self, coded: CodedPicture) -> Image.Image:
         """The picture that the codes stand for."""
-        image_codes = cast(torch.LongTensor, torch.tensor([coded.image_codes]))
-        (picture,) = self.image_processor.postprocess(self.vqgan.decode(image_codes))
+        image_tokens = cast(torch.LongTensor, torch.tensor([coded.image_tokens]))
+        (picture,) = self.image_processor.postprocess(self.vqgan.decode(image_tokens))
         return picture
 
 
@@ -133,20 +133,20 @@ def read_codes(path: Path, config: PaiPainterVQConfig) -> list[CodedPicture]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}.") from error
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f'{path} must hold a list of pictures, each {{"file": …, "image_codes": […]}}.')
+        raise ValueError(f'{path} must hold a list of pictures, each {{"file": …, "image_tokens": […]}}.')
     return list(_checked_rows(rows, path, config))
 
 
 def _checked_rows(rows: list, path: Path, config: PaiPainterVQConfig) -> Iterator[CodedPicture]:
     for number, row in enumerate(rows, start=1):
         place = f"{path}, picture {number}"
-        fields = isinstance(row, dict) and {"file", "image_codes"} <= row.keys()
-        if not fields or not isinstance(row["file"], str) or not isinstance(row["image_codes"], list):
-            raise ValueError(f'{place} must be an object {{"file": …, "image_codes": […]}}.')
-        codes = row["image_codes"]
-        if len(codes) != config.num_image_codes:
+        fields = isinstance(row, dict) and {"file", "image_tokens"} <= row.keys()
+        if not fields or not isinstance(row["file"], str) or not isinstance(row["image_tokens"], list):
+            raise ValueError(f'{place} must be an object {{"file": …, "image_tokens": […]}}.')
+        codes = row["image_tokens"]
+        if len(codes) != config.num_image_tokens:
             raise ValueError(
-                f"{place} has {len(codes)} codes, but a picture of this codec has {config.num_image_codes}."
+                f"{place} has {len(codes)} codes, but a picture of this codec has {config.num_image_tokens}."
             )
         for code in codes:
             if type(code) is not int or not 0 <= code < config.num_embeddings:  # a bool is an int, too

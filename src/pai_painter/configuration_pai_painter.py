@@ -88,7 +88,7 @@ class PaiPainterVQConfig(PreTrainedConfig):
         return self.resolution // 2 ** (len(self.channel_multiplier) - 1)
 
     @property
-    def num_image_codes(self) -> int:
+    def num_image_tokens(self) -> int:
         """Codes of one picture."""
         return self.image_grid**2
 
@@ -199,7 +199,7 @@ class PaiPainterConfig(PreTrainedConfig):
 
     model_type = "pai_painter"
     sub_configs_defaults = {"vq_config": PaiPainterVQConfig}
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache"]
 
     vq_config: dict | PreTrainedConfig | None = None
     image_vocab_size: int = 16384
@@ -249,9 +249,9 @@ class PaiPainterConfig(PreTrainedConfig):
         return self.vq_config.image_grid  # type: ignore[union-attr]  # a PaiPainterVQConfig by now
 
     @property
-    def num_image_codes(self) -> int:
+    def num_image_tokens(self) -> int:
         """Codes of one picture, all of which are painted."""
-        return self.vq_config.num_image_codes  # type: ignore[union-attr]
+        return self.vq_config.num_image_tokens  # type: ignore[union-attr]
 
     @property
     def vocab_size(self) -> int:
@@ -261,7 +261,7 @@ class PaiPainterConfig(PreTrainedConfig):
     @property
     def max_position_embeddings(self) -> int:
         """Positions of a sequence: the caption and one picture."""
-        return self.text_length + self.num_image_codes
+        return self.text_length + self.num_image_tokens
 
     def validate_architecture(self) -> None:
         """Part of `@strict`'s checks: sizes that can't be built are refused with the value that is wrong."""
@@ -341,18 +341,18 @@ def _translate_easynlp(config_dict: dict[str, Any], kwargs: dict[str, Any]) -> d
     if not _fits(config_dict, vq_config):
         raise ValueError(
             f"This EasyNLP folder has {config_dict['block_size']} positions and {config_dict['img_vocab_size']} image "
-            f"codes, which doesn't fit a codec of {vq_config.num_image_codes} codes a picture out of "
+            f"codes, which doesn't fit a codec of {vq_config.num_image_tokens} codes a picture out of "
             f"{vq_config.num_embeddings}. EasyNLP doesn't store its codec's shape: please pass "
             f"`vq_config=PaiPainterVQConfig(...)`, or make a native folder of it, `pai-painter convert FOLDER OUTPUT "
             f"--vq-config SIZES.json`."
         )
     fields = {ours: config_dict[theirs] for theirs, ours in (required | optional).items() if theirs in config_dict}
-    text_length = config_dict["block_size"] - vq_config.num_image_codes
+    text_length = config_dict["block_size"] - vq_config.num_image_tokens
     return {**fields, "model_type": "pai_painter", "text_length": text_length, "vq_config": vq_config.to_dict()}
 
 
 def _fits(easynlp: dict[str, Any], vq_config: PaiPainterVQConfig) -> bool:
-    return easynlp.get("block_size", 0) > vq_config.num_image_codes and (
+    return easynlp.get("block_size", 0) > vq_config.num_image_tokens and (
         easynlp.get("img_vocab_size") == vq_config.num_embeddings
     )
 

@@ -33,14 +33,14 @@ class PaiPainterImageOutput(ModelOutput):
     Args:
         pixel_values (`torch.FloatTensor` of shape `(captions * n, 3, resolution, resolution)`, *optional*): About
             [-1, 1], not clipped. `None` if `decode=False`.
-        image_codes (`torch.LongTensor` of shape `(captions * n, num_image_codes)`): Raster order.
+        image_tokens (`torch.LongTensor` of shape `(captions * n, num_image_tokens)`): Raster order.
         scores (`torch.FloatTensor` of shape `(captions * n,)`): Mean log-likelihood of a code under the model, in
             nats; nearer to 0 means surer.
         seeds (`list[int]`): The seed of each picture, with which it is painted again alone.
     """
 
     pixel_values: torch.Tensor | None = None
-    image_codes: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
     scores: torch.Tensor | None = None
     seeds: list[int] | None = None
 
@@ -96,15 +96,15 @@ class ImageGenerationMixin(GenerationMixin):
         seeds = picture_seeds(len(input_ids), num_images_per_prompt, best_of, seed, generator)
         pictures = len(input_ids) * num_images_per_prompt
         sampler = GumbelSampler(seeds, temperature, top_k, top_p)
-        image_codes = self._write_codes(input_ids, num_images_per_prompt * best_of, sampler, speed, generate_kwargs)
-        image_codes = image_codes.unflatten(0, (pictures, best_of))
-        scores = (sampler.log_likelihood / image_codes.shape[-1]).view(pictures, best_of)
+        image_tokens = self._write_codes(input_ids, num_images_per_prompt * best_of, sampler, speed, generate_kwargs)
+        image_tokens = image_tokens.unflatten(0, (pictures, best_of))
+        scores = (sampler.log_likelihood / image_tokens.shape[-1]).view(pictures, best_of)
         chosen = scores.argmax(1)  # the first of equals
         rows = torch.arange(pictures, device=chosen.device)
-        image_codes = image_codes[rows, chosen]
+        image_tokens = image_tokens[rows, chosen]
         return PaiPainterImageOutput(
-            pixel_values=self.decode_images(image_codes, speed) if decode else None,
-            image_codes=image_codes,
+            pixel_values=self.decode_images(image_tokens, speed) if decode else None,
+            image_tokens=image_tokens,
             scores=scores[rows, chosen],
             seeds=[seeds[row * best_of + best] for row, best in enumerate(chosen.tolist())],
         )
@@ -117,7 +117,7 @@ class ImageGenerationMixin(GenerationMixin):
         speed: PaintingSpeed,
         generate_kwargs: dict[str, Any],
     ) -> torch.Tensor:
-        """Codes (captions * copies, num_image_codes), or less of them if stopping criteria say so."""
+        """Codes (captions * copies, num_image_tokens), or less of them if stopping criteria say so."""
         if can_write_codes(self) and not generate_kwargs.keys() - {"stopping_criteria"}:
             criteria = generate_kwargs.get("stopping_criteria") or []
             stop_when = [lambda ids, criterion=each: bool(criterion(ids, None).all()) for each in criteria]
@@ -137,14 +137,14 @@ class ImageGenerationMixin(GenerationMixin):
     @torch.no_grad()
     def decode_images(
         self,
-        image_codes: torch.Tensor,
+        image_tokens: torch.Tensor,
         speed: SpeedName | PaintingSpeed = "exact",
     ) -> torch.Tensor:
         """
         Codes to pixels, on the CPU a few pictures at a time.
 
         Args:
-            image_codes (`torch.LongTensor` of shape `(pictures, num_image_codes)`)
+            image_tokens (`torch.LongTensor` of shape `(pictures, num_image_tokens)`)
             speed: see [`~speed_pai_painter.find_speed`].
 
         Returns:
@@ -153,7 +153,7 @@ class ImageGenerationMixin(GenerationMixin):
         speed = find_speed(speed, self.device)
         codec = self.vqgan if speed.dtype is None else _ready(self).codec(self.vqgan, speed.dtype)
         at_once = DECODED_AT_ONCE if codec is self.vqgan else _DECODED_AT_ONCE_ROUNDED
-        chunks = image_codes.split(at_once) if self.device.type == "cpu" else [image_codes]
+        chunks = image_tokens.split(at_once) if self.device.type == "cpu" else [image_tokens]
         return torch.cat([codec.decode(chunk) for chunk in chunks]).to(self.vqgan.dtype)
 
 

@@ -59,7 +59,7 @@ def describe_model(
         "memory of the weights": f"{_megabytes(together * 4)} in float32, {_megabytes(together * 2)} in bfloat16",
         "captions": f"{config.text_length} word pieces of {config.text_vocab_size:,}",
         "pictures": f"{vq_config.resolution}×{vq_config.resolution} pixels",
-        "codes": f"{config.num_image_codes} a picture ({config.image_grid}×{config.image_grid}), "
+        "codes": f"{config.num_image_tokens} a picture ({config.image_grid}×{config.image_grid}), "
         f"out of {config.image_vocab_size:,}",
         **({} if vq_config.has_encoder else {"codec": "decoder only: it paints, but can't encode pictures"}),
         "recommended settings": ", ".join(

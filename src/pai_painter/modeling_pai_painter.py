@@ -71,15 +71,15 @@ class PaiPainterAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,  # (B, T, C)
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, nh, T, hs)
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, nh, S, hs)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)  # (B, nh, S, hs)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -126,7 +126,7 @@ class PaiPainterPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     output_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["PaiPainterBlock", "VQResnetBlock", "VQAttentionBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -173,7 +173,7 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -181,11 +181,11 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, length)`): Caption ids (from `image_vocab_size` on), then
-                image codes. With `past_key_values`, only what comes after them.
+                image codes. With `cache`, only what comes after them.
             attention_mask (`torch.Tensor`, *optional*): Leave it out: captions are attended to with their pads.
-            past_key_values (`Cache`, *optional*): Keys and values of earlier positions.
+            cache (`Cache`, *optional*): Keys and values of earlier positions.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, length, hidden_size)`, *optional*): Instead of ids.
-            use_cache (`bool`, *optional*): Give `past_key_values` back.
+            use_cache (`bool`, *optional*): Give `cache` back.
 
         Raises:
             ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, if they are longer than caption
@@ -195,10 +195,10 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
             raise ValueError("Please give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         length, table = inputs_embeds.shape[1], self.config.max_position_embeddings
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past_length = cache.get_seq_length() if cache is not None else 0
         if length + (past_length if isinstance(past_length, int) else 0) > table:  # a static cache's is a tensor
             raise ValueError(f"Caption and picture have {table} positions, got {length} ids after {past_length}.")
         positions = torch.arange(length, device=inputs_embeds.device) + past_length  # (T,)
@@ -206,16 +206,14 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             position_ids=positions.unsqueeze(0),
             or_mask_function=prefix_mask(self.config),
         )
         hidden_states = self.embd_dropout(inputs_embeds + self.embed_positions[:, positions])
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask=mask, past_key_values=past_key_values, **kwargs)
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
-        )
+            hidden_states = layer(hidden_states, attention_mask=mask, cache=cache, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), cache=cache if use_cache else None)
 
 
 def prefix_mask(config: PaiPainterConfig) -> Callable | None:
@@ -269,7 +267,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -279,8 +277,8 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, length)`): Caption ids, then image codes; at most
-                `text_length + num_image_codes`.
-            attention_mask, past_key_values, inputs_embeds, use_cache: see [`PaiPainterModel`].
+                `text_length + num_image_tokens`.
+            attention_mask, cache, inputs_embeds, use_cache: see [`PaiPainterModel`].
             labels (`torch.LongTensor` of shape `(batch, length)`, *optional*): `input_ids` with -100 on the caption;
                 shifted inside, so that each position predicts the next.
             logits_to_keep (`int`, *optional*, defaults to 0): Compute the head at the last so many positions only
@@ -293,7 +291,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -307,7 +305,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -27,11 +27,11 @@ __all__ = ["PaiPainterVQEncoderOutput", "PaiPainterVQModel", "PaiPainterVQOutput
 class PaiPainterVQEncoderOutput(ModelOutput):
     """
     Args:
-        image_codes (`torch.LongTensor` of shape `(batch, num_image_codes)`): Indices of the codebook, raster order.
+        image_tokens (`torch.LongTensor` of shape `(batch, num_image_tokens)`): Indices of the codebook, raster order.
         quantized (`torch.FloatTensor` of shape `(batch, embed_dim, image_grid, image_grid)`): Their codebook entries.
     """
 
-    image_codes: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
     quantized: torch.Tensor | None = None
 
 
@@ -41,11 +41,11 @@ class PaiPainterVQOutput(ModelOutput):
     Args:
         pixel_values (`torch.FloatTensor` of shape `(batch, out_channels, resolution, resolution)`): The picture after
             going through the codes, about [-1, 1], not clipped.
-        image_codes (`torch.LongTensor` of shape `(batch, num_image_codes)`): The codes it went through.
+        image_tokens (`torch.LongTensor` of shape `(batch, num_image_tokens)`): The codes it went through.
     """
 
     pixel_values: torch.Tensor | None = None
-    image_codes: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
 
 
 def _norm(channels: int, config: PaiPainterVQConfig) -> nn.GroupNorm:
@@ -223,9 +223,9 @@ class PaiPainterVQCodebook(nn.Module):
         distances = vectors.pow(2).sum(-1, keepdim=True) + entries.pow(2).sum(-1) - 2 * vectors @ entries.t()
         return distances.argmin(-1)
 
-    def forward(self, image_codes: torch.Tensor, grid: int) -> torch.Tensor:
+    def forward(self, image_tokens: torch.Tensor, grid: int) -> torch.Tensor:
         """Codes (batch, grid²) → their entries (batch, embed_dim, grid, grid)."""
-        return self.embedding(image_codes).transpose(1, 2).unflatten(2, (grid, grid))
+        return self.embedding(image_tokens).transpose(1, 2).unflatten(2, (grid, grid))
 
 
 class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
@@ -304,7 +304,7 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, resolution, resolution)`): In [-1, 1].
 
         Returns:
-            [`PaiPainterVQEncoderOutput`] with `image_codes` and `quantized`.
+            [`PaiPainterVQEncoderOutput`] with `image_tokens` and `quantized`.
 
         Raises:
             ValueError: if the shape is another one, or if the codec has no encoder.
@@ -316,17 +316,17 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
                 f"This codec encodes pictures of {side}×{side} pixels, (batch, {self.config.in_channels}, {side}, "
                 f"{side}); got {tuple(pixel_values.shape)}. PaiPainterImageProcessor prepares them."
             )
-        image_codes = self.quantize.nearest(self.encode_latents(pixel_values))
+        image_tokens = self.quantize.nearest(self.encode_latents(pixel_values))
         return PaiPainterVQEncoderOutput(
-            image_codes=image_codes, quantized=self.quantize(image_codes, self.config.image_grid)
+            image_tokens=image_tokens, quantized=self.quantize(image_tokens, self.config.image_grid)
         )
 
-    def decode(self, image_codes: torch.Tensor) -> torch.Tensor:
+    def decode(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """
         Paints codes.
 
         Args:
-            image_codes (`torch.LongTensor` of shape `(batch, num_image_codes)`): Values `0 … num_embeddings - 1`.
+            image_tokens (`torch.LongTensor` of shape `(batch, num_image_tokens)`): Values `0 … num_embeddings - 1`.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, out_channels, resolution, resolution)`: about [-1, 1], not clipped.
@@ -334,11 +334,11 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
         Raises:
             ValueError: if there are too few or too many codes for a picture.
         """
-        if image_codes.ndim != 2 or image_codes.shape[1] != self.config.num_image_codes:
+        if image_tokens.ndim != 2 or image_tokens.shape[1] != self.config.num_image_tokens:
             raise ValueError(
-                f"This codec decodes (batch, {self.config.num_image_codes}) codes, got {tuple(image_codes.shape)}."
+                f"This codec decodes (batch, {self.config.num_image_tokens}) codes, got {tuple(image_tokens.shape)}."
             )
-        return self.decode_latents(self.quantize(image_codes, self.config.image_grid))
+        return self.decode_latents(self.quantize(image_tokens, self.config.image_grid))
 
     def forward(self, pixel_values: torch.Tensor) -> PaiPainterVQOutput:
         """
@@ -347,5 +347,5 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, resolution, resolution)`): In [-1, 1].
         """
-        image_codes = self.encode(pixel_values).image_codes
-        return PaiPainterVQOutput(pixel_values=self.decode(image_codes), image_codes=image_codes)  # type: ignore[arg-type]
+        image_tokens = self.encode(pixel_values).image_tokens
+        return PaiPainterVQOutput(pixel_values=self.decode(image_tokens), image_tokens=image_tokens)  # type: ignore[arg-type]

@@ -42,14 +42,14 @@ class PaiPainterPipelineOutput(BaseOutput):
             (pictures, side, side, 3) in [0, 1], a tensor (pictures, 3, side, side) in [0, 1], or the codes.
         scores (`list[float]`): Mean log-likelihood of a code under the model, in nats; nearer to 0 means surer.
         seeds (`list[int]`): The seed of each picture. It paints the picture again with `best_of=1`.
-        image_codes (`torch.LongTensor` of shape `(pictures, num_image_codes)`): Raster order; fewer columns if the
+        image_tokens (`torch.LongTensor` of shape `(pictures, num_image_tokens)`): Raster order; fewer columns if the
             painting was interrupted.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
     scores: list[float]
     seeds: list[int]
-    image_codes: torch.LongTensor
+    image_tokens: torch.LongTensor
 
 
 class PaiPainterBasePipeline(DiffusionPipeline):
@@ -65,7 +65,7 @@ class PaiPainterBasePipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "model"
-    _callback_tensor_inputs = ["image_codes"]
+    _callback_tensor_inputs = ["image_tokens"]
 
     def __init__(self, model: PaiPainterForImageGeneration, processor: PaiPainterProcessor):
         super().__init__()
@@ -99,7 +99,7 @@ class PaiPainterBasePipeline(DiffusionPipeline):
         self,
         prompt: str | list[str],
         output_type: str = "pil",
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("image_codes",),
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("image_tokens",),
     ) -> list[str]:
         """
         The captions as a list, checked.
@@ -144,7 +144,7 @@ class PaiPainterBasePipeline(DiffusionPipeline):
         output_type: OutputType = "pil",
         speed: SpeedName | PaintingSpeed = "exact",
         callback_on_step_end: StepCallback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("image_codes",),
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("image_tokens",),
         return_dict: bool = True,
     ) -> PaiPainterPipelineOutput | tuple:
         r"""
@@ -167,9 +167,9 @@ class PaiPainterBasePipeline(DiffusionPipeline):
             speed (`str`, *optional*, defaults to `"exact"`): On the CPU `"balanced"` and `"fastest"` round the model's
                 numbers; see [`~speed_pai_painter.SPEEDS`].
             callback_on_step_end (*optional*): Called as `callback(pipe, step, timestep, callback_kwargs)` after each
-                code; `step` and `timestep` both are its position. `callback_kwargs["image_codes"]` are the codes so
+                code; `step` and `timestep` both are its position. `callback_kwargs["image_tokens"]` are the codes so
                 far, (candidates, step + 1), to look at: what the callback returns changes nothing.
-            callback_on_step_end_tensor_inputs (*optional*): Which tensors the callback wants: `image_codes` or none.
+            callback_on_step_end_tensor_inputs (*optional*): Which tensors the callback wants: `image_tokens` or none.
             return_dict (`bool`, *optional*, defaults to `True`): `False` gives a tuple in the same order.
 
         Returns:
@@ -187,7 +187,7 @@ class PaiPainterBasePipeline(DiffusionPipeline):
         if self._all_hooks:  # they wait for `forward`, but `generate` looks at the device before and the codec after
             self.model.to(device)
         input_ids = self.processor(text=captions, return_tensors="pt")["input_ids"].to(device)
-        with self.progress_bar(total=self.model.config.num_image_codes) as bar:
+        with self.progress_bar(total=self.model.config.num_image_tokens) as bar:
             painted = self.model.generate_images(
                 input_ids,
                 num_images_per_prompt,
@@ -201,12 +201,12 @@ class PaiPainterBasePipeline(DiffusionPipeline):
                 speed=speed,
                 stopping_criteria=[_StepReporter(self, bar, callback_on_step_end, callback_on_step_end_tensor_inputs)],
             )
-        images = painted.image_codes
+        images = painted.image_tokens
         if output_type != "codes":
-            pixel_values = self.model.decode_images(self._completed(painted.image_codes), speed)
+            pixel_values = self.model.decode_images(self._completed(painted.image_tokens), speed)
             images = self.processor.image_processor.postprocess(pixel_values, output_type)
         self.maybe_free_model_hooks()
-        output = PaiPainterPipelineOutput(images, painted.scores.tolist(), painted.seeds, painted.image_codes)
+        output = PaiPainterPipelineOutput(images, painted.scores.tolist(), painted.seeds, painted.image_tokens)
         return output if return_dict else output.to_tuple()
 
     def _warn_of_unknown_pieces(self, captions: list[str]) -> None:
@@ -215,9 +215,9 @@ class PaiPainterBasePipeline(DiffusionPipeline):
             if unknown:
                 logger.warning(f"The model doesn't know {' '.join(unknown)} in the caption {caption!r}.")
 
-    def _completed(self, image_codes: torch.Tensor) -> torch.Tensor:
-        missing = self.model.config.num_image_codes - image_codes.shape[1]
-        return torch.cat([image_codes, image_codes[:, -1:].expand(-1, missing)], dim=1)
+    def _completed(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        missing = self.model.config.num_image_tokens - image_tokens.shape[1]
+        return torch.cat([image_tokens, image_tokens[:, -1:].expand(-1, missing)], dim=1)
 
 
 class _StepReporter(StoppingCriteria):
@@ -234,10 +234,10 @@ class _StepReporter(StoppingCriteria):
         self.callback, self.tensor_inputs = callback, tensor_inputs
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.Tensor:
-        image_codes = input_ids[:, self.pipeline.model.config.text_length :]
+        image_tokens = input_ids[:, self.pipeline.model.config.text_length :]
         self.bar.update()
         if self.callback is not None:
-            step = image_codes.shape[1] - 1
-            wanted = {"image_codes": image_codes.clone()} if "image_codes" in self.tensor_inputs else {}
+            step = image_tokens.shape[1] - 1
+            wanted = {"image_tokens": image_tokens.clone()} if "image_tokens" in self.tensor_inputs else {}
             self.callback(self.pipeline, step, step, wanted)
         return torch.full((len(input_ids),), self.pipeline.interrupt, device=input_ids.device)

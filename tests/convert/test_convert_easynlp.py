@@ -38,7 +38,7 @@ def test_a_golden_folder_becomes_a_native_one(golden: Path, tmp_path: Path) -> N
     assert painter.dtype == torch.float32
     ids = torch.cat([expected["text_ids"], expected["codes"]], dim=1)[:, :-1]
     torch.testing.assert_close(painter(ids).logits, expected["all_logits"], atol=1e-5, rtol=0)
-    assert torch.equal(painter.vqgan.encode(expected["image"]).image_codes, expected["codes"])
+    assert torch.equal(painter.vqgan.encode(expected["image"]).image_tokens, expected["codes"])
     torch.testing.assert_close(painter.vqgan.decode(expected["codes"]), expected["reconstruction"], atol=1e-5, rtol=0)
     greedy = painter.generate(expected["text_ids"], do_sample=False)
     assert torch.equal(greedy[:, 32:], expected["greedy_codes"])

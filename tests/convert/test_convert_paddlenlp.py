@@ -131,7 +131,7 @@ def test_the_whole_codec_is_taken(tmp_path: Path, whole: Path, later: bool) -> N
         convert(PADDLE, tmp_path / "out", codec=whole, **OPTIONS)
     painter = PaiPainterForImageGeneration.from_pretrained(tmp_path / "out")
     expected = load_file(EASYNLP / "expected.safetensors")
-    assert torch.equal(painter.vqgan.encode(expected["image"]).image_codes, expected["codes"])
+    assert torch.equal(painter.vqgan.encode(expected["image"]).image_tokens, expected["codes"])
     theirs = PaiPainterVQModel.from_pretrained(whole).state_dict()
     assert all(torch.equal(weight, theirs[name]) for name, weight in painter.vqgan.state_dict().items())
     convert(tmp_path / "out", tmp_path / "easynlp", to="easynlp")

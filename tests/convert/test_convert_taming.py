@@ -67,7 +67,7 @@ def test_both_golden_pickles(tmp_path: Path, name: str) -> None:
     codec = AutoModel.from_pretrained(tmp_path / "out")
     assert isinstance(codec, PaiPainterVQModel)
     found = codec.encode(expected["image"])
-    assert torch.equal(found.image_codes, expected["codes"])
+    assert torch.equal(found.image_tokens, expected["codes"])
     torch.testing.assert_close(found.quantized, expected["quantized"], atol=1e-5, rtol=0)
     torch.testing.assert_close(codec.decode(expected["codes"]), expected["reconstruction"], atol=1e-5, rtol=0)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
@@ -233,5 +233,5 @@ def test_the_original_program_computes_the_same(oracle: Any, tmp_path: Path, siz
     image = torch.rand(2, ddconfig["in_channels"], ddconfig["resolution"], ddconfig["resolution"]) * 2 - 1
     quantized, _, (_, _, codes) = original.encode(image)
     found = codec.encode(image)
-    assert torch.equal(found.image_codes.flatten(), codes)
-    torch.testing.assert_close(codec.decode(found.image_codes), original.decode(quantized), atol=1e-5, rtol=0)
+    assert torch.equal(found.image_tokens.flatten(), codes)
+    torch.testing.assert_close(codec.decode(found.image_tokens), original.decode(quantized), atol=1e-5, rtol=0)

@@ -85,13 +85,13 @@ def test_codes_are_the_codecs(rows: Callable, codec: PaiPainterVQModel, processo
     table = rows()
     codes, batches = encode(table, codec.train(), processor)
     assert batches == 2
-    assert codes.column_names == ["idx", "captions", "image_codes"]
+    assert codes.column_names == ["idx", "captions", "image_tokens"]
     assert codes["idx"][:] == table["idx"][:]
     assert codes["captions"][:] == table["captions"][:]
     pictures = torch.stack([PictureRows(table, processor)[row] for row in range(40)])
     with torch.no_grad():
-        expected = torch.cat([codec.eval().encode(part).image_codes for part in pictures.split(32)])
-    found = torch.tensor(codes["image_codes"][:])
+        expected = torch.cat([codec.eval().encode(part).image_tokens for part in pictures.split(32)])
+    found = torch.tensor(codes["image_tokens"][:])
     assert found.shape == (40, 1, 16)
     assert torch.equal(found[:, 0], expected)
     assert len(found.unique()) > 4
@@ -114,7 +114,7 @@ def test_another_file(rows: Callable, codec: PaiPainterVQModel, processor, encod
     second, batches = encode(rows(seed=1), codec, processor)
     assert batches == 2
     assert first._fingerprint != second._fingerprint
-    assert first["image_codes"][:] != second["image_codes"][:]
+    assert first["image_tokens"][:] != second["image_tokens"][:]
 
 
 @pytest.mark.parametrize("name", ["quantize.embedding.weight", "encoder.conv_in.bias", "decoder.conv_out.bias"])
@@ -137,14 +137,14 @@ def test_other_image_settings(options: dict, rows: Callable, codec, processor, e
     first, _ = encode(rows(), codec, processor)
     second, batches = encode(rows(), codec, PaiPainterImageProcessor(size=8, **options))
     assert batches == 2
-    assert first["image_codes"][:] != second["image_codes"][:]
+    assert first["image_tokens"][:] != second["image_tokens"][:]
 
 
 def test_variants(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
-    plain = torch.tensor(encode(rows(), codec, processor)[0]["image_codes"][:])
+    plain = torch.tensor(encode(rows(), codec, processor)[0]["image_tokens"][:])
     codes, batches = encode(rows(), codec, processor, variants=3, augmentation=Augmentation(max_shift=2))
     assert batches == 2
-    variants = torch.tensor(codes["image_codes"][:])
+    variants = torch.tensor(codes["image_tokens"][:])
     assert variants.shape == (40, 3, 16)
     assert torch.equal(variants[:, :1], plain)
     assert (variants[:, 1] != variants[:, 0]).any(1).float().mean() > 0.6
@@ -159,7 +159,7 @@ def test_variants(rows: Callable, codec: PaiPainterVQModel, processor, encode: C
     for file in (Path(codes.cache_files[0]["filename"]).parent).glob("*.arrow"):
         file.unlink()
     again, _ = encode(rows(), codec, processor, variants=3, augmentation=Augmentation(max_shift=2))
-    assert again["image_codes"][:] == variants.tolist()
+    assert again["image_tokens"][:] == variants.tolist()
 
 
 def test_encoding_that_was_stopped_is_not_taken(
@@ -218,5 +218,5 @@ def test_parts(
 @pytest.mark.parametrize("changes", [{"random_crop": True}, {"random_flip": True}, {"max_shift": 2}])
 def test_every_change_changes(changes: dict, rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable):
     codes, _ = encode(rows(), codec, processor, variants=2, augmentation=Augmentation(**changes))
-    variants = torch.tensor(codes["image_codes"][:])
+    variants = torch.tensor(codes["image_tokens"][:])
     assert (variants[:, 1] != variants[:, 0]).any(1).float().mean() > 0.3

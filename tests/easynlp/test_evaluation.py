@@ -21,7 +21,7 @@ def own_loss(pipe: PaiPainterPipeline) -> float:
     """Of the table's four pictures, without anything of the trainer's."""
     pictures = [Image.new("RGB", (40, 40), (60 * i, 0, 99)) for i in range(4)]
     inputs = pipe.processor(text=[f"红苹果{i}" for i in range(4)], images=pictures, return_tensors="pt")
-    codes = pipe.model.vqgan.encode(inputs["pixel_values"])["image_codes"]
+    codes = pipe.model.vqgan.encode(inputs["pixel_values"])["image_tokens"]
     captions = inputs["input_ids"][:, : pipe.model.config.text_length]
     with torch.no_grad():
         logits = pipe.model(torch.cat([captions, codes], dim=1)).logits[:, captions.shape[1] - 1 : -1]

@@ -74,7 +74,7 @@ def paint_by_transformers(repository: str, saved: str, options: dict[str, Any]) 
         "classes": {name: type(part).__name__ for name, part in parts.items()},
         "images": [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
         "generated": model.generate(input_ids, do_sample=False)[0].tolist(),
-        "encoded": model.vqgan.encode(pixel_values).image_codes.tolist(),
+        "encoded": model.vqgan.encode(pixel_values).image_tokens.tolist(),
     }
 
 
@@ -85,7 +85,7 @@ def use_codec(repository: str, saved: str, options: dict[str, Any]) -> dict[str,
     processor = AutoImageProcessor.from_pretrained(repository, **options)
     codec.save_pretrained(saved)
     processor.save_pretrained(saved)
-    codes = torch.arange(codec.config.num_image_codes)[None]
+    codes = torch.arange(codec.config.num_image_tokens)[None]
     images = processor.postprocess(codec.decode(codes))
     return {"images": [hashlib.sha256(image.tobytes()).hexdigest() for image in images]}
 

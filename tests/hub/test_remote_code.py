@@ -55,7 +55,7 @@ def painted_here(folder: Path) -> dict[str, Any]:
         "classes": CLASSES,
         "images": [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
         "generated": pipe.model.generate(input_ids, do_sample=False)[0].tolist(),
-        "encoded": pipe.model.vqgan.encode(pixel_values).image_codes.tolist(),
+        "encoded": pipe.model.vqgan.encode(pixel_values).image_tokens.tolist(),
     }
 
 

@@ -64,7 +64,7 @@ def test_psnr(codec_folder: Path, data: DataArguments) -> None:
     expected = (20 * torch.log10(255 / difference.square().mean((1, 2, 3)).sqrt())).mean().item()
     found = validate_codec(codec, rows, processor, batch_size=5)
     assert found["psnr"] == pytest.approx(expected, abs=1e-3)
-    assert found["codes_used"] == len(painted.image_codes.unique()) / 16
+    assert found["codes_used"] == len(painted.image_tokens.unique()) / 16
 
 
 def test_a_trained_codec_keeps_its_codes(codec_folder: Path, data: DataArguments, tmp_path: Path) -> None:

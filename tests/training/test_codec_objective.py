@@ -36,8 +36,8 @@ def test_the_formula(codec: PaiPainterVQModel, pictures: torch.Tensor, quantise:
     latents = codec.encode_latents(pictures)
     if quantise:
         encoded = codec.encode(pictures)
-        painted, commitment = codec.decode(encoded.image_codes), (latents - encoded.quantized).pow(2).mean()
-        assert torch.equal(outputs["codes"], encoded.image_codes.flatten())
+        painted, commitment = codec.decode(encoded.image_tokens), (latents - encoded.quantized).pow(2).mean()
+        assert torch.equal(outputs["codes"], encoded.image_tokens.flatten())
     else:
         painted, commitment = codec.decode_latents(latents), 0.0
     error = painted - pictures
@@ -99,6 +99,6 @@ def test_blank_patches_are_code_0(codec: PaiPainterVQModel) -> None:
     outputs = objective(codec, blank_code=True)(pictures, quantise=True)
     codes = outputs["codes"].view(4, 4)
     assert (codes[:, 2:] == 0).all()
-    assert torch.equal(codes[:, :2], codec.encode(pictures).image_codes.view(4, 4)[:, :2])
+    assert torch.equal(codes[:, :2], codec.encode(pictures).image_tokens.view(4, 4)[:, :2])
     plain = objective(codec)(pictures, quantise=True)["codes"]
-    assert torch.equal(plain, codec.encode(pictures).image_codes.flatten())
+    assert torch.equal(plain, codec.encode(pictures).image_tokens.flatten())

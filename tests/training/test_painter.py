@@ -94,9 +94,9 @@ def test_it_learns_by_heart(shapes: Path, codec_folder: Path, data: DataArgument
     folder = train_painter(painter_model, data, training)
     painter, processor, codes = codes_of(folder, data)
     captions = [caption for row in codes for caption in row["captions"]]
-    wanted = torch.tensor([row["image_codes"][0] for row in codes for _ in row["captions"]])
+    wanted = torch.tensor([row["image_tokens"][0] for row in codes for _ in row["captions"]])
     input_ids = processor(text=captions, return_tensors="pt")["input_ids"]
-    painted = painter.generate_images(input_ids, top_k=1, seed=0).image_codes
+    painted = painter.generate_images(input_ids, top_k=1, seed=0).image_tokens
     right = (painted == wanted).all(1)
     assert right.sum() >= 22, [caption for caption, good in zip(captions, right.tolist(), strict=True) if not good]
     assert len(wanted.unique(dim=0)) >= 10  # there is something to learn
@@ -113,7 +113,7 @@ def test_the_loss_is_the_models(trained: Path, data: DataArguments) -> None:
     assert torch.equal(labels[:, 6:], input_ids[:, 6:])
     expected = processor(text=[codes[0]["captions"][0], codes[5]["captions"][0]], return_tensors="pt")["input_ids"]
     assert torch.equal(input_ids[:, :6], expected)
-    assert torch.equal(input_ids[:, 6:], torch.tensor([codes[0]["image_codes"][0], codes[5]["image_codes"][0]]))
+    assert torch.equal(input_ids[:, 6:], torch.tensor([codes[0]["image_tokens"][0], codes[5]["image_tokens"][0]]))
     logits = painter.eval()(input_ids).logits[:, 5:-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 6:].flatten())
     objective = PainterObjective(painter)
@@ -157,11 +157,11 @@ def test_captions_variants_and_drops_are_drawn_by_row_and_epoch(trained: Path, d
     assert min(counts) >= 5
     dropped = sum(torch.equal(item["caption_ids"], empty) for item in drawn.values()) / len(drawn)
     assert dropped == pytest.approx(0.3, abs=0.07)
-    variants = codes[3]["image_codes"]
+    variants = codes[3]["image_tokens"]
     assert len(variants) == 2
-    assert {tuple(item["image_codes"].tolist()) for item in of_row} == {tuple(codes) for codes in variants}
+    assert {tuple(item["image_tokens"].tolist()) for item in of_row} == {tuple(codes) for codes in variants}
     assert torch.equal(rows[3]["caption_ids"], captions[0])
-    assert rows[3]["image_codes"].tolist() == variants[0]
+    assert rows[3]["image_tokens"].tolist() == variants[0]
 
 
 def config(folder: Path, **changes: object) -> None:

@@ -111,14 +111,14 @@ def _config(
     """The sizes, as far as the weights show them."""
     words, positions = (_sizes(arrays, f"gpt.embeddings.{name}_embeddings.weight") for name in ("word", "position"))
     layers = {int(found[1]) for name in arrays if (found := re.match(r"gpt\.decoder\.layers\.(\d{1,4})\.", name))}
-    width, text_length = words[1], positions[0] - vq_config.num_image_codes
+    width, text_length = words[1], positions[0] - vq_config.num_image_tokens
     if not width or not layers:
         raise CheckpointError(f"{file} holds no painter of PaddleNLP: it has no gpt.embeddings and gpt.decoder.layers.")
     codes, _ = _sizes(arrays, "vqgan_detokenizer.embedding.weight")
     if text_length < 1 or words[0] <= vq_config.num_embeddings or codes not in (0, vq_config.num_embeddings):
         raise CheckpointError(
             f"{file} has {positions[0]} positions and {codes or 'no'} image codes, which doesn't fit a codec of "
-            f"{vq_config.num_image_codes} codes a picture out of {vq_config.num_embeddings}: please give the codec's "
+            f"{vq_config.num_image_tokens} codes a picture out of {vq_config.num_embeddings}: please give the codec's "
             f"sizes with --vq-config."
         )
     inner = arrays.get("gpt.decoder.layers.0.linear1.bias")

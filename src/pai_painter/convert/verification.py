@@ -83,7 +83,7 @@ def _differences(
             found["logits"] = _largest(model(reference["input_ids"]).logits, reference["logits"])
     codec = model.vqgan if isinstance(model, PaiPainterForImageGeneration) else model
     if {"image", "codes"} <= reference.keys() and codec.config.has_encoder:
-        codes = codec.encode(reference["image"]).image_codes
+        codes = codec.encode(reference["image"]).image_tokens
         found["codes"] = _largest(codes, reference["codes"])  # type: ignore[arg-type]
     if {"codes", "reconstruction"} <= reference.keys():
         found["pixels"] = _largest(codec.decode(reference["codes"]), reference["reconstruction"])

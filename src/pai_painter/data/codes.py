@@ -27,7 +27,7 @@ _FEATURES = datasets.Features(
     {
         "idx": datasets.Value("string"),
         "captions": datasets.List(datasets.Value("string")),
-        "image_codes": datasets.List(datasets.List(datasets.Value("int32"))),
+        "image_tokens": datasets.List(datasets.List(datasets.Value("int32"))),
     }
 )
 
@@ -41,7 +41,7 @@ def load_codes(
     cache_dir: str | Path | None = None,
 ) -> datasets.Dataset:
     """
-    Adds a column `image_codes` to rows: `variants` lists of codes, of the picture itself and of changed copies.
+    Adds a column `image_tokens` to rows: `variants` lists of codes, of the picture itself and of changed copies.
 
     The table is kept on the disk under a hash of the rows' content, the codec's weights and configuration and the
     image settings, so that changing any of them never finds old codes. It is written in parts, and what is there isn't
@@ -56,7 +56,7 @@ def load_codes(
         cache_dir: where the table is kept; the datasets library's cache by default.
 
     Returns:
-        `datasets.Dataset` with `idx`, `captions` and `image_codes` (variants lists of num_image_codes codes).
+        `datasets.Dataset` with `idx`, `captions` and `image_tokens` (variants lists of num_image_tokens codes).
     """
     return CodesOnDisk(rows, codec, processor, variants, augmentation, cache_dir).load()
 
@@ -128,6 +128,6 @@ def _encode(
         # … and, with the variant, the changes.
         generators = [torch.Generator().manual_seed(first * variants + variant) for variant in range(1, variants)]
         copies += [changes.prepare(images, processor, generator) for generator in generators]
-    codes = [codec.encode(copy.to(codec.device))["image_codes"].cpu() for copy in copies]
-    stacked = torch.stack(codes, dim=1)  # (B, variants, num_image_codes)
-    return {"idx": batch["idx"], "captions": batch["captions"], "image_codes": stacked.tolist()}
+    codes = [codec.encode(copy.to(codec.device))["image_tokens"].cpu() for copy in copies]
+    stacked = torch.stack(codes, dim=1)  # (B, variants, num_image_tokens)
+    return {"idx": batch["idx"], "captions": batch["captions"], "image_tokens": stacked.tolist()}

@@ -11,7 +11,7 @@ __all__ = ["SIZES", "check_sizes", "count_of_pictures"]
 SIZES: dict[str, Callable[[PaiPainterConfig], int]] = {
     "size": lambda config: cast(PaiPainterVQConfig, config.vq_config).resolution,
     "text_len": lambda config: config.text_length,
-    "img_len": lambda config: config.num_image_codes,
+    "img_len": lambda config: config.num_image_tokens,
     "sequence_length": lambda config: config.max_position_embeddings,
     "block_size": lambda config: config.max_position_embeddings,
     "img_vocab_size": lambda config: config.image_vocab_size,

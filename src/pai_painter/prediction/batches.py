@@ -107,7 +107,7 @@ class ShardPainter:
             return self.processor(text=captions, return_tensors="pt")["input_ids"]
 
     def _paint_codes(self, input_ids: torch.Tensor, starts: list[int]) -> tuple[torch.Tensor, list[int], list[float]]:
-        """Codes (B, num_image_codes) of the likeliest candidates, with their seeds and scores."""
+        """Codes (B, num_image_tokens) of the likeliest candidates, with their seeds and scores."""
         painted = self.model.generate_images(
             input_ids.to(self.device),
             seed=starts,
@@ -118,10 +118,10 @@ class ShardPainter:
             decode=False,
             speed=self.options.speed,
         )
-        return painted.image_codes, painted.seeds, painted.scores.tolist()
+        return painted.image_tokens, painted.seeds, painted.scores.tolist()
 
     def _decode(self, codes: torch.Tensor, places: list[int]) -> dict[int, Image.Image]:
-        """The pictures at some places of a batch; codes (B, num_image_codes)."""
+        """The pictures at some places of a batch; codes (B, num_image_tokens)."""
         images: dict[int, Image.Image] = {}
         size = min(self.chunk, len(codes))
         for start in range(0, len(codes), size):

@@ -101,7 +101,7 @@ def validate_codec(
         outputs = codec(pictures)
         error = (outputs.pixel_values.clamp(-1, 1) - pictures).div(2).pow(2).mean((1, 2, 3))
         psnr.append(-10 * error.clamp_min(1e-10).log10())
-        counts += torch.bincount(outputs.image_codes.flatten(), minlength=len(counts))
+        counts += torch.bincount(outputs.image_tokens.flatten(), minlength=len(counts))
     shares = counts / counts.sum()
     return {
         "psnr": torch.cat(psnr).mean().item(),
@@ -127,7 +127,7 @@ def _check_codebook_start(
             f"`codebook_start_step` ({training.codebook_start_step}) must be below the {run.steps} steps of the run, "
             f"or the codec never learns its codes."
         )
-    patches = rows * codec.config.num_image_codes
+    patches = rows * codec.config.num_image_tokens
     if patches < codec.config.num_embeddings:
         raise ValueError(
             f"{rows} training pictures have {patches} patches, too few for {codec.config.num_embeddings} codes "
@@ -144,7 +144,7 @@ def _start_codebook(
     processor: PaiPainterImageProcessor,
 ) -> None:
     """k-means over the latents of some hundred training pictures; all processes take the first one's result."""
-    wanted = math.ceil(_LATENTS_PER_CODE * codec.config.num_embeddings / codec.config.num_image_codes)
+    wanted = math.ceil(_LATENTS_PER_CODE * codec.config.num_embeddings / codec.config.num_image_tokens)
     generator = torch.Generator().manual_seed(seed_of(run.training.seed, 5))
     chosen = torch.randperm(len(rows), generator=generator)[:wanted].tolist()
     latents, blank = [], []

@@ -49,15 +49,15 @@ class CodecObjective(nn.Module):
         else:
             # Half precision would take the wrong one of two near codes.
             with torch.autocast(latents.device.type, enabled=False):
-                image_codes: torch.Tensor = codec.quantize.nearest(latents.detach())  # (B, g*g)
+                image_tokens: torch.Tensor = codec.quantize.nearest(latents.detach())  # (B, g*g)
             if self.blank_code:
                 blank = blank_patches(pixel_values, codec.config.image_grid)
-                image_codes = image_codes.masked_fill(blank.flatten(1), 0)
-            quantized = codec.quantize(image_codes, codec.config.image_grid)
+                image_tokens = image_tokens.masked_fill(blank.flatten(1), 0)
+            quantized = codec.quantize(image_tokens, codec.config.image_grid)
             commitment = F.mse_loss(latents, quantized)
             # Straight through: the decoder sees the codes, the encoder gets the decoder's gradient.
             reconstruction = codec.decode_latents(latents + (quantized - latents).detach()).float()
-            codes = image_codes.flatten()
+            codes = image_tokens.flatten()
         pixels_loss = self._pixels_loss(reconstruction, pixel_values)
         patch_errors = F.adaptive_avg_pool2d((reconstruction - pixel_values).abs().detach(), codec.config.image_grid)
         return {

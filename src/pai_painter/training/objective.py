@@ -24,7 +24,7 @@ class PainterObjective(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, text_length + num_image_codes)`)
+            input_ids (`torch.LongTensor` of shape `(batch, text_length + num_image_tokens)`)
             labels (`torch.LongTensor` of the same shape): -100 on the caption.
 
         Returns:
@@ -38,5 +38,5 @@ class PainterObjective(torch.nn.Module):
             replaced = is_code & (torch.rand(input_ids.shape, device=input_ids.device) >= self.pkeep)
             input_ids = torch.where(replaced, noise, input_ids)
         # The caption's logits predict nothing that is trained, but for the last, which predicts the first code.
-        keep = config.num_image_codes + 1
+        keep = config.num_image_tokens + 1
         return self.painter(input_ids, labels=labels, logits_to_keep=keep, use_cache=False).loss

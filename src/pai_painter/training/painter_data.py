@@ -95,7 +95,7 @@ class PainterData:
             self._validation_codes = CaptionedCodes(self._codes(self.validation_rows), processor)
 
     def batches(self, run: TrainingRun) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        """(step, batch) from the first step not yet done; a batch has `caption_ids` and `image_codes` or pixels."""
+        """(step, batch) from the first step not yet done; a batch has `caption_ids` and `image_tokens` or pixels."""
         if isinstance(self._dataset, StreamedPictures):
             return run.count(self._streamed(self._dataset))
         return run.batches(self._dataset, len(self._dataset), collate_rows)

@@ -43,7 +43,7 @@ class _CaptionDraw:
 
 class CaptionedCodes(Dataset[dict[str, torch.Tensor]]):
     """
-    Rows as `caption_ids` (text_length,) and `image_codes` (num_image_codes,).
+    Rows as `caption_ids` (text_length,) and `image_tokens` (num_image_tokens,).
 
     Items are asked for by (epoch, row), which fix the caption and the variant of the codes. Asked for by row alone, the
     first of each is taken.
@@ -60,14 +60,14 @@ class CaptionedCodes(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         if isinstance(item, int):
             row = self.codes[item]
-            caption_ids, codes = self._draw.ids_of(row["captions"][0]), row["image_codes"][0]
+            caption_ids, codes = self._draw.ids_of(row["captions"][0]), row["image_tokens"][0]
         else:
             epoch, number = item
             row = self.codes[number]
             caption_ids = self._draw.ids(row["captions"], epoch, number)
             variant, _ = self._draw.numbers(7, epoch, number)
-            codes = row["image_codes"][int(variant * len(row["image_codes"]))]
-        return {"caption_ids": caption_ids, "image_codes": torch.tensor(codes)}
+            codes = row["image_tokens"][int(variant * len(row["image_tokens"]))]
+        return {"caption_ids": caption_ids, "image_tokens": torch.tensor(codes)}
 
 
 class CaptionedPictures(Dataset[dict[str, torch.Tensor]]):
@@ -144,13 +144,13 @@ def sequences(
     Batches of captions and codes, or of captions and pixels that `codec` encodes, → what the objective takes.
 
     Returns:
-        `input_ids` and `labels`, both `(batch, text_length + num_image_codes)`; the labels are -100 on the caption.
+        `input_ids` and `labels`, both `(batch, text_length + num_image_tokens)`; the labels are -100 on the caption.
     """
     caption_ids = batch["caption_ids"].to(device)
     if codec is not None:
         with torch.no_grad():
-            image_codes = codec.encode(batch["pixel_values"].to(device))["image_codes"]
+            image_tokens = codec.encode(batch["pixel_values"].to(device))["image_tokens"]
     else:
-        image_codes = batch["image_codes"].to(device)
-    input_ids = torch.cat([caption_ids, image_codes], dim=1)
-    return input_ids, torch.cat([torch.full_like(caption_ids, -100), image_codes], dim=1)
+        image_tokens = batch["image_tokens"].to(device)
+    input_ids = torch.cat([caption_ids, image_tokens], dim=1)
+    return input_ids, torch.cat([torch.full_like(caption_ids, -100), image_tokens], dim=1)

@@ -48,7 +48,7 @@ def draw_samples(
     painted: list[Image.Image] = []
     for start in range(0, len(captions), _BATCH):
         input_ids = processor(text=captions[start : start + _BATCH], return_tensors="pt")["input_ids"]
-        codes = painter.generate_images(input_ids.to(codec.device), seed=seed, decode=False)["image_codes"]
+        codes = painter.generate_images(input_ids.to(codec.device), seed=seed, decode=False)["image_tokens"]
         painted += _decode(codec, processor, codes)
     lines = [painted]
     if rows is not None:
@@ -83,7 +83,7 @@ def _originals(
     for row in rows:
         pixel_values = images(open_picture(row["picture"]), generator=0, return_tensors="pt")["pixel_values"]
         originals += cast(list[Image.Image], images.postprocess(pixel_values))
-        kept += _decode(codec, processor, codec.encode(pixel_values.to(codec.device))["image_codes"])
+        kept += _decode(codec, processor, codec.encode(pixel_values.to(codec.device))["image_tokens"])
     return [originals, kept]
 
 
