@@ -105,7 +105,7 @@ def _write(
     rows, passes = [], 0
     start = time.perf_counter()
     for seed, caption in enumerate(captions):
-        sampler = GumbelSampler([seed], options.temperature, options.top_k, options.top_p)
+        sampler = GumbelSampler([seed], model.config.text_length, options.temperature, options.top_k, options.top_p)
         rows += writer.write(caption, 1, sampler, [lambda ids: ids.shape[1] == last]).tolist()
         passes += writer.passes if isinstance(writer, GuessingCodeWriter) else len(rows[-1])
     count = sum(map(len, rows))

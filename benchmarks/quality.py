@@ -116,13 +116,13 @@ class Dictation(GumbelSampler):
     """
 
     def __init__(self, image_tokens: torch.Tensor):
-        super().__init__(seeds=[0] * len(image_tokens))
+        super().__init__(seeds=[0] * len(image_tokens), text_length=0)
         self.image_tokens = image_tokens
         self.losses: list[torch.Tensor] = []
         self.likeliest: list[torch.Tensor] = []
 
-    def draw(self, scores: torch.Tensor) -> torch.Tensor:
-        codes = self.image_tokens[:, len(self.losses)]
+    def draw(self, scores: torch.Tensor, position: int) -> torch.Tensor:
+        codes = self.image_tokens[:, position]
         self.losses.append(torch.nn.functional.cross_entropy(scores, codes, reduction="none"))
         self.likeliest.append(scores.argmax(-1))
         return codes
@@ -182,8 +182,9 @@ def paint(
     """Everything that is compared, at one speed; `exact` is the work of that speed, if this is another."""
 
     def codes_of(**options: Any) -> torch.Tensor:
-        batches = input_ids.split(batch_size)
-        painted = [model.generate_images(ids, seed=0, speed=speed, decode=False, **options) for ids in batches]
+        options |= {"speed": speed, "decode": False}
+        starts = range(0, len(input_ids), batch_size)  # the seeds are those of one call for all
+        painted = [model.generate_images(input_ids[i : i + batch_size], seed=i, **options) for i in starts]
         return torch.cat([each.image_tokens for each in painted])
 
     losses, likeliest = dictate(model, input_ids, image_tokens, speed, batch_size)

@@ -20,11 +20,12 @@ def test_a_step_never_waits_for_a_number(folder: str) -> None:
     with FakeTensorMode():
         painter = PaiPainterForImageGeneration(config).eval()
         cache = StaticCache(config=config, max_cache_len=config.max_position_embeddings)
-        sampler = GumbelSampler([1, 2], temperature=0.9, top_k=10, top_p=0.9)
-        ids = torch.zeros(2, TEXT_LENGTH, dtype=torch.long)
+        sampler = GumbelSampler([1, 2], TEXT_LENGTH, temperature=0.9, top_k=10, top_p=0.9)
+        ids = sequence = torch.zeros(2, TEXT_LENGTH, dtype=torch.long)
         for _ in range(3):
             logits = painter(ids, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-            ids = sampler(ids, logits).argmax(-1, keepdim=True)
+            ids = sampler(sequence, logits).argmax(-1, keepdim=True)
+            sequence = torch.cat([sequence, ids], dim=1)
         pixels = painter.vqgan.decode(torch.zeros(2, CODES, dtype=torch.long))
         assert ids.shape == (2, 1)
         assert pixels.shape[0] == 2
@@ -57,8 +58,8 @@ def test_the_static_cache_can_be_set_once_for_all() -> None:
     assert torch.equal(painted.image_tokens, golden_painter().generate_images(captions, seed=0).image_tokens)
 
 
-def test_what_travels_between_devices_in_a_step_is_noise_alone() -> None:
-    """The sampler's other tensors stay where the logits are."""
-    sampler = GumbelSampler([1, 2], top_k=3)
-    noisy = sampler(None, torch.zeros(2, 8, device="meta"))
-    assert noisy.device.type == sampler.log_likelihood.device.type == "meta"
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}], ids=str)
+def test_noise_is_made_where_the_logits_are(options: dict[str, int]) -> None:
+    sampler = GumbelSampler([1, 2], 4, **options)
+    noisy = sampler(torch.zeros(2, 4), torch.zeros(2, 8, device="meta"))
+    assert noisy.device.type == sampler.log_likelihood.device.type == sampler.seeds.device.type == "meta"

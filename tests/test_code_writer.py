@@ -9,9 +9,11 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers.hooks import apply_group_offloading
 from model_fixtures import CODES, PAINTERS, TEXT_LENGTH, codec_config, expected, golden_painter
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration
 from pai_painter.code_writer_pai_painter import CodeWriter, can_write_codes
+from pai_painter.modeling_pai_painter import PaiPainterAttention, PaiPainterMLP
 from pai_painter.sampling_pai_painter import GumbelSampler
 from pai_painter.speed_pai_painter import SPEEDS, PaintingSpeed
 
@@ -35,7 +37,9 @@ def test_the_likeliest_codes_are_easynlps(folder: str, rows: int) -> None:
     painter, captions = golden_painter(folder), expected(folder)["text_ids"]
     for start in range(0, len(captions), rows):
         chunk = captions[start : start + rows]
-        written = CodeWriter(painter, rows, EXACT).write(chunk, 1, GumbelSampler([0] * len(chunk), top_k=1))
+        written = CodeWriter(painter, rows, EXACT).write(
+            chunk, 1, GumbelSampler([0] * len(chunk), TEXT_LENGTH, top_k=1)
+        )
         assert torch.equal(written, expected(folder)["greedy_codes"][start : start + rows])
 
 
@@ -82,11 +86,11 @@ def test_the_logits_of_each_step_are_the_models(painter: PaiPainterForImageGener
     seen: list[torch.Tensor] = []
 
     class Recorder(GumbelSampler):
-        def draw(self, scores: torch.Tensor) -> torch.Tensor:
+        def draw(self, scores: torch.Tensor, position: int) -> torch.Tensor:
             seen.append(scores)
-            return super().draw(scores)
+            return super().draw(scores, position)
 
-    codes = CodeWriter(painter, 3, EXACT).write(CAPTIONS, 1, Recorder([1, 2, 3]))
+    codes = CodeWriter(painter, 3, EXACT).write(CAPTIONS, 1, Recorder([1, 2, 3], TEXT_LENGTH))
     logits = painter(torch.cat([CAPTIONS, codes], 1)[:, :-1]).logits[:, TEXT_LENGTH - 1 :]
     torch.testing.assert_close(torch.stack(seen, 1), logits, atol=1e-5, rtol=0)
 
@@ -113,7 +117,7 @@ def test_captions_share_the_prefill_of_their_pictures(painter: PaiPainterForImag
     writer = CodeWriter(painter, 12, EXACT)
     logits = writer._logits
     writer._logits = lambda ids, start: batches.append(tuple(ids.shape)) or logits(ids, start)  # type: ignore
-    codes = writer.write(CAPTIONS, 4, GumbelSampler(list(range(4)) * 3))
+    codes = writer.write(CAPTIONS, 4, GumbelSampler(list(range(12)), TEXT_LENGTH))
     assert batches == [(3, TEXT_LENGTH)] + [(12, 1)] * (CODES - 1)
     assert torch.equal(codes, painter.generate_images(CAPTIONS, 4, seed=0).image_tokens)
     assert writer.caches == []  # nothing is held between pictures
@@ -152,6 +156,90 @@ def test_whatever_was_changed_goes_through_generate(painter: PaiPainterForImageG
     assert can_write_codes(painter)
     change(painter)
     assert not can_write_codes(painter)
+
+
+class OwnForward(PaiPainterForImageGeneration):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits = -outputs.logits
+        return outputs
+
+
+class OwnAttention(PaiPainterAttention):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        attended, weights = super().forward(*args, **kwargs)
+        return -attended, weights
+
+
+def replace_attention(painter: PaiPainterForImageGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = OwnAttention(painter.config, 1)
+    attention.load_state_dict(painter.model.layers[1].attn.state_dict())
+    painter.model.layers[1].attn = attention
+
+
+def patch_a_class(painter: PaiPainterForImageGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = PaiPainterMLP.forward
+    monkeypatch.setattr(PaiPainterMLP, "forward", lambda self, hidden: -forward(self, hidden))
+
+
+def patch_torch(painter: PaiPainterForImageGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = nn.LayerNorm.forward
+    monkeypatch.setattr(nn.LayerNorm, "forward", lambda self, hidden: forward(self, hidden).flip(-1))
+
+
+def patch_the_registry(painter: PaiPainterForImageGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def other(*args: Any, **kwargs: Any) -> Any:
+        attended, weights = attention(*args, **kwargs)
+        return attended.flip(-1), weights
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", other)
+
+
+def replace_a_norm(painter: PaiPainterForImageGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+    painter.model.layers[0].ln_2 = nn.RMSNorm(painter.config.hidden_size)
+
+
+def replace_an_activation(painter: PaiPainterForImageGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+    painter.model.layers[0].mlp.act = nn.Tanh()
+
+
+def scale_attention(painter: PaiPainterForImageGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+    painter.model.layers[0].attn.scaling = -3.0
+
+
+def take_a_subclass(painter: PaiPainterForImageGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+    painter.__class__ = OwnForward
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(replace_attention, patch_a_class, patch_torch, patch_the_registry, replace_a_norm, replace_an_activation),
+        *(scale_attention, take_a_subclass),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_forward_says_is_painted(
+    painter: PaiPainterForImageGeneration, change: Any, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = CAPTIONS[:rows]
+    before = painter.generate_images(captions, seed=1, top_k=1, decode=False).image_tokens
+    change(painter, monkeypatch)
+    painted = painter.generate_images(captions, seed=1, top_k=1, decode=False).image_tokens
+    assert not torch.equal(painted, before)
+    logits = painter(torch.cat([captions, painted], 1)).logits[:, TEXT_LENGTH - 1 : -1]
+    assert torch.equal(logits.argmax(-1), painted)
+
+
+def test_a_subclass_that_computes_the_same_is_as_fast() -> None:
+    class Named(PaiPainterForImageGeneration):
+        """Another name, the same `forward`."""
+
+    painter = golden_painter()
+    painter.__class__ = Named
+    assert can_write_codes(painter)
 
 
 def test_under_autocast_generate_paints_as_it_always_did(painter: PaiPainterForImageGeneration) -> None:

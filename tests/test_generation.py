@@ -13,6 +13,7 @@ from transformers.generation import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration
+from pai_painter.code_writer_pai_painter import can_write_codes
 
 CAPTIONS = expected()["text_ids"]
 CACHES: list[dict[str, Any]] = [{}, {"cache_implementation": "static"}, {"use_cache": False}]
@@ -135,7 +136,7 @@ def test_a_seed_gives_the_same_picture_again_and_another_seed_another(painter: P
     assert torch.equal(first.pixel_values, again.pixel_values)
     assert not torch.equal(first.image_tokens, other.image_tokens)
     assert first.pixel_values.shape == (3, 3, 8, 8)
-    assert first.seeds == [1, 1, 1]
+    assert first.seeds == [1, 2, 3]
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}], ids=str)
@@ -145,7 +146,7 @@ def test_a_batch_has_the_pictures_of_each_caption_and_seed_alone(
     folder, painter = golden
     captions = expected(folder)["text_ids"]
     together = painter.generate_images(captions, num_images_per_prompt=2, seed=40, **options)
-    assert together.seeds == [40, 41] * 3
+    assert together.seeds == list(range(40, 46))
     for row, seed in enumerate(together.seeds):
         alone = painter.generate_images(captions[row // 2, None], seed=seed, **options)
         assert torch.equal(alone.image_tokens, together.image_tokens[row, None])
@@ -181,12 +182,12 @@ def test_the_score_is_the_mean_log_likelihood_whatever_the_sampling(painter: Pai
 def test_best_of_keeps_the_likeliest_and_says_which_seed_it_had(painter: PaiPainterForImageGeneration) -> None:
     best = painter.generate_images(CAPTIONS, num_images_per_prompt=2, best_of=4, seed=100)
     candidates = painter.generate_images(CAPTIONS, num_images_per_prompt=8, seed=100)
-    assert candidates.seeds == list(range(100, 108)) * 3
+    assert candidates.seeds == list(range(100, 124))
     sequences = torch.cat([CAPTIONS.repeat_interleave(8, dim=0), candidates.image_tokens], dim=1)
     scores = log_likelihood(painter, sequences).view(6, 4)
     torch.testing.assert_close(best.scores, scores.amax(1), atol=1e-5, rtol=0)
     for picture, candidate in enumerate(scores.argmax(1).tolist()):
-        assert best.seeds[picture] == 100 + picture % 2 * 4 + candidate
+        assert best.seeds[picture] == 100 + picture * 4 + candidate
         assert torch.equal(best.image_tokens[picture], candidates.image_tokens[4 * picture + candidate])
         alone = painter.generate_images(CAPTIONS[picture // 2, None], seed=best.seeds[picture], best_of=1)
         assert torch.equal(alone.image_tokens[0], best.image_tokens[picture])
@@ -217,7 +218,7 @@ def test_generators_stand_for_seeds(painter: PaiPainterForImageGeneration) -> No
             painter.generate_images(CAPTIONS[row, None], seed=seed).image_tokens[0], painted.image_tokens[row]
         )
     single = painter.generate_images(CAPTIONS, generator=torch.Generator().manual_seed(5))
-    assert len(set(single.seeds)) == 1
+    assert [seed - single.seeds[0] for seed in single.seeds] == [0, 1, 2]
     assert torch.equal(single.image_tokens, painter.generate_images(CAPTIONS, seed=single.seeds[0]).image_tokens)
 
 
@@ -280,3 +281,72 @@ def test_half_precision_paints_with_the_same_rules(dtype: torch.dtype) -> None:
     assert painted.pixel_values.dtype == dtype
     assert painted.scores.dtype == torch.float32
     assert painted.scores.isfinite().all()
+
+
+@pytest.mark.parametrize("where", ["config", "generation_config", "both"])
+@pytest.mark.parametrize("names", [["pad_token_id"], ["pad_token_id", "bos_token_id", "eos_token_id"]], ids=len)
+def test_ids_of_pads_and_ends_change_no_token(where: str, names: list[str]) -> None:
+    """`Trainer` copies them from the tokenizer; 0 is an image token, 64 the pad that captions are filled up with."""
+    usual, ids = golden_painter(), CAPTIONS
+    begun = torch.cat([CAPTIONS, torch.zeros(3, 4, dtype=torch.long)], 1)  # image token 0, four times
+    greedy = [usual.generate(start, do_sample=False, **cache) for start in (ids, begun) for cache in CACHES]
+    drawn = usual.generate_images(CAPTIONS, seed=1)
+    common = int(drawn.image_tokens.mode().values[0])
+    for value in (0, 64, common):
+        painter = golden_painter()
+        for holder in (painter.config, painter.generation_config):
+            if where in ("both", "config" if holder is painter.config else "generation_config"):
+                for name in names:
+                    setattr(holder, name, value)
+        found = [painter.generate(start, do_sample=False, **cache) for start in (ids, begun) for cache in CACHES]
+        assert all(map(torch.equal, found, greedy))
+        assert can_write_codes(painter)
+        assert torch.equal(painter.generate_images(CAPTIONS, seed=1).image_tokens, drawn.image_tokens)
+        by_generate = painter.generate_images(CAPTIONS, seed=1, use_cache=True)
+        assert torch.equal(by_generate.image_tokens, drawn.image_tokens)
+        with pytest.raises(ValueError, match="No token ends a picture: please leave `eos_token_id` out"):
+            painter.generate(CAPTIONS, eos_token_id=value)
+
+
+def test_without_a_cache_the_same_tokens_are_written(golden: tuple[str, PaiPainterForImageGeneration]) -> None:
+    folder, painter = golden
+    captions = expected(folder)["text_ids"]
+    uncached = painter.generate(captions, do_sample=False, use_cache=False)
+    assert torch.equal(uncached[:, TEXT_LENGTH:], expected(folder)["greedy_codes"])
+
+
+def test_transition_scores_are_the_log_probabilities_of_the_tokens(painter: PaiPainterForImageGeneration) -> None:
+    outputs = painter.generate(
+        CAPTIONS, do_sample=False, return_dict_in_generate=True, output_scores=True, output_logits=True
+    )
+    scores = painter.compute_transition_scores(outputs.sequences, outputs.scores, normalize_logits=True)
+    assert scores.shape == (3, CODES)
+    torch.testing.assert_close(scores.mean(1), log_likelihood(painter, outputs.sequences), atol=1e-5, rtol=0)
+    beams = painter.generate(CAPTIONS, do_sample=False, num_beams=3, return_dict_in_generate=True, output_scores=True)
+    scores = painter.compute_transition_scores(beams.sequences, beams.scores, beams.beam_indices)
+    torch.testing.assert_close(scores.mean(1), beams.sequences_scores, atol=1e-5, rtol=0)
+
+
+def test_an_assistant_drafts_the_same_greedy_tokens(painter: PaiPainterForImageGeneration) -> None:
+    assistant = golden_painter()
+    with torch.no_grad():
+        assistant.model.layers[1].mlp.fc_2.weight.mul_(0.5)
+    for caption, tokens in zip(CAPTIONS, expected()["greedy_codes"], strict=True):
+        drafted = painter.generate(caption[None], do_sample=False, assistant_model=assistant)
+        assert torch.equal(drafted[0, TEXT_LENGTH:], tokens)
+
+
+def test_tokens_of_pictures_and_back(painter: PaiPainterForImageGeneration) -> None:
+    tokens = painter.get_image_tokens(expected()["image"])
+    assert torch.equal(tokens, expected()["codes"])
+    torch.testing.assert_close(painter.decode_image_tokens(tokens), expected()["reconstruction"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("way", [{}, {"use_cache": True}], ids=["loop", "generate"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_not_painted(way: dict[str, Any], number: float) -> None:
+    painter = golden_painter()
+    with torch.no_grad():
+        painter.model.layers[0].mlp.fc_2.bias[3] = number
+    with pytest.raises(ValueError, match="The model's logits are not finite: its weights are damaged"):
+        painter.generate_images(CAPTIONS, seed=1, **way)

@@ -45,7 +45,7 @@ def test_the_codes_are_the_ordinary_writers(folder: str, ahead: int) -> None:
     ordinary, guesser = CodeWriter(painter, 1, PaintingSpeed()), GuessingCodeWriter(painter, guessing(ahead))
     for options in OPTIONS:
         for seed, caption in enumerate(captions):
-            one, other = GumbelSampler([seed], **options), GumbelSampler([seed], **options)
+            one, other = GumbelSampler([seed], TEXT_LENGTH, **options), GumbelSampler([seed], TEXT_LENGTH, **options)
             assert torch.equal(guesser.write(caption[None], 1, one), ordinary.write(caption[None], 1, other))
             torch.testing.assert_close(one.log_likelihood, other.log_likelihood, atol=1e-4, rtol=0)
             assert guesser.caches == []
@@ -65,7 +65,7 @@ def test_the_demo_model_writes_several_codes_in_a_pass(demo: PaiPainterPipeline,
     codes = passes = 0
     for seed, caption in enumerate(["红苹果", "一只熊猫"]):
         ids = demo.processor(text=caption, return_tensors="pt")["input_ids"]
-        one, other = (GumbelSampler([seed], temperature=0.6, top_k=100) for _ in range(2))
+        one, other = (GumbelSampler([seed], ids.shape[1], temperature=0.6, top_k=100) for _ in range(2))
         written = guesser.write(ids, 1, one)
         assert torch.equal(written, ordinary.write(ids, 1, other))
         torch.testing.assert_close(one.log_likelihood, other.log_likelihood, atol=1e-3, rtol=0)
@@ -99,7 +99,7 @@ def test_a_stop_within_right_guesses_counts_no_code_behind_it(
         told.append(ids.shape[1] - TEXT_LENGTH)
         return told[-1] == stop_at
 
-    one, other = GumbelSampler([4]), GumbelSampler([4])
+    one, other = GumbelSampler([4], TEXT_LENGTH), GumbelSampler([4], TEXT_LENGTH)
     begun = GuessingCodeWriter(painter, guessing(6)).write(CAPTIONS[:1], 1, one, [stop])
     assert told == list(range(1, stop_at + 1))
     told.clear()
@@ -114,21 +114,21 @@ class Told(GuessingCodeWriter):
         super().__init__(painter, guessing(ahead))
         self.guesses = guesses
 
-    def _guess(self, logits: torch.Tensor, most: int, sampler: GumbelSampler) -> list[int]:
-        assert len(logits)
-        return self.guesses[CODES - most :][: self.guess_ahead]
+    def _guess(self, drawn: torch.Tensor, most: int) -> torch.Tensor:
+        assert len(drawn) >= min(most, self.guess_ahead)
+        return torch.tensor(self.guesses[CODES - most :][: self.guess_ahead])
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 4, 20])
 def test_right_guesses_save_passes_and_wrong_ones_cost_none(painter: PaiPainterForImageGeneration, ahead: int) -> None:
-    codes = CodeWriter(painter, 1, PaintingSpeed()).write(CAPTIONS[:1], 1, GumbelSampler([8]))
+    codes = CodeWriter(painter, 1, PaintingSpeed()).write(CAPTIONS[:1], 1, GumbelSampler([8], TEXT_LENGTH))
     right = codes[0].tolist()
     wrong = [(code + 1) % 64 for code in right]
     mixed = [*right[:5], wrong[5], *right[6:9], wrong[9], wrong[10], *right[11:]]
     passes = []
     for guesses in (right, wrong, mixed):
         writer = Told(painter, ahead, guesses)
-        assert torch.equal(writer.write(CAPTIONS[:1], 1, GumbelSampler([8])), codes)
+        assert torch.equal(writer.write(CAPTIONS[:1], 1, GumbelSampler([8], TEXT_LENGTH)), codes)
         passes.append(writer.passes)
     assert passes[0] == 1 + -(-(CODES - 1) // (ahead + 1))  # the caption's pass gives the first code
     assert passes[1] == CODES
@@ -138,14 +138,18 @@ def test_right_guesses_save_passes_and_wrong_ones_cost_none(painter: PaiPainterF
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_looking_ahead_draws_nothing(options: dict[str, Any]) -> None:
     logits = 3 * torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
-    looking, ordinary = GumbelSampler([6], **options), GumbelSampler([6], **options)
-    wanted = [ordinary.draw(row[None]) for row in logits]
-    assert torch.equal(looking.look_ahead(logits[:3]), torch.cat(wanted[:3]))
+    looking, ordinary = GumbelSampler([6], TEXT_LENGTH, **options), GumbelSampler([6], TEXT_LENGTH, **options)
+    wanted = torch.cat([ordinary.draw(row[None], position) for position, row in enumerate(logits)])
+    for start in (0, 3, 1):  # in any order
+        assert torch.equal(looking.draw_ahead(logits[start:], start, 0), wanted[start:])
+    further = looking.draw_ahead(logits, 0, 2)
+    assert torch.equal(further[:5], wanted)
+    assert torch.equal(further[5:], torch.cat([looking.draw(logits[-1:], position) for position in (5, 6)]))
+    looking.log_likelihood.zero_()
+    looking.draw_ahead(logits, 0, 3)
     assert looking.log_likelihood == 0
-    for place, code in enumerate(wanted):
-        assert torch.equal(looking.look_ahead(logits[place:]), torch.cat(wanted[place:]))
-        assert torch.equal(looking.draw(logits[place, None]), code)
-    assert torch.equal(looking.log_likelihood, ordinary.log_likelihood)
+    looking.accept(logits, wanted)
+    torch.testing.assert_close(looking.log_likelihood, ordinary.log_likelihood)
 
 
 class Chain(GuessingCodeWriter):
@@ -167,7 +171,7 @@ def test_what_is_written_by_guessing_follows_the_distribution(painter: PaiPainte
     counts, passes = torch.zeros(4, 4, 4, dtype=torch.float64), 0
     for seed in range(draws):
         stop = [lambda ids: ids.shape[1] == TEXT_LENGTH + 3]
-        codes = writer.write(CAPTIONS[:1], 1, GumbelSampler([seed], **options), stop)
+        codes = writer.write(CAPTIONS[:1], 1, GumbelSampler([seed], TEXT_LENGTH, **options), stop)
         counts[tuple(codes[0].tolist())] += 1
         passes += writer.passes
     assert 2 < passes / draws < 3  # with guesses both right and wrong
@@ -196,7 +200,7 @@ def test_several_pictures_are_written_without_guesses(painter: PaiPainterForImag
     guessed = painter.generate_images(CAPTIONS, seed=1, speed=guessing(3)).image_tokens
     assert torch.equal(guessed, painter.generate_images(CAPTIONS, seed=1, speed=PaintingSpeed()).image_tokens)
     with pytest.raises(ValueError, match="for one picture at a time, got 2"):
-        GuessingCodeWriter(painter, guessing(3)).write(CAPTIONS[:1], 2, GumbelSampler([0, 1]))
+        GuessingCodeWriter(painter, guessing(3)).write(CAPTIONS[:1], 2, GumbelSampler([0, 1], TEXT_LENGTH))
 
 
 def test_guessing_rounds_nothing_and_needs_a_number() -> None:
@@ -221,5 +225,4 @@ def test_regression_guard_operator_calls_of_a_pass(painter: PaiPainterForImageGe
     passes = calls["aten::scaled_dot_product_attention"] / layers
     assert passes < CODES
     assert calls["mkldnn::_linear_pointwise"] == passes * (4 * layers + 1)
-    assert calls["aten::topk"] == CODES + passes - 1  # one for a code, and one for each pass's guesses
-    assert calls["aten::uniform_"] == CODES  # the noise of a position is made once, however often it is looked at
+    assert calls["aten::topk"] == passes  # tokens and guesses are drawn together

@@ -134,7 +134,7 @@ def test_an_ill_shaped_weight_is_an_error_that_names_both_shapes(changed: Callab
 
     folder = changed(layout, grow)
     with pytest.raises(ValueError, match="1 don't") as error:
-        load(folder, layout, ignore_mismatched_sizes=True)
+        load(folder, layout)
     assert f"ill-shaped: {native} is {shapes[1]}, must be {shapes[0]}." in str(error.value)
 
 
@@ -346,3 +346,44 @@ def test_a_loaded_painter_computes_what_easynlp_did(native_folder: Path) -> None
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(native_folder)(whole_sequence()[:, :-1]).logits
     torch.testing.assert_close(logits, expected()["all_logits"], atol=1e-5, rtol=0)
+
+
+class WithAnotherHead(PaiPainterForImageGeneration):
+    def __init__(self, config: PaiPainterConfig):
+        super().__init__(config)
+        self.judge = torch.nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+
+def test_a_subclass_may_have_a_head_that_the_folder_lacks(native_folder: Path, tmp_path: Path) -> None:
+    painter, info = WithAnotherHead.from_pretrained(native_folder, output_loading_info=True)
+    assert info["missing_keys"] == {"judge.weight", "judge.bias"}
+    assert painter.judge.weight.std() > 0
+    painter.save_pretrained(tmp_path)
+    again = WithAnotherHead.from_pretrained(tmp_path)
+    assert torch.equal(again.judge.weight, painter.judge.weight)
+    with pytest.raises(ValueError, match=r"unexpected: judge\.bias; unexpected: judge\.weight"):
+        PaiPainterForImageGeneration.from_pretrained(tmp_path)
+
+
+class WithAWiderHead(PaiPainterForImageGeneration):
+    def __init__(self, config: PaiPainterConfig):
+        super().__init__(config)
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.image_vocab_size + 1, bias=False)
+        self.post_init()
+
+
+def test_mismatched_sizes_are_ignored_only_if_that_is_asked_for(native_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"ill-shaped: lm_head\.weight is \(64, 32\), must be \(65, 32\)"):
+        WithAWiderHead.from_pretrained(native_folder)
+    painter = WithAWiderHead.from_pretrained(native_folder, ignore_mismatched_sizes=True)
+    assert painter.lm_head.weight.shape == (65, 32)
+    assert painter.lm_head.weight.isfinite().all()
+
+
+def test_options_of_saving_may_be_given_by_position(painter: PaiPainterForImageGeneration, tmp_path: Path) -> None:
+    state = {name: weight + 1 for name, weight in painter.state_dict().items()}
+    painter.save_pretrained(tmp_path, True, state, False, "40KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    again = PaiPainterForImageGeneration.from_pretrained(tmp_path)
+    assert torch.equal(again.lm_head.weight, painter.lm_head.weight + 1)

@@ -252,3 +252,75 @@ def test_attention_can_be_changed_later(painter: PaiPainterForImageGeneration) -
     with torch.no_grad():
         close(painter(whole_sequence()[:, :-1]).logits, expected()["all_logits"])
     painter.set_attn_implementation("sdpa")
+
+
+@torch.no_grad()
+def test_labels_are_the_input_ids(painter: PaiPainterForImageGeneration) -> None:
+    """What is no image token is ignored, as if it were -100."""
+    sequence = whole_sequence()
+    usual = painter(sequence, labels=picture_labels())
+    assert torch.equal(painter(sequence, labels=sequence).loss, usual.loss)
+    for strange in (-1, -101, painter.config.vocab_size):
+        with pytest.raises(
+            ValueError, match=f"`labels` must be ids from 0 to 319, or -100 to be ignored, got {strange}"
+        ):
+            painter(sequence, labels=sequence.index_fill(1, torch.tensor([40]), strange))
+
+
+@torch.no_grad()
+def test_logits_to_keep_may_be_positions(painter: PaiPainterForImageGeneration) -> None:
+    sequence, positions = whole_sequence(), torch.tensor([46, 31, 40])
+    whole, kept = painter(sequence), painter(sequence, logits_to_keep=positions, labels=sequence)
+    close(kept.logits, whole.logits[:, positions])
+    wanted = torch.nn.functional.cross_entropy(whole.logits[:, positions].mT, sequence[:, positions + 1])
+    close(kept.loss, wanted)
+
+
+@torch.no_grad()
+def test_outputs_come_as_a_tuple_on_demand(painter: PaiPainterForImageGeneration) -> None:
+    sequence = whole_sequence()
+    loss, logits = painter(sequence, labels=sequence, use_cache=False, return_dict=False)
+    outputs = painter(sequence, labels=sequence, use_cache=False)
+    assert torch.equal(loss, outputs.loss)
+    assert torch.equal(logits, outputs.logits)
+    assert torch.equal(painter.model(sequence, use_cache=False, return_dict=False)[0], painter.model(sequence)[0])
+    pixels, tokens = painter.vqgan(expected()["image"], return_dict=False)
+    assert torch.equal(painter.vqgan.decode(tokens), pixels)
+
+
+@pytest.mark.parametrize("keyword", ["past_key_values", "position_ids", "atention_mask", "lables", "is_causal"])
+def test_no_keyword_vanishes(painter: PaiPainterForImageGeneration, keyword: str) -> None:
+    """The key/value cache was once passed under a new name, swallowed, and wrong pictures were painted."""
+    for part in (painter, painter.model):
+        with pytest.raises(TypeError, match=f"forward has no option {keyword}"):
+            part(whole_sequence(), **{keyword: torch.ones(1)})
+    for call in (painter.vqgan, painter.vqgan.encode, painter.vqgan.decode, painter.decode_images):
+        with pytest.raises(TypeError, match=keyword):
+            call(expected()["image"], **{keyword: 1})
+    if keyword == "past_key_values":
+        return  # which `generate` still reads as `cache`
+    with pytest.raises((TypeError, ValueError), match=keyword):
+        painter.generate_images(expected()["text_ids"], **{keyword: torch.ones(1)})
+
+
+@torch.no_grad()
+def test_what_transformers_passes_through_by_design(painter: PaiPainterForImageGeneration) -> None:
+    sequence = whole_sequence()
+    outputs = painter(
+        sequence,
+        labels=sequence,
+        num_items_in_batch=torch.tensor(48),
+        output_hidden_states=True,
+        output_attentions=None,
+    )
+    close(outputs.loss, painter(sequence, labels=sequence).loss)
+    assert len(outputs.hidden_states) == painter.config.num_hidden_layers + 1
+
+
+def test_embeddings_are_not_resized_and_nothing_is_half_done(painter: PaiPainterForImageGeneration) -> None:
+    before = painter.get_input_embeddings()
+    with pytest.raises(ValueError, match="can't be resized: they hold the VQGAN's image tokens"):
+        painter.resize_token_embeddings(400)
+    assert painter.get_input_embeddings() is before
+    assert painter.config.vocab_size == 320
+    painter(whole_sequence())

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The codec, held against taming-transformers' numbers (golden data) and against itself."""
 
+import copy
 import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 import yaml
@@ -203,3 +205,38 @@ def test_a_codec_in_half_precision_paints_nearly_the_same(codec: PaiPainterVQMod
         pixels = half.decode(expected()["codes"])
     assert pixels.dtype == dtype
     assert (pixels.float() - expected()["reconstruction"]).abs().mean() < 0.02
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_nearest_entry_is_found_in_single_precision(codec: PaiPainterVQModel, dtype: torch.dtype) -> None:
+    """In half precision hundreds of entries are equally far from a latent."""
+    codebook = copy.deepcopy(codec.quantize)
+    codebook.embedding = torch.nn.Embedding(4096, codec.config.embed_dim)
+    torch.nn.init.normal_(codebook.embedding.weight, mean=3.0, std=0.02, generator=torch.Generator().manual_seed(0))
+    codebook.to(dtype)
+    latents = codebook.embedding.weight[:64].T.reshape(1, -1, 8, 8)
+    assert torch.equal(codebook.nearest(latents)[0], torch.arange(64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(codebook.nearest(latents.float())[0], torch.arange(64))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("offload", [accelerate.cpu_offload, lambda codec, device: hook_the_whole(codec)])
+def test_encode_and_decode_work_under_offloading_hooks(codec: PaiPainterVQModel, offload: Any) -> None:
+    pixels = torch.rand(1, 3, codec.config.resolution, codec.config.resolution) * 2 - 1
+    tokens, decoded = codec.encode(pixels).image_tokens, codec.decode(codec.encode(pixels).image_tokens)
+    offloaded = copy.deepcopy(codec)
+    offload(offloaded, torch.device("cpu"))
+    assert torch.equal(offloaded.encode(pixels).image_tokens, tokens)
+    assert torch.equal(offloaded.decode(tokens), decoded)
+
+
+def hook_the_whole(codec: PaiPainterVQModel) -> None:
+    """As `enable_model_cpu_offload` does: weights are elsewhere until the hook runs, here as float64."""
+
+    class BringHome(accelerate.hooks.ModelHook):
+        def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple:
+            return (module.float() and args), kwargs
+
+    accelerate.hooks.add_hook_to_module(codec.double(), BringHome())

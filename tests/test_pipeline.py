@@ -4,6 +4,7 @@
 import json
 import logging
 import shutil
+import threading
 from io import StringIO
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
@@ -20,6 +22,7 @@ from pai_painter import (
     PaiPainterProcessor,
     PaiPainterVQConfig,
 )
+from pai_painter.sampling_pai_painter import GumbelSampler
 
 GOLDEN = Path(__file__).parent / "golden"
 CODES, SIDE = 16, 16
@@ -36,11 +39,11 @@ def test_pictures_come_in_the_order_of_the_captions(pipe) -> None:
     assert [type(image) for image in output.images] == [Image.Image] * 4
     assert {image.size for image in output.images} == {(SIDE, SIDE)}
     assert output.image_tokens.shape == (4, CODES)
-    assert output.seeds == [7, 8, 7, 8]
+    assert output.seeds == [7, 8, 9, 10]
     assert len(output.scores) == 4
     assert all(score < 0 for score in output.scores)
     for row, caption in enumerate(["红苹果", "一只熊猫"]):
-        alone = pipe(caption, num_images_per_prompt=2, seed=7)
+        alone = pipe(caption, num_images_per_prompt=2, seed=7 + 2 * row)
         assert torch.equal(alone.image_tokens, output.image_tokens[2 * row : 2 * row + 2])
     assert not torch.equal(output.image_tokens[:2], output.image_tokens[2:])
 
@@ -55,6 +58,15 @@ def test_output_types(pipe) -> None:
     images, scores, seeds, codes = pipe("红苹果", seed=1, output_type="codes", return_dict=False)
     assert torch.equal(images, codes)
     assert len(scores) == len(seeds) == 1
+
+
+def test_equal_captions_in_a_call_give_different_pictures(pipe) -> None:
+    for options in ({"seed": 3}, {}, {"generator": torch.Generator().manual_seed(1)}):
+        output = pipe(["红苹果"] * 4, **options)
+        assert len(set(output.seeds)) == len({tuple(tokens.tolist()) for tokens in output.image_tokens}) == 4
+    listed = pipe(["红苹果"] * 2, seed=[5, np.int64(5)])
+    assert torch.equal(listed.image_tokens[0], listed.image_tokens[1])
+    assert listed.seeds == [5, 5]
 
 
 def test_seeds(pipe) -> None:
@@ -109,18 +121,18 @@ def test_the_progress_bar_counts_codes(pipe) -> None:
     assert not screen.getvalue().strip("\0")
 
 
-def test_the_callback_sees_each_code(pipe) -> None:
+def test_the_callback_sees_each_token(pipe) -> None:
     seen = []
 
     def look(pipeline, step, timestep, callback_kwargs):
         assert pipeline is pipe
         assert step == timestep
-        seen.append(callback_kwargs["image_tokens"].clone())
-        callback_kwargs["image_tokens"].zero_()  # a copy: the painting goes on as before
+        seen.append(callback_kwargs["image_tokens"])
         return callback_kwargs
 
     output = pipe(["红苹果", "熊猫"], seed=1, callback_on_step_end=look)
-    assert [codes.shape for codes in seen] == [(2, step + 1) for step in range(CODES)]
+    assert [tokens.shape for tokens in seen] == [(2, step + 1) for step in range(CODES)]
+    assert pipe.num_timesteps == CODES
     assert torch.equal(seen[-1], output.image_tokens)
     assert torch.equal(pipe(["红苹果", "熊猫"], seed=1).image_tokens, output.image_tokens)
 
@@ -129,18 +141,116 @@ def test_the_callback_sees_each_code(pipe) -> None:
     assert wishes == [{}] * CODES
 
 
+def by_generate(pipe) -> None:
+    pipe.model.generation_config.repetition_penalty = 1.0 + 1e-9  # a setting that only `generate` knows
+
+
+@pytest.mark.parametrize("way", [lambda pipe: None, by_generate], ids=["loop", "generate"])
+@pytest.mark.parametrize("prompt", ["红苹果", ["红苹果", "熊猫"]], ids=["guessing", "batch"])
+def test_what_a_callback_changes_is_painted_on(pipe, way, prompt) -> None:
+    """Every third token is set to 5, twice in the past of the token that was just drawn."""
+    way(pipe)
+
+    def change(pipeline, step, timestep, callback_kwargs):
+        tokens = callback_kwargs["image_tokens"].clone()
+        if step in (3, 7, CODES - 1):
+            tokens[:, step - 1 if step < 8 else step] = 5
+        return {"image_tokens": tokens}
+
+    changed = pipe(prompt, seed=1, best_of=1, callback_on_step_end=change)
+    usual = pipe(prompt, seed=1, best_of=1).image_tokens
+    tokens = changed.image_tokens
+    assert (tokens[:, [2, 6, CODES - 1]] == 5).all()
+    assert torch.equal(tokens[:, :2], usual[:, :2])
+    # What follows is what the model says after the changed tokens, with the same noise.
+    ids = pipe.processor(text=prompt, return_tensors="pt")["input_ids"]
+    recommended = pipe.model.generation_config
+    sampler = GumbelSampler(changed.seeds, 8, recommended.temperature, recommended.top_k, recommended.top_p)
+    logits = pipe.model(torch.cat([ids, tokens], 1)).logits[:, 7:-1]
+    for position in (4, 5, 8, 9, CODES - 2):
+        assert torch.equal(sampler.draw(logits[:, position], position), tokens[:, position])
+
+
+@pytest.mark.parametrize(
+    ("returned", "sentence"),
+    [
+        ({"latents": None}, "may return `image_tokens`, got latents"),
+        ({"image_tokens": torch.zeros(1, 99, dtype=torch.long)}, r"of shape \(1, 1\), got .*\(1, 99\)"),
+        ({"image_tokens": torch.full((1, 1), 64)}, "between 0 and 63, got 64"),
+        ({"image_tokens": torch.zeros(1, 1)}, "must be whole numbers"),
+    ],
+)
+def test_what_a_callback_may_not_return(pipe, returned, sentence) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        pipe("红苹果", best_of=1, callback_on_step_end=lambda *_: returned)
+    assert pipe("红苹果").image_tokens.shape == (1, CODES)
+
+
+def test_callback_objects_of_diffusers(pipe) -> None:
+    class Watch(PipelineCallback):
+        tensor_inputs = ["image_tokens"]
+        steps: list[int] = []
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            self.steps.append(int(pipeline.num_timesteps * self.config.cutoff_step_ratio) - step_index)
+            return callback_kwargs
+
+    pipe("红苹果", callback_on_step_end=Watch(cutoff_step_ratio=0.5), callback_on_step_end_tensor_inputs=["nothing"])
+    assert Watch.steps == [CODES // 2 - step for step in range(CODES)]
+    pipe("红苹果", callback_on_step_end=MultiPipelineCallbacks([Watch(0.5), Watch(0.5)]))
+    assert len(Watch.steps) == 3 * CODES
+
+
 def test_interrupt(pipe) -> None:
     def stop(pipeline, step, timestep, callback_kwargs):
         pipeline._interrupt = step == 5
+        assert pipeline.interrupt == (step == 5)
         return callback_kwargs
 
     output = pipe("红苹果", seed=1, callback_on_step_end=stop)
-    assert pipe.interrupt
     assert output.image_tokens.shape == (1, 6)
+    assert output.scores == [None]  # of a part it would be no measure of the picture
     assert output.images[0].size == (SIDE, SIDE)
-    whole = pipe("红苹果", seed=1)  # the next painting starts afresh
+    assert not pipe.interrupt  # it belonged to that call
+    whole = pipe("红苹果", seed=1)
     assert torch.equal(whole.image_tokens[:, :6], output.image_tokens)
     assert whole.image_tokens.shape == (1, CODES)
+
+
+def test_an_interruption_ends_its_own_call_only(pipe) -> None:
+    """Two threads paint with one pipeline; one interrupts in the middle of the other."""
+    wanted = pipe(["熊猫"], seed=2).image_tokens
+    begun, interrupted, found = threading.Event(), threading.Event(), []
+
+    def wait(pipeline, step, timestep, callback_kwargs):
+        begun.set()
+        assert interrupted.wait(60)
+        return callback_kwargs
+
+    other = threading.Thread(target=lambda: found.append(pipe(["熊猫"], seed=2, callback_on_step_end=wait)))
+    other.start()
+    assert begun.wait(60)
+
+    def stop(pipeline, step, timestep, callback_kwargs):
+        pipeline._interrupt = True
+        return callback_kwargs
+
+    assert pipe("红苹果", seed=1, callback_on_step_end=stop).image_tokens.shape == (1, 1)
+    interrupted.set()
+    other.join(60)
+    assert torch.equal(found[0].image_tokens, wanted)
+
+
+def test_a_thread_without_a_call_ends_those_that_run(pipe) -> None:
+    """As the button of a page does."""
+
+    def press(pipeline, step, timestep, callback_kwargs):
+        button = threading.Thread(target=lambda: setattr(pipe, "_interrupt", True))
+        button.start()
+        button.join()
+        return callback_kwargs
+
+    assert pipe("红苹果", seed=1, callback_on_step_end=press).image_tokens.shape == (1, 1)
 
 
 @pytest.mark.parametrize(

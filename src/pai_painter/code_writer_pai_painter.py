@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .linear_layers_pai_painter import Int8Linear, LinearLayer, PackedLinear, PlainLinear, can_pack
 from .sampling_pai_painter import GumbelSampler
@@ -29,25 +30,34 @@ _ROWS_THAT_PACKING_SPEEDS_UP = 3
 _OWN_SETTINGS = {
     *("max_length", "do_sample", "temperature", "top_k", "top_p", "best_of", "use_cache", "cache_implementation"),
     *("compile_config", "disable_compile", "transformers_version", "_from_model_config"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),  # which change no token; see `ImageGenerationMixin`
 }
+# The attention functions whose results `CodeWriter` computes.
+_ATTENTION = {"sdpa": ALL_ATTENTION_FUNCTIONS.get("sdpa"), "eager": ALL_ATTENTION_FUNCTIONS.get("eager")}
 
 StopWhen = Callable[[torch.Tensor], bool]  # all ids so far (rows, length) -> whether to stop
 
 
 def can_write_codes(model: PreTrainedModel) -> bool:
     """
-    Whether the model is as it was built, on the CPU, and in evaluation mode: without adapters, quantised layers,
-    offloading or other hooks, autocast, and settings for `generate` beyond the draw, all of which work in `generate`.
+    Whether the model is as it was built, on the CPU, and in evaluation mode: without adapters, quantised layers, layers
+    and attention of another kind, offloading or other hooks, autocast, and settings for `generate` beyond the draw, all
+    of which work in `generate`.
     """
-    if model.device.type != "cpu" or model.training or model.config._attn_implementation not in ("sdpa", "eager"):
+    attention = model.config._attn_implementation
+    if model.device.type != "cpu" or model.training or attention not in _ATTENTION:
         return False
-    if torch.is_autocast_enabled("cpu") or model.generation_config.to_diff_dict().keys() - _OWN_SETTINGS:
+    if ALL_ATTENTION_FUNCTIONS.get(attention) is not _ATTENTION[attention] or torch.is_autocast_enabled("cpu"):
+        return False
+    if model.generation_config.to_diff_dict().keys() - _OWN_SETTINGS:
         return False
     parts = [model, model.lm_head, *model.model.modules()]
+    activations = [part.act for part in parts if hasattr(part, "act")]  # are called as they are
     linear = [part for part in parts if isinstance(part, nn.Linear)]
     return (
         all(type(part) is nn.Linear and part.weight.device.type == "cpu" for part in linear)
         and len(linear) == 6 * model.config.num_hidden_layers + 1
+        and all(type(part).forward in model.known_forwards for part in parts if part not in activations)
         # accelerate and diffusers put a `forward` of theirs into the module itself
         and not any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts)
     )
@@ -59,6 +69,7 @@ class _Block:
 
     norm_1: LinearLayer
     qkv: LinearLayer  # queries, keys and values in one product
+    scaling: float
     out_proj: LinearLayer
     norm_2: LinearLayer
     fc_1: LinearLayer
@@ -92,6 +103,7 @@ class CodeWriter:
             _Block(
                 norm_1=self._norm(layer.ln_1),
                 qkv=self._linear(layer.attn.q_proj, layer.attn.k_proj, layer.attn.v_proj),
+                scaling=layer.attn.scaling,
                 out_proj=self._linear(layer.attn.out_proj),
                 norm_2=self._norm(layer.ln_2),
                 fc_1=self._linear(layer.mlp.fc_1),
@@ -123,38 +135,38 @@ class CodeWriter:
 
     @torch.no_grad()
     def write(
-        self, captions: torch.Tensor, copies: int, sampler: GumbelSampler, stop_when: Sequence[StopWhen] = ()
+        self, ids: torch.Tensor, copies: int, sampler: GumbelSampler, stop_when: Sequence[StopWhen] = ()
     ) -> torch.Tensor:
         """
         Args:
-            captions (`torch.LongTensor` of shape `(captions, text_length)`): Caption ids.
-            copies: pictures of each caption, one after another.
-            sampler ([`GumbelSampler`]): Draws the codes; it has a seed for each picture.
-            stop_when: called after each code with all ids so far; the first that says so ends the writing.
+            ids (`torch.LongTensor` of shape `(captions, length)`): Caption ids, and perhaps the first image tokens.
+            copies: pictures of each of them, one after another.
+            sampler ([`GumbelSampler`]): Draws the image tokens; it has a seed for each picture.
+            stop_when: called after each token with all ids so far; the first that says so ends the writing.
 
         Returns:
             `torch.LongTensor` of shape `(captions * copies, num_image_tokens)`, fewer columns if it was stopped.
         """
-        text_length, length = self.config.text_length, self.config.max_position_embeddings
-        ids = captions.new_empty(len(captions) * copies, length)  # (B, T)
-        ids[:, :text_length] = captions.repeat_interleave(copies, dim=0)
-        logits = self._begin(captions, copies)
+        start, text_length, length = ids.shape[1], self.config.text_length, self.config.max_position_embeddings
+        written = ids.new_empty(len(ids) * copies, length)  # (B, T)
+        written[:, :start] = ids.repeat_interleave(copies, dim=0)
+        logits = self._begin(ids, copies)
         try:
-            for position in range(text_length, length):
-                ids[:, position] = sampler.draw(logits)
-                told = [stop(ids[:, : position + 1]) for stop in stop_when]
+            for position in range(start, length):
+                written[:, position] = sampler.draw(logits, position - text_length)
+                told = [stop(written[:, : position + 1]) for stop in stop_when]
                 if any(told):
-                    return ids[:, text_length : position + 1]
+                    return written[:, text_length : position + 1]
                 if position + 1 < length:
-                    logits = self._logits(ids[:, position : position + 1], position)
-            return ids[:, text_length:]
+                    logits = self._logits(written[:, position : position + 1], position)
+            return written[:, text_length:]
         finally:
             self.caches = []
 
-    def _begin(self, captions: torch.Tensor, copies: int) -> torch.Tensor:
-        """Logits (captions * copies, image_vocab_size) of the first codes; keys and values go into new caches."""
-        self.caches = [self._new_cache(len(captions)) for _ in self.blocks]
-        logits = self._logits(captions, 0).repeat_interleave(copies, dim=0)
+    def _begin(self, ids: torch.Tensor, copies: int) -> torch.Tensor:
+        """Logits (captions * copies, image_vocab_size) after `ids`; keys and values go into new caches."""
+        self.caches = [self._new_cache(len(ids)) for _ in self.blocks]
+        logits = self._logits(ids, 0).repeat_interleave(copies, dim=0)
         self.caches = [cache.repeat_interleave(copies, dim=1) for cache in self.caches]
         return logits
 
@@ -181,7 +193,7 @@ class CodeWriter:
         hidden = hidden.flatten(0, 1)  # (B * T, C)
         mask = self._mask(start, length)
         for block, cache in zip(self.blocks, self.caches, strict=True):
-            attended = self._attend(block.qkv(block.norm_1(hidden)), batch, start, cache, mask)
+            attended = self._attend(block, block.qkv(block.norm_1(hidden)), batch, start, cache, mask)
             hidden = hidden + block.out_proj(attended)
             hidden = hidden + block.fc_2(block.act(block.fc_1(block.norm_2(hidden))))
         return hidden.unflatten(0, (batch, length))
@@ -190,14 +202,20 @@ class CodeWriter:
         return self.lm_head(self.norm(hidden)).float()
 
     def _attend(
-        self, qkv: torch.Tensor, batch: int, start: int, cache: torch.Tensor, mask: torch.Tensor | None
+        self,
+        block: _Block,
+        qkv: torch.Tensor,
+        batch: int,
+        start: int,
+        cache: torch.Tensor,
+        mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention (B * T, C) of new positions to all so far, whose keys and values go into the cache."""
         new = qkv.unflatten(0, (batch, -1)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         end = start + new.shape[3]  # (3, B, nh, T, hs)
         cache[:, :, :, start:end] = new[1:]
         keys, values = cache[:, :, :, :end]
-        attended = F.scaled_dot_product_attention(new[0], keys, values, attn_mask=mask)  # (B, nh, T, hs)
+        attended = F.scaled_dot_product_attention(new[0], keys, values, mask, scale=block.scaling)  # (B, nh, T, hs)
         return attended.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def _mask(self, start: int, length: int) -> torch.Tensor | None:

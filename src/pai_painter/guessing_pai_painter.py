@@ -43,43 +43,41 @@ class GuessingCodeWriter(CodeWriter):
 
     @torch.no_grad()
     def write(
-        self, captions: torch.Tensor, copies: int, sampler: GumbelSampler, stop_when: Sequence[StopWhen] = ()
+        self, ids: torch.Tensor, copies: int, sampler: GumbelSampler, stop_when: Sequence[StopWhen] = ()
     ) -> torch.Tensor:
         """
-        See [`CodeWriter.write`]. What is in `stop_when` is told every code, one after another, and no guesses.
+        See [`CodeWriter.write`]. What is in `stop_when` is told every token, one after another, and no guesses.
 
         Raises:
             ValueError: if there is more than one picture.
         """
-        if len(captions) * copies != 1:
-            raise ValueError(f"Codes are guessed for one picture at a time, got {len(captions) * copies}.")
-        position, length = self.config.text_length, self.config.max_position_embeddings
-        ids = captions.new_empty(1, length)
-        ids[:, :position] = captions
-        logits, self.passes = self._begin(captions, 1), 1  # of `position`, and of those after it if guesses hold
-        guesses: list[int] = []
+        if len(ids) * copies != 1:
+            raise ValueError(f"Tokens are guessed for one picture at a time, got {len(ids) * copies}.")
+        position, length, text_length = ids.shape[1], self.config.max_position_embeddings, self.config.text_length
+        written = torch.cat([ids, ids.new_empty(1, length - position)], dim=1)
+        logits, self.passes = self._begin(ids, 1), 1  # of `position`, and of those after it if guesses hold
+        guesses = ids.new_empty(0)
         try:
             while True:
-                for row, guess in enumerate([*guesses, None]):
-                    ids[:, position] = sampler.draw(logits[row, None])
+                drawn = sampler.draw_ahead(logits, position - text_length, self.guess_ahead)
+                wrong = (drawn[: len(guesses)] != guesses).nonzero()
+                right = int(wrong[0]) + 1 if len(wrong) else len(logits)  # the token after right guesses is right, too
+                for number in range(1, right + 1):
+                    written[:, position] = drawn[number - 1]
                     position += 1
-                    told = [stop(ids[:, :position]) for stop in stop_when]
+                    told = [stop(written[:, :position]) for stop in stop_when]
                     if any(told) or position == length:
-                        return ids[:, self.config.text_length : position]
-                    if ids[0, position - 1] != guess:
-                        break
-                guesses = self._guess(logits[min(row + 1, len(guesses)) :], length - position, sampler)
+                        sampler.accept(logits[:number], drawn[:number])
+                        return written[:, text_length:position]
+                sampler.accept(logits[:right], drawn[:right])
+                guesses = self._guess(drawn[right:], length - position)
                 end = position + len(guesses)
-                ids[0, position:end] = ids.new_tensor(guesses)
-                logits = self._all_logits(ids[:, position - 1 : end], position - 1)
+                written[0, position:end] = guesses
+                logits = self._all_logits(written[:, position - 1 : end], position - 1)
                 self.passes += 1
         finally:
             self.caches = []
 
-    def _guess(self, logits: torch.Tensor, most: int, sampler: GumbelSampler) -> list[int]:
-        """
-        The next codes, at most so many: what would be drawn from logits (T, image_vocab_size) of the next positions,
-        although they follow a wrong guess, and beyond them from the last ones once more.
-        """
-        rows = torch.arange(min(self.guess_ahead, most)).clamp(max=len(logits) - 1)
-        return sampler.look_ahead(logits[rows]).tolist()
+    def _guess(self, drawn: torch.Tensor, most: int) -> torch.Tensor:
+        """The next tokens, at most this many, drawn from logits that follow a wrong guess or are taken once more."""
+        return drawn[: min(self.guess_ahead, most)]

@@ -3,18 +3,20 @@
 
 import copy
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin, StoppingCriteria
 from transformers.utils import ModelOutput
 
 from .code_writer_pai_painter import CodeWriter, can_write_codes
+from .configuration_pai_painter import PaiPainterConfig
 from .guessing_pai_painter import GuessingCodeWriter
-from .modeling_vqgan import PaiPainterVQModel
+from .modeling_vqgan import PaiPainterVQModel, with_forward_hook
 from .sampling_pai_painter import GumbelSampler, check_captions, check_sampling_options, picture_seeds
 from .speed_pai_painter import PaintingSpeed, SpeedName, find_speed
 
@@ -45,44 +47,53 @@ class PaiPainterImageOutput(ModelOutput):
     seeds: list[int] | None = None
 
 
+StepCallback = Callable[[torch.Tensor], tuple[torch.Tensor, bool]]
+
+
 class ImageGenerationMixin(GenerationMixin):
-    """What `PaiPainterForImageGeneration` has beside `generate`: pictures by seeds, and the codec at each speed."""
+    """What `PaiPainterForImageGeneration` has beside `generate`: pictures by seeds, and the VQGAN at each speed."""
 
     @torch.no_grad()
+    @with_forward_hook
     def generate_images(
         self,
         input_ids: torch.Tensor,
         num_images_per_prompt: int = 1,
-        seed: int | list[int] | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         best_of: int | None = None,
         decode: bool = True,
         speed: SpeedName | PaintingSpeed = "exact",
+        step_callback: StepCallback | None = None,
         **generate_kwargs: Any,
     ) -> PaiPainterImageOutput:
         """
         Paints captions. Options left out are those of `generation_config`, the model's recommendation.
 
-        On the CPU codes are written by [`CodeWriter`] (of a single picture by [`GuessingCodeWriter`]), elsewhere by
-        `generate`; so they are for a model with adapters or hooks, or if `generate_kwargs` are given.
+        On the CPU tokens are written by [`CodeWriter`] (of a single picture by [`GuessingCodeWriter`]), elsewhere by
+        `generate`; so they are for a model with adapters or hooks, of which a part computes something else than its
+        class here, or if `generate_kwargs` are given.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(captions, text_length)`): Captions from the processor.
             num_images_per_prompt: pictures of each caption.
             seed, generator: see [`~sampling_pai_painter.picture_seeds`].
-            temperature, top_k, top_p: see [`~sampling_pai_painter.warp_logits`].
-            best_of: paint so many candidates for each picture and keep the likeliest by the model's own measure.
-            decode: `False` leaves the codec out and gives codes only.
+            temperature, top_k, top_p: see [`~sampling_pai_painter.truncate_logits`].
+            best_of: paint this many candidates for each picture and keep the most likely by the model's own measure.
+            decode: `False` leaves the VQGAN out and gives image tokens only.
             speed: what may be rounded, on the CPU: see [`~speed_pai_painter.find_speed`]. What it needs is kept with
                 the model until its weights change.
+            step_callback: called after each token with the image tokens so far, `(candidates, drawn)`. It returns the
+                tokens to paint on from, these or others of the same shape, and whether to stop.
             generate_kwargs: passed on to `generate`, such as `cache_implementation`; `stopping_criteria` end the
                 painting when they agree for all rows.
 
         Raises:
-            ValueError: if an option is out of range, or if the captions have another length or other ids.
+            ValueError: if an option is out of range, if the captions have another length or other ids, or if the
+                model's logits are not finite.
         """
         recommended = self.generation_config
         temperature = recommended.temperature if temperature is None else temperature
@@ -94,11 +105,18 @@ class ImageGenerationMixin(GenerationMixin):
         speed = find_speed(speed, self.device)
 
         seeds = picture_seeds(len(input_ids), num_images_per_prompt, best_of, seed, generator)
+        num_images_per_prompt, best_of = int(num_images_per_prompt), int(best_of)  # NumPy's numbers, too
         pictures = len(input_ids) * num_images_per_prompt
-        sampler = GumbelSampler(seeds, temperature, top_k, top_p)
-        image_tokens = self._write_codes(input_ids, num_images_per_prompt * best_of, sampler, speed, generate_kwargs)
+        sampler = GumbelSampler(seeds, self.config.text_length, temperature, top_k, top_p)
+        copies = num_images_per_prompt * best_of
+        image_tokens = self._write_tokens(input_ids, copies, sampler, speed, step_callback, generate_kwargs)
         image_tokens = image_tokens.unflatten(0, (pictures, best_of))
         scores = (sampler.log_likelihood / image_tokens.shape[-1]).view(pictures, best_of)
+        if not scores.isfinite().all():
+            raise ValueError(
+                f"The model's logits are not finite: its weights are damaged or too large for {self.dtype}; please "
+                f"load them again, in float32 or bfloat16."
+            )
         chosen = scores.argmax(1)  # the first of equals
         rows = torch.arange(pictures, device=chosen.device)
         image_tokens = image_tokens[rows, chosen]
@@ -109,23 +127,46 @@ class ImageGenerationMixin(GenerationMixin):
             seeds=[seeds[row * best_of + best] for row, best in enumerate(chosen.tolist())],
         )
 
-    def _write_codes(
+    def _write_tokens(
         self,
         input_ids: torch.Tensor,
         copies: int,
         sampler: GumbelSampler,
         speed: PaintingSpeed,
+        step_callback: StepCallback | None,
         generate_kwargs: dict[str, Any],
     ) -> torch.Tensor:
-        """Codes (captions * copies, num_image_tokens), or less of them if stopping criteria say so."""
+        """Tokens (captions * copies, num_image_tokens), or fewer of them if callback or stopping criteria say so."""
+        if step_callback is None:
+            return self._write_on(input_ids, copies, sampler, speed, generate_kwargs)
+        steps = _StepEnd(step_callback, self.config)
+        criteria = [*(generate_kwargs.get("stopping_criteria") or []), steps]
+        ids = input_ids
+        while True:
+            tokens = self._write_on(ids, copies, sampler, speed, {**generate_kwargs, "stopping_criteria": criteria})
+            if steps.changed is None:
+                return tokens
+            tokens, steps.changed = steps.changed, None
+            if steps.stop or tokens.shape[1] == self.config.num_image_tokens:
+                return tokens
+            captions = input_ids.repeat_interleave(len(tokens) // len(input_ids), dim=0)
+            ids, copies = torch.cat([captions, tokens], dim=1), 1
+
+    def _write_on(
+        self,
+        ids: torch.Tensor,
+        copies: int,
+        sampler: GumbelSampler,
+        speed: PaintingSpeed,
+        generate_kwargs: dict[str, Any],
+    ) -> torch.Tensor:
         if can_write_codes(self) and not generate_kwargs.keys() - {"stopping_criteria"}:
             criteria = generate_kwargs.get("stopping_criteria") or []
             stop_when = [lambda ids, criterion=each: bool(criterion(ids, None).all()) for each in criteria]
-            writer = _ready(self).code_writer(self, len(input_ids) * copies, speed)
-            return writer.write(input_ids, copies, sampler, stop_when)
+            return _ready(self).code_writer(self, len(ids) * copies, speed).write(ids, copies, sampler, stop_when)
         check_speed(self, speed, sorted(generate_kwargs.keys() - {"stopping_criteria"}))
         sequences = self.generate(
-            input_ids.repeat_interleave(copies, dim=0),
+            ids.repeat_interleave(copies, dim=0),
             logits_processor=[sampler],
             do_sample=False,
             num_beams=1,
@@ -135,13 +176,14 @@ class ImageGenerationMixin(GenerationMixin):
         return sequences[:, self.config.text_length :]
 
     @torch.no_grad()
+    @with_forward_hook
     def decode_images(
         self,
         image_tokens: torch.Tensor,
         speed: SpeedName | PaintingSpeed = "exact",
     ) -> torch.Tensor:
         """
-        Codes to pixels, on the CPU a few pictures at a time.
+        Image tokens to pixels, on the CPU a few pictures at a time.
 
         Args:
             image_tokens (`torch.LongTensor` of shape `(pictures, num_image_tokens)`)
@@ -155,6 +197,79 @@ class ImageGenerationMixin(GenerationMixin):
         at_once = DECODED_AT_ONCE if codec is self.vqgan else _DECODED_AT_ONCE_ROUNDED
         chunks = image_tokens.split(at_once) if self.device.type == "cpu" else [image_tokens]
         return torch.cat([codec.decode(chunk) for chunk in chunks]).to(self.vqgan.dtype)
+
+    def decode_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """[`decode_images`] under the name that Janus, Chameleon and Emu3 have for it."""
+        return self.decode_images(image_tokens)
+
+    @torch.no_grad()
+    @with_forward_hook
+    def get_image_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        The image tokens of pictures.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(pictures, 3, resolution, resolution)`): In [-1, 1].
+
+        Returns:
+            `torch.LongTensor` of shape `(pictures, num_image_tokens)`, raster order.
+
+        Raises:
+            ValueError: if the shape is another one, or if the VQGAN has no encoder.
+        """
+        return self.vqgan.encode(pixel_values).image_tokens
+
+    def compute_transition_scores(
+        self, sequences: torch.Tensor, scores: tuple[torch.Tensor, ...], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """As transformers' own, which expects scores for all ids that the model reads, not only for those it writes."""
+        missing = (0, self.config.text_vocab_size)
+        scores = tuple(nn.functional.pad(each, missing, value=float("-inf")) for each in scores)
+        return super().compute_transition_scores(sequences, scores, *args, **kwargs)
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict]:
+        """
+        A picture has no end and no padding: ids for these, which `Trainer` copies from the tokenizer into a model's
+        configurations, must neither mask image tokens of that number nor end a picture at one.
+        """
+        if kwargs.get("eos_token_id") is not None:
+            raise ValueError(
+                "No token ends a picture: please leave `eos_token_id` out (`max_new_tokens` ends it early)."
+            )
+        prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        prepared.pad_token_id = prepared.bos_token_id = prepared.eos_token_id = None
+        return prepared, model_kwargs
+
+
+class _StepEnd(StoppingCriteria):
+    """Ends a painting at the token after which a callback wants to stop, or to go on from other tokens."""
+
+    def __init__(self, callback: StepCallback, config: PaiPainterConfig):
+        self.callback, self.config = callback, config
+        self.changed: torch.Tensor | None = None
+        self.stop = False
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.Tensor:
+        painted = input_ids[:, self.config.text_length :]
+        wanted, self.stop = self.callback(painted.clone())
+        if wanted.shape != painted.shape or wanted.is_floating_point():
+            raise ValueError(
+                f"The image tokens from a callback must be whole numbers of shape {tuple(painted.shape)}, got "
+                f"{wanted.dtype} of shape {tuple(wanted.shape)}."
+            )
+        wanted = wanted.to(painted)
+        if not torch.equal(wanted, painted):
+            lowest, highest = int(wanted.min()), int(wanted.max())
+            if lowest < 0 or highest >= self.config.image_vocab_size:
+                raise ValueError(
+                    f"The image tokens from a callback must lie between 0 and {self.config.image_vocab_size - 1}, got "
+                    f"{lowest} to {highest}."
+                )
+            self.changed = wanted
+        over = self.stop or self.changed is not None
+        return torch.full((len(input_ids),), over, device=input_ids.device)
 
 
 def check_speed(model: PreTrainedModel, speed: PaintingSpeed, generate_options: list[str] | None = None) -> None:

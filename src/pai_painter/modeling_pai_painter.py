@@ -36,6 +36,22 @@ from .weight_mapping import StrictLoadingMixin
 __all__ = ["PaiPainterForImageGeneration", "PaiPainterImageOutput", "PaiPainterModel", "PaiPainterPreTrainedModel"]
 
 
+# Options of every model in transformers that reach `forward` as further keywords: its decorators take the first two out
+# of what the layers do, and `Trainer` passes the last one on to the loss.
+_RECORDED = {"output_hidden_states", "output_attentions"}
+_FOR_THE_LOSS = {"num_items_in_batch"}
+
+
+def refuse_unknown(kwargs: dict[str, Any], known: set[str], where: str) -> None:
+    """
+    Raises:
+        TypeError: if there are keywords beside those that are known; a keyword that vanished would change the result.
+    """
+    unknown = sorted(name for name in kwargs.keys() - known if kwargs[name] is not None)
+    if unknown:
+        raise TypeError(f"{where} has no option {', '.join(unknown)}.")
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,  # (B, nh, T, hs)
@@ -156,6 +172,7 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
 
     # The rest of a painter's folder, when the transformer is loaded alone.
     _keys_to_ignore_on_load_unexpected = [r"\.attn\.mask$", r"^vqgan\.", r"^lm_head\."]
+    _own_parts = ("embed_tokens", "embed_positions", "layers", "norm")
 
     def __init__(self, config: PaiPainterConfig):
         super().__init__(config)
@@ -191,6 +208,7 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
             ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, if they are longer than caption
                 and picture, or if flash attention is asked to draw a prefix mask.
         """
+        refuse_unknown(kwargs, _RECORDED, "PaiPainterModel.forward")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Please give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
@@ -237,6 +255,9 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
     [`~ImageGenerationMixin.generate_images`] gives pixels and follows the seed rule.
     """
 
+    _own_parts = ("model", "lm_head", "vqgan")
+    known_forwards: frozenset[Callable]
+
     def __init__(self, config: PaiPainterConfig):
         super().__init__(config)
         self.model = PaiPainterModel(config)
@@ -262,6 +283,16 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
         if asked > longest:
             raise ValueError(f"Please lower `max_new_tokens` or `max_length`: {asked} ids are more than {longest}.")
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """
+        Raises:
+            ValueError: always: ids below `image_vocab_size` are the VQGAN's tokens and those above it the tokenizer's.
+        """
+        raise ValueError(
+            "A painter's embeddings can't be resized: they hold the VQGAN's image tokens, then the tokenizer's caption "
+            "tokens. Another vocabulary needs a painter that is trained with another `text_vocab_size`."
+        )
+
     @can_return_tuple
     def forward(
         self,
@@ -271,36 +302,47 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         r"""
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, length)`): Caption ids, then image codes; at most
+            input_ids (`torch.LongTensor` of shape `(batch, length)`): Caption ids, then image tokens; at most
                 `text_length + num_image_tokens`.
             attention_mask, cache, inputs_embeds, use_cache: see [`PaiPainterModel`].
-            labels (`torch.LongTensor` of shape `(batch, length)`, *optional*): `input_ids` with -100 on the caption;
-                shifted inside, so that each position predicts the next.
-            logits_to_keep (`int`, *optional*, defaults to 0): Compute the head at the last so many positions only
-                (and the loss on their labels); 0 means all.
+            labels (`torch.LongTensor` of shape `(batch, length)`, *optional*): Usually `input_ids` themselves. They are
+                shifted inside, so that each position predicts the next; what is no image token (a caption id, -100) is
+                ignored.
+            logits_to_keep (`int` or `torch.LongTensor` of shape `(kept,)`, *optional*, defaults to 0): Compute the head
+                (and the loss) at the last positions only, or at these; 0 means all.
+            kwargs: `output_hidden_states` and `output_attentions`, `return_dict`, and `num_items_in_batch`, by which
+                the loss is divided instead of by the number of labels.
 
         Returns:
             `CausalLMOutputWithPast`: `loss` (mean cross-entropy in nats, if there are labels) and `logits`
-            (batch, length, image_vocab_size).
+            (batch, length or kept, image_vocab_size).
+
+        Raises:
+            TypeError: if there are other keywords.
+            ValueError: see [`PaiPainterModel`], and if `labels` hold anything but ids of this model and -100 (which an
+                accelerator isn't asked about).
         """
+        refuse_unknown(kwargs, _RECORDED | _FOR_THE_LOSS, "PaiPainterForImageGeneration.forward")
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
             cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **kwargs,
+            **{name: value for name, value in kwargs.items() if name in _RECORDED},
         )
-        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
+            targets = self._targets(labels)[:, kept].contiguous()
             loss = self.loss_function(
-                logits, labels[:, -logits_to_keep:], vocab_size=self.config.image_vocab_size, **kwargs
+                logits, labels, vocab_size=self.config.image_vocab_size, shift_labels=targets, **kwargs
             )
         return CausalLMOutputWithPast(
             loss=loss,
@@ -309,3 +351,24 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _targets(self, labels: torch.Tensor) -> torch.Tensor:
+        """What each position predicts, (batch, length): the next label, or -100 where that is no image token."""
+        images, ids = self.config.image_vocab_size, self.config.vocab_size
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            strange = labels[(labels != -100) & ((labels < 0) | (labels >= ids))]
+            if len(strange):
+                raise ValueError(f"`labels` must be ids from 0 to {ids - 1}, or -100 to be ignored, got {strange[0]}.")
+        labels = labels.masked_fill((labels >= images) & (labels < ids), -100)
+        return nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+
+
+# Painting on the CPU computes what these do; a part with another `forward`, of its own or patched in, goes through
+# `generate`.
+PaiPainterForImageGeneration.known_forwards = frozenset(
+    part.forward
+    for part in (
+        *(PaiPainterForImageGeneration, PaiPainterModel, PaiPainterBlock, PaiPainterAttention, PaiPainterMLP),
+        *(nn.ModuleList, nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout),
+    )
+)

@@ -8,19 +8,22 @@ codebook, and a decoder paints the picture back. The network and its parameter n
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_pai_painter import PaiPainterVQConfig
 from .weight_mapping import StrictLoadingMixin
 
-__all__ = ["PaiPainterVQEncoderOutput", "PaiPainterVQModel", "PaiPainterVQOutput"]
+__all__ = ["PaiPainterVQEncoderOutput", "PaiPainterVQModel", "PaiPainterVQOutput", "with_forward_hook"]
 
 
 @dataclass
@@ -46,6 +49,22 @@ class PaiPainterVQOutput(ModelOutput):
 
     pixel_values: torch.Tensor | None = None
     image_tokens: torch.Tensor | None = None
+
+
+def with_forward_hook(method: Callable) -> Callable:
+    """
+    For methods that are called instead of `forward`: what accelerate hangs on it (offloading, placement) runs first,
+    as diffusers' `apply_forward_hook` sees to it for its VAEs.
+    """
+
+    @wraps(method)
+    def hooked(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        hook = getattr(self, "_hf_hook", None)
+        if hook is not None:
+            args, kwargs = hook.pre_forward(self, *args, **kwargs)
+        return method(self, *args, **kwargs)
+
+    return hooked
 
 
 def _norm(channels: int, config: PaiPainterVQConfig) -> nn.GroupNorm:
@@ -217,11 +236,14 @@ class PaiPainterVQCodebook(nn.Module):
         Returns:
             `torch.LongTensor` of shape `(batch, h * w)`, raster order.
         """
-        vectors = latents.flatten(2).transpose(1, 2)  # (B, h*w, D)
-        entries = self.embedding.weight  # (N, D)
-        # |v - e|² = |v|² + |e|² - 2 v·e, in taming's order of operations, so that near-ties fall alike.
-        distances = vectors.pow(2).sum(-1, keepdim=True) + entries.pow(2).sum(-1) - 2 * vectors @ entries.t()
-        return distances.argmin(-1)
+        vectors = latents.flatten(2).transpose(1, 2).float()  # (B, h*w, D)
+        # By the layer's own call, so that offloading hooks bring its weights along.
+        entries = self.embedding(torch.arange(self.embedding.num_embeddings, device=latents.device)).float()  # (N, D)
+        # Always in float32: in half precision many entries are equally far away.
+        with torch.autocast(latents.device.type, enabled=False):
+            # |v - e|² = |v|² + |e|² - 2 v·e, in taming's order of operations, so that near-ties fall alike.
+            distances = vectors.pow(2).sum(-1, keepdim=True) + entries.pow(2).sum(-1) - 2 * vectors @ entries.t()
+            return distances.argmin(-1)
 
     def forward(self, image_tokens: torch.Tensor, grid: int) -> torch.Tensor:
         """Codes (batch, grid²) → their entries (batch, embed_dim, grid, grid)."""
@@ -249,6 +271,7 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
     _supports_attention_backend = True
     # The rest of a painter's folder (native, EasyNLP's), when the codec is loaded alone.
     _keys_to_ignore_on_load_unexpected = [r"^model\.", r"^lm_head\.", r"^transformer\."]
+    _own_parts = ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")
 
     def __init__(self, config: PaiPainterVQConfig):
         super().__init__(config)
@@ -296,6 +319,7 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
         """Codebook entries (batch, embed_dim, image_grid, image_grid) → pixels, not clipped."""
         return self.decoder(self.post_quant_conv(quantized))
 
+    @with_forward_hook
     def encode(self, pixel_values: torch.Tensor) -> PaiPainterVQEncoderOutput:
         """
         Finds the codes of pictures.
@@ -321,6 +345,7 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
             image_tokens=image_tokens, quantized=self.quantize(image_tokens, self.config.image_grid)
         )
 
+    @with_forward_hook
     def decode(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """
         Paints codes.
@@ -340,6 +365,7 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
             )
         return self.decode_latents(self.quantize(image_tokens, self.config.image_grid))
 
+    @can_return_tuple
     def forward(self, pixel_values: torch.Tensor) -> PaiPainterVQOutput:
         """
         Encodes and decodes: what the codec alone loses.
@@ -348,4 +374,4 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, resolution, resolution)`): In [-1, 1].
         """
         image_tokens = self.encode(pixel_values).image_tokens
-        return PaiPainterVQOutput(pixel_values=self.decode(image_tokens), image_tokens=image_tokens)  # type: ignore[arg-type]
+        return PaiPainterVQOutput(pixel_values=self.decode(image_tokens), image_tokens=image_tokens)

@@ -82,7 +82,7 @@ class PaintedPicture:
         caption (`str`): What was painted.
         seed (`int`): With the same options, `seed` paints the same picture again.
         candidate_seed (`int`): With `best_of=1` this one does; another one only if there were several candidates.
-        score (`float`): Mean log-likelihood of a code, in nats.
+        score (`float`, *optional*): Mean log-likelihood per token, in nats; none of an interrupted picture.
         image (`PIL.Image.Image`): As it stands in the file.
     """
 
@@ -90,7 +90,7 @@ class PaintedPicture:
     caption: str
     seed: int
     candidate_seed: int
-    score: float
+    score: float | None
     image: Image.Image
 
 
@@ -104,7 +104,7 @@ class Painting:
         pipe ([`PaiPainterPipeline`]): The painter.
         captions (`list[str]`): What to paint.
         num_images (`int`): Pictures of each caption.
-        seed (`int`): Picture i starts from `seed + i * best_of`.
+        seed (`int`): Picture k, counted over all captions, starts from `seed + k * best_of`.
         options ([`PaintingOptions`]): From [`PaintingOptions.for_model`].
         output (`Path`): A folder, or a .png file for a single picture.
         grid (`Path`, *optional*): A .png file for all pictures side by side.
@@ -133,8 +133,9 @@ class Painting:
         if num_images < 1:
             raise ValueError(f"The number of pictures must be at least 1, got {num_images}.")
         picture_seeds(len(captions), num_images, options.best_of, seed)  # refuses a wrong seed
-        self.seeds = [seed + index * options.best_of for index in range(num_images)]
-        stems = [f"{file_stem(caption)}-{seed}" for caption in captions for seed in self.seeds]
+        self.seeds = [seed + index * options.best_of for index in range(len(captions) * num_images)]
+        named = [caption for caption in captions for _ in range(num_images)]
+        stems = [f"{file_stem(caption)}-{seed}" for caption, seed in zip(named, self.seeds, strict=True)]
         self.paths = in_folder_or_file(output, unique_names(stems, ".png"))
         if grid is not None and grid.suffix.lower() != ".png":
             raise ValueError(f"The grid is saved as PNG: please let {grid} end in .png.")
@@ -163,11 +164,13 @@ class Painting:
                     temperature=options.temperature,
                     best_of=options.best_of,
                     speed=options.speed,
-                    seed=self.seeds[0],
+                    seed=self.seeds[row * self.num_images],
                 ),
             )
-            paths = self.paths[row * self.num_images : (row + 1) * self.num_images]
-            for place in zip(paths, self.seeds, output.seeds, output.scores, output.images, strict=True):
+            those = slice(row * self.num_images, (row + 1) * self.num_images)
+            for place in zip(
+                self.paths[those], self.seeds[those], output.seeds, output.scores, output.images, strict=True
+            ):
                 painted.append(self._save(caption, *place))
                 yield painted[-1]
         if self.grid is not None:
@@ -175,7 +178,7 @@ class Painting:
             save_png(page, self.grid, {"Software": _software()}, self.force)
 
     def _save(
-        self, caption: str, path: Path, seed: int, candidate_seed: int, score: float, image: Image.Image
+        self, caption: str, path: Path, seed: int, candidate_seed: int, score: float | None, image: Image.Image
     ) -> PaintedPicture:
         if self.options.size is not None:
             image = enlarge(image, self.options.size)
@@ -185,7 +188,7 @@ class Painting:
 
 
 def picture_text(
-    caption: str, seed: int, candidate_seed: int, score: float, model_name: str, options: PaintingOptions
+    caption: str, seed: int, candidate_seed: int, score: float | None, model_name: str, options: PaintingOptions
 ) -> dict[str, str]:
     """
     What stands in a PNG's metadata: how the picture was made.
@@ -199,7 +202,7 @@ def picture_text(
         "caption": caption,
         "seed": str(seed),
         "candidate_seed": str(candidate_seed),
-        "score": f"{score:.4f}",
+        **({} if score is None else {"score": f"{score:.4f}"}),
         "model": model_name,
         "options": json.dumps(vars(options)),
         "Software": _software(),

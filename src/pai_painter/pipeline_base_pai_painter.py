@@ -7,17 +7,19 @@ stands on the model's files alone. Loading, adapters and pushing are in `pipelin
 """
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from PIL import Image
 from tqdm import tqdm
-from transformers.generation import StoppingCriteria
 from transformers.utils import logging
 
 from .modeling_pai_painter import PaiPainterForImageGeneration
@@ -40,14 +42,15 @@ class PaiPainterPipelineOutput(BaseOutput):
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): By `output_type`: Pillow pictures, an array
             (pictures, side, side, 3) in [0, 1], a tensor (pictures, 3, side, side) in [0, 1], or the codes.
-        scores (`list[float]`): Mean log-likelihood of a code under the model, in nats; nearer to 0 means surer.
+        scores (`list[float]`): Mean log-likelihood per image token under the model, in nats; nearer to 0 means surer.
+            `None` for each picture if the painting was interrupted.
         seeds (`list[int]`): The seed of each picture. It paints the picture again with `best_of=1`.
         image_tokens (`torch.LongTensor` of shape `(pictures, num_image_tokens)`): Raster order; fewer columns if the
             painting was interrupted.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
-    scores: list[float]
+    scores: list[float | None]
     seeds: list[int]
     image_tokens: torch.LongTensor
 
@@ -66,6 +69,7 @@ class PaiPainterBasePipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "model"
     _callback_tensor_inputs = ["image_tokens"]
+    _calls: list["_Call"]
 
     def __init__(self, model: PaiPainterForImageGeneration, processor: PaiPainterProcessor):
         super().__init__()
@@ -76,8 +80,7 @@ class PaiPainterBasePipeline(DiffusionPipeline):
                     f"{getattr(model.config, name)}: please take the processor that belongs to the model."
                 )
         self.register_modules(model=model, processor=processor)
-        self._all_hooks: list[Any] = []  # filled by enable_model_cpu_offload
-        self._interrupt = False
+        self._calls = []
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
@@ -91,9 +94,27 @@ class PaiPainterBasePipeline(DiffusionPipeline):
         self.processor.save_pretrained(save_directory)
 
     @property
+    def num_timesteps(self) -> int:
+        """Steps of a call: the image tokens of a picture."""
+        return self.model.config.num_image_tokens
+
+    @property
     def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in `callback_on_step_end` to stop after the present code."""
+        """Set `pipe._interrupt = True` in `callback_on_step_end` to stop after the present token."""
         return self._interrupt
+
+    @property
+    def _interrupt(self) -> bool:
+        return any(call.interrupt for call in self._calls_in_question())
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        for call in self._calls_in_question():
+            call.interrupt = value
+
+    def _calls_in_question(self) -> list["_Call"]:
+        """The calls of this thread, so that a callback ends its own; from a thread that has none, all of them."""
+        return [call for call in self._calls if call.thread == threading.get_ident()] or list(self._calls)
 
     def check_inputs(
         self,
@@ -140,7 +161,7 @@ class PaiPainterBasePipeline(DiffusionPipeline):
         temperature: float | None = None,
         best_of: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        seed: int | None = None,
+        seed: int | list[int] | None = None,
         output_type: OutputType = "pil",
         speed: SpeedName | PaintingSpeed = "exact",
         callback_on_step_end: StepCallback | None = None,
@@ -150,8 +171,8 @@ class PaiPainterBasePipeline(DiffusionPipeline):
         r"""
         Paints captions. Options left out are those that the model recommends (its `generation_config`).
 
-        A picture is a function of model, caption, options and one seed: picture i of a caption starts from `seed + i`
-        (with `best_of`, from `seed + i * best_of`), every caption of a call from the same seed.
+        A picture is a function of model, caption, options and one seed: picture k of the call, counted over all
+        captions, starts from `seed + k` (with `best_of`, from `seed + k * best_of`).
 
         Args:
             prompt (`str` or `list[str]`): One caption or several.
@@ -162,51 +183,59 @@ class PaiPainterBasePipeline(DiffusionPipeline):
             best_of (`int`, *optional*): Paint so many candidates for each picture and keep the one that the model
                 itself finds likeliest.
             generator (`torch.Generator` or a list of one for each picture, *optional*): Draws the seed.
-            seed (`int`, *optional*): The seed, instead of `generator`. Without both it is drawn by PyTorch.
+            seed (`int` or a list of one for each picture, *optional*): The seed, instead of `generator`. Without both
+                it is drawn by PyTorch.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"codes"`.
             speed (`str`, *optional*, defaults to `"exact"`): On the CPU `"balanced"` and `"fastest"` round the model's
                 numbers; see [`~speed_pai_painter.SPEEDS`].
-            callback_on_step_end (*optional*): Called as `callback(pipe, step, timestep, callback_kwargs)` after each
-                code; `step` and `timestep` both are its position. `callback_kwargs["image_tokens"]` are the codes so
-                far, (candidates, step + 1), to look at: what the callback returns changes nothing.
+            callback_on_step_end (*optional*): A function or a `diffusers.callbacks.PipelineCallback`, called as
+                `callback(pipe, step, timestep, callback_kwargs)` after each token; `step` and `timestep` both are its
+                position. `callback_kwargs["image_tokens"]` are the tokens so far, (candidates, step + 1). If it returns
+                a `dict` with other `image_tokens`, these are painted on.
             callback_on_step_end_tensor_inputs (*optional*): Which tensors the callback wants: `image_tokens` or none.
             return_dict (`bool`, *optional*, defaults to `True`): `False` gives a tuple in the same order.
 
         Returns:
-            [`PaiPainterPipelineOutput`]. If the painting was interrupted, the code that was painted last fills the
-            rest of a picture.
+            [`PaiPainterPipelineOutput`]. If the painting was interrupted, the token that was painted last fills the
+            rest of a picture, and there are no scores.
 
         Raises:
             ValueError: if a caption says nothing to the model, if an option is out of range, or if both `seed` and
                 `generator` are given.
         """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         captions = self.check_inputs(prompt, output_type, callback_on_step_end_tensor_inputs)
         self._warn_of_unknown_pieces(captions)
-        self._interrupt = False
-        device = self._execution_device
-        if self._all_hooks:  # they wait for `forward`, but `generate` looks at the device before and the codec after
-            self.model.to(device)
-        input_ids = self.processor(text=captions, return_tensors="pt")["input_ids"].to(device)
-        with self.progress_bar(total=self.model.config.num_image_tokens) as bar:
-            painted = self.model.generate_images(
-                input_ids,
-                num_images_per_prompt,
-                seed=seed,
-                generator=generator,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                best_of=best_of,
-                decode=False,  # an interrupted picture has too few codes
-                speed=speed,
-                stopping_criteria=[_StepReporter(self, bar, callback_on_step_end, callback_on_step_end_tensor_inputs)],
-            )
-        images = painted.image_tokens
+        call = _Call(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self._calls.append(call)
+        try:
+            input_ids = self.processor(text=captions, return_tensors="pt")["input_ids"].to(self._execution_device)
+            with self.progress_bar(total=self.num_timesteps) as bar:
+                painted = self.model.generate_images(
+                    input_ids,
+                    num_images_per_prompt,
+                    seed=seed,
+                    generator=generator,
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    best_of=best_of,
+                    decode=False,  # an interrupted picture has too few tokens
+                    speed=speed,
+                    step_callback=partial(call.step_end, self, bar),
+                )
+        finally:
+            self._calls.remove(call)
+        images, scores = painted.image_tokens, painted.scores.tolist()
+        missing = self.num_timesteps - images.shape[1]
+        if missing:
+            scores = [None] * len(scores)  # of a part they would be no measure of the picture
         if output_type != "codes":
-            pixel_values = self.model.decode_images(self._completed(painted.image_tokens), speed)
-            images = self.processor.image_processor.postprocess(pixel_values, output_type)
+            completed = torch.cat([images, images[:, -1:].expand(-1, missing)], dim=1)
+            images = self.processor.image_processor.postprocess(self.model.decode_images(completed, speed), output_type)
         self.maybe_free_model_hooks()
-        output = PaiPainterPipelineOutput(images, painted.scores.tolist(), painted.seeds, painted.image_tokens)
+        output = PaiPainterPipelineOutput(images, scores, painted.seeds, painted.image_tokens)
         return output if return_dict else output.to_tuple()
 
     def _warn_of_unknown_pieces(self, captions: list[str]) -> None:
@@ -215,29 +244,24 @@ class PaiPainterBasePipeline(DiffusionPipeline):
             if unknown:
                 logger.warning(f"The model doesn't know {' '.join(unknown)} in the caption {caption!r}.")
 
-    def _completed(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        missing = self.model.config.num_image_tokens - image_tokens.shape[1]
-        return torch.cat([image_tokens, image_tokens[:, -1:].expand(-1, missing)], dim=1)
 
+class _Call:
+    """One call of the pipeline: what its callback wants, and whether it is to end. Others may run beside it."""
 
-class _StepReporter(StoppingCriteria):
-    """Called by `generate` after each code: moves the bar, calls the user, stops if the pipeline is interrupted."""
-
-    def __init__(
-        self,
-        pipeline: PaiPainterBasePipeline,
-        bar: tqdm,
-        callback: StepCallback | None,
-        tensor_inputs: Sequence[str],
-    ):
-        self.pipeline, self.bar = pipeline, bar
+    def __init__(self, callback: StepCallback | None, tensor_inputs: Sequence[str]):
         self.callback, self.tensor_inputs = callback, tensor_inputs
+        self.thread, self.interrupt = threading.get_ident(), False
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.Tensor:
-        image_tokens = input_ids[:, self.pipeline.model.config.text_length :]
-        self.bar.update()
+    def step_end(
+        self, pipeline: PaiPainterBasePipeline, bar: tqdm, image_tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, bool]:
+        """After each token: moves the bar and calls the user; see `generate_images`' `step_callback`."""
+        bar.update()
         if self.callback is not None:
             step = image_tokens.shape[1] - 1
-            wanted = {"image_tokens": image_tokens.clone()} if "image_tokens" in self.tensor_inputs else {}
-            self.callback(self.pipeline, step, step, wanted)
-        return torch.full((len(input_ids),), self.pipeline.interrupt, device=input_ids.device)
+            returned = self.callback(pipeline, step, step, dict.fromkeys(self.tensor_inputs, image_tokens))
+            unknown = sorted(set(returned or {}) - set(pipeline._callback_tensor_inputs))
+            if unknown:
+                raise ValueError(f"A callback may return `image_tokens`, got {', '.join(unknown)}.")
+            image_tokens = (returned or {}).get("image_tokens", image_tokens)
+        return image_tokens, self.interrupt

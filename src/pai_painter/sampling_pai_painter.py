@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Drawing codes so that a picture is a function of its seed, whatever stands beside it in the batch.
+Drawing image tokens so that a picture is a function of its seed, whatever stands beside it in the batch.
 
-Gumbel-max: the arg-max of (log-probabilities + Gumbel noise) is a sample of the distribution. Each picture has its
-own generator, which gives one vector of noise over all codes for each position, in order. So the noise of a position
-doesn't depend on the codes before it, and may be looked at ahead.
+Gumbel-max: the arg-max of (log-probabilities + Gumbel noise) is a sample of the distribution. The noise is a function
+of (seed, position, token) and has no state, so that it may be looked at ahead, in any order and on any device.
 """
 
+import numbers
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor
 
@@ -20,11 +23,15 @@ __all__ = [
     "check_sampling_options",
     "complete_generation_config",
     "default_generation_config",
+    "gumbel_noise",
+    "philox",
     "picture_seeds",
+    "truncate_logits",
     "warp_logits",
 ]
 
 _MAX_SEED = 2**63 - 1
+_WORD = 2**32 - 1
 _LOWEST_TEMPERATURE = 1e-30  # below it logits divided by it are infinite, and all codes alike
 
 
@@ -72,71 +79,75 @@ def check_sampling_options(temperature: float, top_k: int | None, top_p: float |
     if not _is_number(temperature) or not _LOWEST_TEMPERATURE <= temperature < float("inf"):
         raise ValueError(
             f"`temperature` must be a number above 0 (from {_LOWEST_TEMPERATURE:g} on), got {temperature!r}. For the "
-            f"most likely code at each step use `top_k=1`."
+            f"most likely token at each step use `top_k=1`."
         )
-    if top_k is not None and not _is_count(top_k):
-        raise ValueError(f"`top_k` must be a whole number of at least 1 (100 is usual), got {top_k!r}.")
+    if top_k is not None:
+        _check_count("top_k", top_k, "100 is usual")
     if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
-        raise ValueError(f"`top_p` must lie in (0, 1], got {top_p!r}; 1 leaves all codes in.")
-    if not _is_count(best_of):
-        raise ValueError(f"`best_of` must be a whole number of at least 1, got {best_of!r}.")
+        raise ValueError(f"`top_p` must lie in (0, 1], got {top_p!r}; 1 leaves all tokens in.")
+    _check_count("best_of", best_of)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_whole(value: Any) -> bool:
+    """Python's and NumPy's whole numbers, as seeds and counts often are; no truth values."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_count(name: str, value: Any, usual: str | None = None) -> None:
+    if not _is_whole(value) or value < 1:
+        hint = f" ({usual})" if usual else ""
+        raise ValueError(f"`{name}` must be a whole number of at least 1{hint}, got {value!r}.")
 
 
 def picture_seeds(
     num_captions: int,
     num_images_per_prompt: int,
     best_of: int,
-    seed: int | list[int] | None,
-    generator: torch.Generator | list[torch.Generator] | tuple[torch.Generator, ...] | None = None,
+    seed: int | Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> list[int]:
     """
     One seed for every candidate: caption by caption, picture by picture, candidate by candidate.
 
-    Candidate j of picture i of any caption has the seed `seed + i * best_of + j`; so with `best_of` 1 picture i has
-    `seed + i`, and the seed of a chosen candidate paints it again alone.
+    Candidate j of picture k of the call has the seed `seed + k * best_of + j`; so with `best_of` 1 picture k has
+    `seed + k`, and the seed of a chosen candidate paints it again alone.
 
     Args:
         num_captions, num_images_per_prompt, best_of: how many.
-        seed: the first seed, or a list of one for each picture. `None` draws one from PyTorch's global generator.
-        generator: instead of `seed`: a generator that `seed` is drawn from, or a list of one for each picture, each
-            of which gives the first seed of its picture.
+        seed: the first seed, or one for each picture. `None` draws one from PyTorch's global generator.
+        generator: instead of `seed`: a generator that `seed` is drawn from, or one for each picture, each of which
+            gives the first seed of its picture.
 
     Raises:
         ValueError: if both `seed` and `generator` are given, a seed or a number of pictures is out of range, or one of
             them is something else or a list of another length.
     """
-    if not _is_count(num_images_per_prompt):
-        raise ValueError(
-            f"`num_images_per_prompt` must be a whole number of at least 1, got {num_images_per_prompt!r}."
-        )
+    _check_count("num_images_per_prompt", num_images_per_prompt)
     if seed is not None and generator is not None:
         raise ValueError("Please give `seed` or `generator`, not both.")
-    candidates = num_images_per_prompt * best_of
-    given = generator if isinstance(generator, list | tuple) else [generator]
-    if generator is not None and not all(isinstance(each, torch.Generator) for each in given):
-        raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
-    pictures = num_captions * num_images_per_prompt
-    if isinstance(generator, list | tuple):
-        if len(generator) != pictures:
-            raise ValueError(f"`generator` has {len(generator)} generators for {pictures} pictures; give one for each.")
-        return [start + j for start in map(_draw_seed, generator) for j in range(best_of)]
-    first = _draw_seed(generator) if seed is None else seed
-    if isinstance(first, list) and len(first) != pictures:
-        raise ValueError(f"`seed` has {len(first)} seeds for {pictures} pictures; give one for each.")
-    for each in first if isinstance(first, list) else [first]:
-        if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each <= _MAX_SEED - candidates:
-            raise ValueError(f"`seed` must be a whole number from 0 to {_MAX_SEED - candidates}, got {each!r}.")
-    if isinstance(first, list):
-        return [start + j for start in first for j in range(best_of)]
-    return [first + j for _ in range(num_captions) for j in range(candidates)]
+    pictures, best_of = num_captions * int(num_images_per_prompt), int(best_of)
+    given: Any = _draw_seed(None) if seed is None else seed
+    if isinstance(given, np.ndarray | torch.Tensor):
+        given = given.tolist()
+    name = "seed" if generator is None else "generator"
+    given = given if generator is None else generator
+    each = isinstance(given, list | tuple)
+    firsts = list(given) if each else [given]
+    if each and len(firsts) != pictures:
+        raise ValueError(f"`{name}` has {len(firsts)} {name}s for {pictures} pictures; give one for each.")
+    if generator is not None:
+        if not all(isinstance(one, torch.Generator) for one in firsts):
+            raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
+        firsts = [_draw_seed(one) for one in firsts]
+    following = best_of if each else pictures * best_of
+    for first in firsts:
+        if not _is_whole(first) or not 0 <= int(first) <= _MAX_SEED - following:
+            raise ValueError(f"`seed` must be a whole number from 0 to {_MAX_SEED - following}, got {first!r}.")
+    return [int(first) + candidate for first in firsts for candidate in range(following)]
 
 
 def _draw_seed(generator: torch.Generator | None) -> int:
@@ -145,97 +156,199 @@ def _draw_seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**32, (), generator=generator, device=device))
 
 
-def warp_logits(
+def truncate_logits(
     logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    Applies temperature, then top-k, then top-p (nucleus), as transformers' warpers do.
+    Applies temperature, then top-k, then top-p (nucleus), as transformers' warpers do, and keeps the candidates only.
 
     Args:
         logits (`torch.FloatTensor` of shape `(batch, image_vocab_size)`)
         temperature: above 0; below 1 sharpens.
-        top_k: keep the k most likely codes (and any that tie with the k-th).
-        top_p: keep the smallest set of codes whose probabilities add up to at least this.
+        top_k: keep the k most likely tokens, exactly k of them.
+        top_p: keep the smallest set of tokens whose probabilities add up to at least this.
 
     Returns:
-        `torch.FloatTensor` of the same shape, -inf for codes that are left out.
+        Logits `(batch, candidates)` after the temperature, -inf for what top-p leaves out, and the tokens
+        `(batch, candidates)` that they belong to; `None` if nothing is left out.
     """
-    logits = logits / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        kth = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
-    if top_p is not None and top_p < 1:
-        ordered, places = logits.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities  # the first code is always kept
-        ordered = ordered.masked_fill(before >= top_p, float("-inf"))
-        logits = torch.empty_like(logits).scatter(-1, places, ordered)
-    return logits
+    logits, width = logits / temperature, logits.shape[-1]
+    candidates = width if top_k is None else min(top_k, width)
+    top_p = 1.0 if top_p is None else top_p
+    if candidates == width and top_p == 1:
+        return logits, None
+    logits, tokens = logits.topk(candidates)  # in descending order
+    if top_p < 1:
+        probabilities = logits.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities  # the first token is always kept
+        logits = logits.masked_fill(before >= top_p, float("-inf"))
+    return logits, tokens
+
+
+def warp_logits(
+    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> torch.Tensor:
+    """[`truncate_logits`] as transformers' warpers give it: `logits`' own shape, -inf for tokens that are left out."""
+    return _in_place(*truncate_logits(logits, temperature, top_k, top_p), logits.shape[-1])
+
+
+def _in_place(kept: torch.Tensor, tokens: torch.Tensor | None, width: int) -> torch.Tensor:
+    if tokens is None:
+        return kept
+    return kept.new_full((len(kept), width), float("-inf")).scatter(-1, tokens, kept)
+
+
+def philox(key: torch.Tensor, counter: torch.Tensor) -> torch.Tensor:
+    """
+    Philox4x32-10: random bits as a function of a key and a counter, on their device and without a state.
+
+    Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011,
+    https://doi.org/10.1145/2063384.2063405.
+
+    Args:
+        key (`torch.LongTensor` of shape `(2, ...)`): Two words of 32 bits.
+        counter (`torch.LongTensor` of shape `(4, ...)`): Four words; the other dimensions broadcast with `key`'s.
+
+    Returns:
+        `torch.LongTensor` of shape `(4, ...)`: Four words, each in [0, 2³²).
+    """
+    word, half = torch.tensor(_WORD), torch.tensor(32)  # numbers would become tensors at each operation
+    # Pairs are made by arithmetic: a list of numbers would have to be copied to an accelerator, which waits for it.
+    second = torch.arange(2, device=key.device).view(2, *(1,) * (key.ndim - 1))
+    factors = second * (0xCD9E8D57 - 0xD2511F53) + 0xD2511F53
+    steps = second * (0xBB67AE85 - 0x9E3779B9) + 0x9E3779B9
+    rounds = torch.arange(10, device=key.device).view(10, *(1,) * key.ndim)
+    keys = (key + rounds * steps) & word
+    even, swapped = counter[::2], counter[1::2].flip(0)  # words 0 and 2; words 3 and 1
+    for round_key in keys:
+        product = even * factors  # wraps, which leaves all 64 bits as they are
+        even = ((product >> half ^ swapped) & word).flip(0) ^ round_key
+        swapped = product & word
+    return torch.stack([even[0], swapped[1], even[1], swapped[0]])
+
+
+def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor | None, width: int) -> torch.Tensor:
+    """
+    Gumbel noise as a function of seed, position and token.
+
+    Args:
+        seeds (`torch.LongTensor` of shape `(rows,)`): Of each row's picture, from 0 to 2⁶³ - 1.
+        positions (`torch.LongTensor` of shape `(rows,)`): Of each row's token in its picture, raster order.
+        tokens (`torch.LongTensor` of shape `(rows, candidates)`, *optional*): Without them, all of them.
+        width (`int`): How many tokens there are.
+
+    Returns:
+        `torch.FloatTensor` of shape `(rows, candidates)`.
+    """
+    every = torch.arange(0, width, 4, device=seeds.device)
+    blocks = every.expand(len(seeds), -1) if tokens is None else tokens  # each block of four tokens has one counter
+    key = torch.stack([seeds & _WORD, seeds >> 32])[..., None]
+    nothing = torch.zeros_like(blocks)
+    words = philox(key, torch.stack([blocks >> 2, nothing + positions[:, None], nothing, nothing]))
+    of_all = words.permute(1, 2, 0).flatten(1)[:, :width]  # meant if there are no candidates
+    bits = of_all if tokens is None else words.gather(0, (tokens & 3)[None])[0]
+    # Double precision, so that no logarithm meets a 0; on Apple's GPUs, which have none, a bound sees to that.
+    precision = torch.float32 if bits.device.type == "mps" else torch.float64
+    uniform = (bits.to(precision) + 0.5) * 2.0**-32
+    uniform = uniform.clamp_(max=1 - torch.finfo(precision).eps)
+    return uniform.log_().neg_().log_().neg_().float()
 
 
 class GumbelSampler(LogitsProcessor):
     """
-    Warps the logits and adds each picture's own noise; `generate` must then take the arg-max (`do_sample=False`).
+    Draws the image tokens of a batch of pictures, each by its own seed (the Gumbel-max trick: the arg-max of logits
+    plus Gumbel noise is a sample of their distribution).
+
+    As a logits processor it warps the logits and adds the noise; `generate` must then take the arg-max
+    (`do_sample=False`).
 
     Attributes:
-        log_likelihood (`torch.FloatTensor` of shape `(batch,)`): After `generate`: the sum over the codes drawn of
-            their log-probabilities under the model as it is (no temperature, no truncation).
+        log_likelihood (`torch.FloatTensor` of shape `(batch,)`): The sum over the tokens drawn of their
+            log-probabilities under the model as it is (no temperature, no truncation).
 
     Args:
         seeds: one for each row of the batch.
-        temperature, top_k, top_p: see [`warp_logits`].
+        text_length: caption ids in front of the image tokens.
+        temperature, top_k, top_p: see [`truncate_logits`].
     """
 
     def __init__(
-        self, seeds: list[int], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+        self,
+        seeds: list[int],
+        text_length: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
     ):
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.seeds = torch.tensor(seeds)
+        self.text_length = text_length
+        self.options = (temperature, top_k, top_p)
         self.log_likelihood = torch.zeros(len(seeds))
-        self._noise_ahead: list[torch.Tensor] = []  # (batch, image_vocab_size) for each of the next positions
+        # Noise of all tokens takes longer than that of a few candidates, and guesses ask for it several times.
+        self._noise_of_all = lru_cache(maxsize=32)(self._noise_of_all)  # type: ignore[method-assign]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """For `generate`: warped logits with noise, whose arg-max is what is drawn."""
-        return self._noisy(scores)[0]
+        """For `generate`: warped logits (batch, image_vocab_size) with noise, whose arg-max is the token drawn."""
+        noisy, tokens = self._noisy(scores, input_ids.shape[1] - self.text_length)
+        self._count(scores, _most_likely(noisy, tokens))
+        return _in_place(noisy, tokens, scores.shape[-1])
 
-    def draw(self, scores: torch.Tensor) -> torch.Tensor:
-        """Codes (batch,) drawn by logits (batch, image_vocab_size)."""
-        return self._noisy(scores)[1]
-
-    def look_ahead(self, logits: torch.Tensor) -> torch.Tensor:
+    def draw(self, scores: torch.Tensor, position: int) -> torch.Tensor:
         """
-        What [`draw`] would draw at the next positions of the only picture, by these logits. Nothing is drawn by that.
-
-        Args:
-            logits (`torch.FloatTensor` of shape `(positions, image_vocab_size)`)
+        The token of each picture at a position, by logits `(batch, image_vocab_size)`.
 
         Returns:
-            `torch.LongTensor` of shape `(positions,)`.
+            `torch.LongTensor` of shape `(batch,)`.
         """
-        while len(self._noise_ahead) < len(logits):
-            self._noise_ahead.append(self._next_noise(logits.shape[-1]))
-        noise = torch.cat(self._noise_ahead[: len(logits)]).to(logits.device)
-        return (warp_logits(logits.float(), self.temperature, self.top_k, self.top_p) + noise).argmax(-1)
+        drawn = _most_likely(*self._noisy(scores, position))
+        self._count(scores, drawn)
+        return drawn
 
-    def _noisy(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = scores.float()
-        noisy = warp_logits(scores, self.temperature, self.top_k, self.top_p)
-        noise = self._gumbel_noise(scores.shape[-1])
-        if scores.is_cuda:  # from pinned memory the copy waits for no kernel
-            noise = noise.pin_memory()
-        noisy = noisy + noise.to(scores.device, non_blocking=scores.is_cuda)
-        drawn = noisy.argmax(-1)
-        gained = scores.gather(-1, drawn[:, None]).squeeze(-1) - scores.logsumexp(-1)
-        self.log_likelihood = self.log_likelihood.to(scores.device) + gained
-        return noisy, drawn
+    def draw_ahead(self, logits: torch.Tensor, position: int, ahead: int) -> torch.Tensor:
+        """
+        What [`draw`] draws for the only picture from `position` on if these logits hold. Nothing is counted.
 
-    def _gumbel_noise(self, width: int) -> torch.Tensor:
-        return self._noise_ahead.pop(0) if self._noise_ahead else self._next_noise(width)
+        Args:
+            logits (`torch.FloatTensor` of shape `(rows, image_vocab_size)`): Of the positions from `position` on.
+            position: in the picture.
+            ahead: further positions, for which the last logits are taken once more.
 
-    def _next_noise(self, width: int) -> torch.Tensor:
-        # On the CPU and from uniform numbers, which PyTorch makes alike on every machine (its exponential_ is MKL's
-        # where there is MKL): a seed paints the same picture everywhere. Double precision, so that 0 and 1 are rare.
-        noise = torch.empty(len(self.generators), width, dtype=torch.float64)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.uniform_(generator=generator)
-        return noise.log_().neg_().log_().neg_().float()
+        Returns:
+            `torch.LongTensor` of shape `(rows + ahead,)`.
+        """
+        kept, tokens = truncate_logits(logits.float(), *self.options)
+        offsets = torch.arange(len(logits) + ahead)
+        rows = offsets.clamp(max=len(logits) - 1)
+        if tokens is None:
+            noise = torch.cat([self._noise_of_all(position + offset, logits.shape[-1]) for offset in offsets.tolist()])
+        else:
+            tokens = tokens[rows]
+            noise = gumbel_noise(self.seeds.expand(len(rows)), position + offsets, tokens, logits.shape[-1])
+        return _most_likely(kept[rows] + noise, tokens)
+
+    def accept(self, logits: torch.Tensor, drawn: torch.Tensor) -> None:
+        """Counts what [`draw_ahead`] has drawn by logits `(rows, image_vocab_size)` that do hold: tokens `(rows,)`."""
+        self.log_likelihood += _log_probabilities(logits, drawn).sum()
+
+    def _count(self, scores: torch.Tensor, drawn: torch.Tensor) -> None:
+        self.log_likelihood += _log_probabilities(scores, drawn)
+
+    def _noisy(self, scores: torch.Tensor, position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.seeds.device != scores.device:  # once, rather than at each step
+            self.seeds, self.log_likelihood = self.seeds.to(scores.device), self.log_likelihood.to(scores.device)
+        kept, tokens = truncate_logits(scores.float(), *self.options)
+        positions = torch.full_like(self.seeds, position)
+        return kept + gumbel_noise(self.seeds, positions, tokens, scores.shape[-1]), tokens
+
+    def _noise_of_all(self, position: int, width: int) -> torch.Tensor:
+        return gumbel_noise(self.seeds, torch.full_like(self.seeds, position), None, width)
+
+
+def _most_likely(noisy: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
+    best = noisy.argmax(-1, keepdim=True)
+    return (best if tokens is None else tokens.gather(-1, best)).squeeze(-1)
+
+
+def _log_probabilities(logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    logits = logits.float()
+    return logits.gather(-1, drawn[:, None]).squeeze(-1) - logits.logsumexp(-1)

@@ -5,8 +5,10 @@ Reading weights: EasyNLP's parameter names are translated while loading, and wei
 EasyNLP keeps minGPT's and taming-transformers' names. The codec's are kept here as well, without their prefix.
 """
 
+import os
 from typing import Any
 
+import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
@@ -42,6 +44,7 @@ class StrictLoadingMixin:
     """`from_pretrained` that refuses weights which don't fit, and `save_pretrained` that writes native names."""
 
     _keys_to_ignore_on_load_unexpected: Any
+    _own_parts: tuple[str, ...]  # first words of the names of weights that must be there; a subclass may add others
 
     def post_init(self) -> None:
         """
@@ -57,19 +60,25 @@ class StrictLoadingMixin:
         Loads a native or an EasyNLP folder, or a repository of the Hub; see transformers'
         [`~transformers.PreTrainedModel.from_pretrained`] for the options.
 
+        What a subclass adds, such as another head, starts anew if the folder has no weights for it; so do, with
+        `ignore_mismatched_sizes=True`, weights of another shape.
+
         Raises:
             ValueError: if a weight is missing, unexpected or of another shape; all of them are listed.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.pop("ignore_mismatched_sizes", None)
+        may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(  # type: ignore[misc]
             pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        problems = [f"missing: {name}" for name in sorted(info["missing_keys"])]
+        own = tuple(f"{part}." for part in cls._own_parts)
+        added = [name for name in info["missing_keys"] if not f"{name}.".startswith(own)]
+        problems = [f"missing: {name}" for name in sorted(set(info["missing_keys"]) - set(added))]
         problems += [f"unexpected: {name}" for name in sorted(info["unexpected_keys"])]
         problems += [
             f"ill-shaped: {name} is {tuple(found)}, must be {tuple(wanted)}"
             for name, found, wanted in sorted(info["mismatched_keys"])
+            if not may_mismatch
         ]
         problems += [f"unreadable: {message}" for message in info["error_msgs"]]
         if problems:
@@ -80,20 +89,40 @@ class StrictLoadingMixin:
         return (model, info) if wants_info else model
 
     def save_pretrained(
-        self, save_directory: Any, is_main_process: bool = True, save_original_format: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        variant: str | None = None,
+        token: str | bool | None = None,
+        save_peft_format: bool = True,
+        save_original_format: bool = False,
+        **kwargs: Any,
     ) -> None:
         """
-        Saves config and weights as safetensors.
+        Saves config and weights as safetensors; see transformers' [`~transformers.PreTrainedModel.save_pretrained`].
 
         Args:
             save_directory: the folder.
-            is_main_process: whether this process writes.
-            save_original_format: write EasyNLP's parameter names instead of the native ones.
+            save_original_format: write EasyNLP's parameter names instead of the native ones, the default here.
+            is_main_process, state_dict, push_to_hub, max_shard_size, variant, token, save_peft_format, kwargs: as
+                there.
         """
         if save_original_format:
             # transformers undoes the renamings of loading, of which there were none if the folder was a native one;
             # without a record of them it takes those that are registered.
             self._weight_conversions = None
         super().save_pretrained(  # type: ignore[misc]
-            save_directory, is_main_process=is_main_process, save_original_format=save_original_format, **kwargs
+            save_directory,
+            is_main_process,
+            state_dict,
+            push_to_hub,
+            max_shard_size,
+            variant,
+            token,
+            save_peft_format,
+            save_original_format,
+            **kwargs,
         )

@@ -84,7 +84,7 @@ def _differences(
     codec = model.vqgan if isinstance(model, PaiPainterForImageGeneration) else model
     if {"image", "codes"} <= reference.keys() and codec.config.has_encoder:
         codes = codec.encode(reference["image"]).image_tokens
-        found["codes"] = _largest(codes, reference["codes"])  # type: ignore[arg-type]
+        found["codes"] = _largest(codes, reference["codes"])
     if {"codes", "reconstruction"} <= reference.keys():
         found["pixels"] = _largest(codec.decode(reference["codes"]), reference["reconstruction"])
     return found

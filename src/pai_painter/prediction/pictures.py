@@ -58,7 +58,7 @@ class PictureEncoder:
     def __init__(self, kind: Literal["png", "webp"], options: PaintingOptions, model_name: str) -> None:
         self.kind, self.options, self.model_name = kind, options, model_name
 
-    def encode(self, image: Image.Image, caption: str, seed: int, candidate_seed: int, score: float) -> bytes:
+    def encode(self, image: Image.Image, caption: str, seed: int, candidate_seed: int, score: float | None) -> bytes:
         """
         Args:
             image (`PIL.Image.Image`): The picture.
