@@ -21,7 +21,7 @@ export PROMPT OUTPUT
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help paint test test-slow quality bench bench-full demo-model build clean
+.PHONY: help paint test test-slow test-newest test-oldest quality bench bench-full demo-model build clean
 
 help: ## List the targets
 	@echo "pai-painter: pictures from Chinese captions"
@@ -41,6 +41,26 @@ test: $(DEV_STAMP) ## Set up, and run the tests
 
 test-slow: $(DEV_STAMP) ## Run the slow tests, too: fresh environments, training runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+# What stands on transformers, diffusers, torch and peft: numbers of the original programs, generation, loading and
+# saving, the pipeline, tokenizer and processors, adapters, resumed training, code that travels to the Hub.
+LIBRARY_TESTS = $(addprefix tests/,test_accelerators.py test_code_writer.py test_configuration.py test_demo_model.py \
+	test_generation.py test_guessing.py test_image_processing.py test_loading.py test_lora.py \
+	test_modeling_pai_painter.py test_modeling_vqgan.py test_pipeline.py test_processing.py test_quantization.py \
+	test_sampling.py test_speed.py training/test_trainer.py training/test_resume.py hub/test_remote_code.py)
+
+test-newest: ## Run what depends on the libraries on the newest versions that setup.cfg allows
+	test -d $(VENV)-newest || $(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+		--editable ".[train,test]"
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -m "not slow" -n 2 $(LIBRARY_TESTS) $(PYTEST_ARGS)
+
+test-oldest: ## The same on the oldest: each `name>=version` of setup.cfg is taken as `name==version`
+	test -d $(VENV)-oldest || $(PYTHON) -m venv $(VENV)-oldest
+	sed -n 's/^ *\([A-Za-z0-9_-]*\)>=\([0-9.]*\).*/\1==\2/p' setup.cfg > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VENV)-oldest/constraints.txt --editable ".[train,test]"
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -m "not slow" -n 2 $(LIBRARY_TESTS) $(PYTEST_ARGS)
 
 quality: $(DEV_STAMP) ## ruff, mypy and the import contracts
 	$(BIN)/ruff check
@@ -65,7 +85,7 @@ build: $(DEV_STAMP) ## Build the wheel and the sdist into dist/
 	$(BIN)/python -m build
 
 clean: ## Remove .venv, build products and caches (pictures and training runs stay)
-	rm -rf $(VENV) build dist src/*.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest build dist src/*.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV_STAMP):

@@ -206,7 +206,7 @@ def replace_an_activation(painter: PaiPainterForImageGeneration, monkeypatch: py
 
 
 def scale_attention(painter: PaiPainterForImageGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
-    painter.model.layers[0].attn.scaling = -3.0
+    painter.model.layers[0].attn.scaling = 3.0
 
 
 def take_a_subclass(painter: PaiPainterForImageGeneration, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,14 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from transformers.utils.versions import require_version
+
+# First of all: this file is read before the others where the code came along with the weights, and another version
+# would fail in a less helpful way, or pass the key/value cache under another name.
+require_version("transformers>=5.24,<6", "PAI-Painter's code is written for it: pip install 'transformers>=5.24,<6'")
+
+# isort: split
+# ruff: noqa: E402
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
