@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures to `pixel_values` and back, with Pillow alone."""
 
+import io
+import re
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageCms
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 Picture = Image.Image | np.ndarray | torch.Tensor
 
@@ -15,26 +22,46 @@ Picture = Image.Image | np.ndarray | torch.Tensor
 _FILE_KEYS = {"image_processor_type", "processor_class", "auto_map"}
 
 
+# What undoes each value of EXIF's orientation; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_HEX_BYTES = re.compile(r"(?:[0-9a-fA-F]{2})*")
+# Pillow's modes by the colour space that a profile is for.
+_PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """
-    Turns any Pillow picture into the upright, opaque 8-bit RGB picture that a person sees.
+    Turns any Pillow picture into the upright, opaque 8-bit sRGB picture that a person sees.
 
     Training data and user pictures both pass through here, so that the model sees one kind of picture.
-    Rotation from EXIF is applied, transparency is laid on white (Pillow alone would show the hidden colour),
-    16-bit grey is scaled to 8 bits (Pillow alone would clip it to white), and CMYK, palettes and grey become
-    RGB.
+    The orientation in EXIF is applied and all else in it ignored, broken or not. An embedded colour profile (RGB,
+    grey or CMYK) is converted to sRGB with the perceptual intent; a profile that can't be used is ignored with one
+    warning. Transparency is laid on white (Pillow alone would show the hidden colour), 16-bit grey is scaled to 8 bits
+    (Pillow alone would clip it to white), and CMYK, palettes and grey become RGB.
 
     Args:
         image (`PIL.Image.Image`): A picture of any mode with integer pixels. It is left as it is.
 
     Returns:
-        `PIL.Image.Image`: A new picture of mode `"RGB"`.
+        `PIL.Image.Image`: A new picture of mode `"RGB"`, without metadata.
 
     Raises:
         ValueError: If the pixels are floating-point numbers or wider than 16 bits, whose range nobody
             declares.
     """
-    image = ImageOps.exif_transpose(image)
+    image.load()  # first, since Pillow turns a TIFF upright while it loads it
+    profile = image.info.get("icc_profile", b"")  # None if Pillow found it damaged
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode == "F":
         raise ValueError(
             "A picture of mode 'F' has floating-point pixels without a declared range: "
@@ -42,10 +69,93 @@ def to_rgb(image: Image.Image) -> Image.Image:
         )
     if image.mode.startswith("I"):
         image = _grey16_to_grey8(image)
+    alpha = None
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+        rgba = image.convert("RGBA")
+        alpha = rgba.getchannel("A")
+        image = rgba.convert(_colour_mode(image))
+    if profile != b"":
+        image = _to_srgb(image, profile)
+    rgb = image.convert("RGB")
+    if alpha is not None:
+        rgb.putalpha(alpha)
+        rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+    rgb.info = {}  # an orientation or a profile in it would be applied twice
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    """The value of EXIF's orientation from 1 to 8; 1 if there is none that can be read."""
+    with suppress(Exception):  # Pillow's reader raises nearly anything over damaged EXIF
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        if orientation is not None:
+            return orientation if orientation in _TURNS else 1
+    exif, raw = image.info.get("exif"), image.info.get("Raw profile type exif")
+    if exif is None and isinstance(raw, str):  # ImageMagick's: a name, a length and lines of hexadecimal digits
+        exif = bytes.fromhex(_HEX_BYTES.findall("".join(raw.split("\n")[3:]))[0])
+    orientation = _orientation_in(exif) if isinstance(exif, bytes) else 1
+    return orientation if orientation in _TURNS else 1
+
+
+def _orientation_in(exif: bytes) -> int:
+    """
+    The orientation in the first directory of EXIF's bytes, 1 without one. Pillow gives up at the first tag whose value
+    lies outside of the data; here nothing but this tag matters.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
+    directory = int.from_bytes(tiff[4:8], order)
+    count = int.from_bytes(tiff[directory : directory + 2], order)
+    for entry in (tiff[place : place + 12] for place in range(directory + 2, directory + 2 + 12 * count, 12)):
+        if int.from_bytes(entry[:2], order) == ExifTags.Base.Orientation:
+            is_long = int.from_bytes(entry[2:4], order) == 4
+            return int.from_bytes(entry[8 : 12 if is_long else 10], order)
+    return 1
+
+
+def _colour_mode(image: Image.Image) -> str:
+    """`"L"`, `"CMYK"` or `"RGB"`: how the picture's colours are meant."""
+    if image.mode == "CMYK":
+        return "CMYK"
+    return "L" if Image.getmodebase(image.mode) == "L" else "RGB"
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """An opaque picture with its profile applied; a grey picture may have an RGB profile."""
+    own = _colour_mode(image)
+    try:
+        if not isinstance(profile, bytes):
+            raise ValueError("it is damaged")
+        mode, transform = _transform_to_srgb(profile)
+        if own != mode and (own, mode) != ("L", "RGB"):
+            raise ValueError(f"it is for {mode}, the picture is {own}")
+        colours = image if image.mode == mode else image.convert(mode)
+        return colours if transform is None else cast(Image.Image, ImageCms.applyTransform(colours, transform))
+    except (ImageCms.PyCMSError, ImportError, OSError, ValueError) as error:
+        logger.warning_once(
+            f"The colour profile of a picture can't be used ({error}): its colours are taken as they are."
+        )
+        return image
+
+
+@lru_cache(maxsize=8)  # a data set's pictures have few profiles
+def _transform_to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """The mode that a profile is for, and what makes its colours sRGB: `None` if they are already."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = source.profile.xcolor_space
+    if space not in _PROFILE_MODES:
+        raise ValueError(f"it is for {space.strip()}, not for RGB, grey or CMYK")
+    mode = _PROFILE_MODES[space]
+    transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    if mode != "CMYK":
+        # sRGB has many profiles and names. One that changes no colour by more than rounding must change none.
+        ramp = Image.linear_gradient("L")
+        colours = Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180))) if mode == "RGB" else ramp
+        converted = cast(Image.Image, ImageCms.applyTransform(colours, transform))
+        difference = np.asarray(converted, dtype=int) - np.asarray(colours.convert("RGB"))
+        if np.abs(difference).max() <= 1:
+            return mode, None
+    return mode, transform
 
 
 def _grey16_to_grey8(image: Image.Image) -> Image.Image:

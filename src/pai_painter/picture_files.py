@@ -24,7 +24,7 @@ __all__ = [
 
 _MAX_STEM_BYTES = 120  # of the 255 that file systems allow; a seed and an ending follow
 _MAX_SIDE = 8192
-_OTHER_PICTURES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
+_OTHER_PICTURES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".tif", ".tiff", ".webp")
 _RESERVED_ON_WINDOWS = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])")
 
 

@@ -56,8 +56,20 @@ def test_everything_is_counted(tmp_path, processor) -> None:
     assert (found.resolution, found.small) == (16, 2)
     assert found.formats == {"PNG": 2, "JPEG": 1, "GIF": 1}
     assert found.complete
-    assert [(reason.count, reason.first.line_number) for reason in found.reasons] == [(2, 5), (2, 6), (1, 7), (1, 10)]
-    assert found.reasons[1].first.reason == "The caption is empty."
+    counts = [(reason.count, reason.first.line_number) for reason in found.reasons]
+    assert counts == [(2, 6), (1, 5), (1, 7), (1, 9), (1, 10)]
+    assert found.reasons[0].first.reason == "The caption is empty."
+
+
+def test_pictures_are_counted_by_what_they_are(tmp_path, processor) -> None:
+    several, long = io.BytesIO(), io.BytesIO()
+    red = Image.new("RGB", (20, 20), "red")
+    red.save(several, "MPO", save_all=True, append_images=[red])
+    red.save(long, "PNG", icc_profile=bytes(3_000_000))  # more than Pillow reads
+    pictures = [base64.b64encode(file.getvalue()).decode() for file in (several, long)]
+    found = inspect(tmp_path / "rows.tsv", processor, [f"{idx}\t红\t{data}" for idx, data in enumerate(pictures)])
+    assert found.formats == {"JPEG": 1, "PNG": 1}
+    assert found.bad_rows == 0
 
 
 def test_reasons_that_differ_in_numbers_are_one(tmp_path, processor) -> None:

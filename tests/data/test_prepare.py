@@ -17,8 +17,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from colour_profiles import cmyk_profile, rgb_profile
 from PIL import Image
 
+from pai_painter.data import open_picture
 from pai_painter.data.prepare import Prepared, PrepareOptions, prepare_rows
 from pai_painter.data.sources import find_source
 
@@ -200,6 +202,42 @@ def test_pictures_are_shrunk_but_never_enlarged(tmp_path) -> None:
     pictures = [Image.open(io.BytesIO(file)) for file in files]
     assert [image.size for image in pictures] == [(20, 10), (10, 20), (10, 30), (15, 10)]
     assert [image.format for image in pictures] == ["PNG", "JPEG", "PNG", "JPEG"]
+
+
+def test_pictures_are_shrunk_by_what_they_are(tmp_path) -> None:
+    """A JPEG with more pictures in it stays a JPEG; colours become sRGB once, and metadata is left behind."""
+    photo = Image.new("RGB", (40, 20), (106, 180, 71))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = [io.BytesIO() for _ in range(3)]
+    photo.save(files[0], "MPO", save_all=True, append_images=[photo], icc_profile=rgb_profile())
+    photo.save(files[1], "PNG", icc_profile=rgb_profile(), exif=exif, comment="by me")
+    photo.convert("CMYK").save(files[2], "JPEG", icc_profile=cmyk_profile(), exif=exif, comment="by me")
+    path = tmp_path / "rows.tsv"
+    path.write_text("".join(f"{number}\t图\t{base64_of(file.getvalue())}\n" for number, file in enumerate(files)))
+    kept = rows_of(prepare(path, tmp_path / "kept"))
+    assert [file for _, _, file in kept] == [file.getvalue() for file in files]
+    small = [file for _, _, file in rows_of(prepare(path, tmp_path / "small", size=10))]
+    pictures = [Image.open(io.BytesIO(file)) for file in small]
+    assert [(image.format, image.size) for image in pictures] == [
+        ("JPEG", (20, 10)),
+        ("PNG", (10, 20)),
+        ("JPEG", (10, 20)),
+    ]
+    for before, after in zip(kept, pictures, strict=True):
+        assert not {"icc_profile", "exif", "comment"} & after.info.keys()
+        colour = open_picture(before[2]).getpixel((5, 5))
+        assert np.abs(np.subtract(after.getpixel((5, 5)), colour)).max() <= 1
+    assert pictures[1].getpixel((5, 5)) == (36, 181, 58)
+
+
+def test_every_ending_of_a_jpeg(tmp_path) -> None:
+    for name in ("a.jfif", "b.JFIF", "c.jpe", "d.mpo", "e.jpg"):
+        (tmp_path / "pictures" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "pictures" / name).write_bytes(picture(1, format="JPEG"))
+        (tmp_path / "pictures" / name).with_suffix(".txt").write_text("图")
+    done = prepare(tmp_path / "pictures", tmp_path / "out")
+    assert [idx for idx, _, _ in rows_of(done)] == ["a.jfif", "b.JFIF", "c.jpe", "d.mpo", "e.jpg"]
 
 
 # Hostile sources

@@ -454,6 +454,8 @@ def test_samples_of_shards(tmp_path: Path) -> None:
         ("7.png", png),
         ("7.txt", b"t"),
         ("7.json", b"[]"),
+        ("8.jfif", jpg),
+        ("8.txt", b"t"),
     ]
     path = write_tar(tmp_path / "x.tar", files)
     rows, bad = read_all(find_source([path]))
@@ -462,6 +464,7 @@ def test_samples_of_shards(tmp_path: Path) -> None:
         ("b/0", ["绿"], jpg),
         ("id5", ["蓝", "青"], png),
         ("7", ["t"], png),
+        ("8", ["t"], jpg),
     ]
     assert [(found.line_number, found.idx, found.reason.split(":")[0]) for found in bad] == [
         (3, "2", "The sample has no picture, but txt."),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from .picture_rows import PictureRow
-from .pictures import BadPicture, open_picture
+from .pictures import BadPicture, open_picture, picture_format
 from .tsv import BadRow
 
 __all__ = ["check_rows"]
@@ -136,8 +136,7 @@ def _check_picture(data: bytes, size: int | None) -> _Checked:
         return _Checked()
     sides = tuple(max(1, round(side * size / shorter)) for side in picture.size)
     shrunk = picture.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
-    with Image.open(io.BytesIO(data)) as original:
-        was_lossy = original.format in ("JPEG", "WEBP")
+    was_lossy = picture_format(data) in ("JPEG", "WEBP")
     file = io.BytesIO()
     if was_lossy:
         shrunk.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)

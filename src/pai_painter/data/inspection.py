@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a source of captions and pictures holds, found in one pass: what `pai-painter inspect` does."""
 
-import io
 import os
 import random
 import re
@@ -14,7 +13,7 @@ from PIL import Image
 from ..grids import draw_grid
 from ..processing_pai_painter import PaiPainterProcessor
 from .picture_rows import DataSource, PictureRow
-from .pictures import BadPicture, open_picture
+from .pictures import BadPicture, open_picture, picture_format
 from .repeated_ids import RepeatedIds
 from .tsv import BadRow
 
@@ -192,8 +191,7 @@ def _look_at(
         picture = open_picture(row.picture)
     except BadPicture as error:
         return BadRow(row.file, row.line, str(error), row.idx)
-    with Image.open(io.BytesIO(row.picture)) as file:
-        found.formats[str(file.format)] += 1
+    found.formats[str(picture_format(row.picture))] += 1
     found.widths.add(picture.width)
     found.heights.add(picture.height)
     found.shorter_sides.add(min(picture.size))

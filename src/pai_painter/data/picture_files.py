@@ -17,10 +17,10 @@ from .picture_rows import FileSource, PictureRow, Record, RowReader, hash_of_fil
 from .pictures import BadPicture, decode_base64_picture
 from .tsv import MAX_LINE_BYTES, BadRow
 
-__all__ = ["METADATA_FILES", "CaptionTables", "CaptionTexts", "read_inside"]
+__all__ = ["METADATA_FILES", "PICTURE_SUFFIXES", "CaptionTables", "CaptionTexts", "read_inside"]
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 _PATH_COLUMN = "file_name"  # holds paths and nothing else, as the datasets library has it
 _IMAGE_COLUMNS = (_PATH_COLUMN, "image", "imgbase64", "base64")

@@ -11,6 +11,7 @@ import warnings
 from PIL import Image, UnidentifiedImageError
 
 from ..image_processing_pai_painter import to_rgb
+from .without_metadata import without_metadata
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64 * 1024 * 1024  # below Pillow's own limit (89 million), so that ours is the one that speaks
@@ -79,39 +80,89 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Only the formats of [`PICTURE_FORMATS`] are tried (Pillow would also start Ghostscript for EPS), a picture
     that was cut off is an error, and so is one that is too large, before it is unpacked. Of an animation, the
-    first frame is taken. See [`~image_processing_pai_painter.to_rgb`] for rotation, transparency, 16 bits and
-    CMYK.
+    first frame is taken. Broken metadata is no error. See [`~image_processing_pai_painter.to_rgb`] for rotation,
+    colour profiles, transparency, 16 bits and CMYK.
 
     Args:
         data (`bytes`): The file's content.
         max_pixels (`int`, *optional*, defaults to 67108864): The largest width x height to unpack.
 
     Returns:
-        `PIL.Image.Image`: The upright, opaque picture in RGB.
+        `PIL.Image.Image`: The upright, opaque picture in sRGB.
 
     Raises:
-        BadPicture: If the file has another format, is damaged or cut off, or has too many pixels.
+        BadPicture: If the file has another format, is damaged or cut off, has too many pixels, or is of a kind that
+            Pillow can't read.
     """
     if not data:
         raise BadPicture("The picture is empty.")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken metadata, which is not needed
+        # Between one and two times its own limit, Pillow only warns: a warning nobody reads.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _load(data, max_pixels) as image:
+            try:
+                return to_rgb(image)
+            except ValueError as error:  # its own, about pixels without a declared range
+                raise BadPicture(str(error)) from error
+
+
+def picture_format(data: bytes) -> str | None:
+    """
+    The format of a picture file by its first bytes, one of [`PICTURE_FORMATS`] or `None`.
+
+    A JPEG with further pictures in it, which Pillow calls MPO, is a JPEG.
+    """
+    Image.init()
+    accepts = {name: Image.OPEN[name][1] for name in PICTURE_FORMATS}
+    return next((name for name, accept in accepts.items() if accept is not None and accept(data[:16])), None)
+
+
+def _load(data: bytes, max_pixels: int) -> Image.Image:
+    """The picture as it is in the file; if Pillow can't read it, without its metadata, which may be the trouble."""
     try:
-        with warnings.catch_warnings():
-            # Between one and two times its own limit, Pillow only warns: a warning nobody reads.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadPicture(f"The picture has more pixels than Pillow allows: {error}") from error
-    except UnidentifiedImageError as error:
-        formats = ", ".join(PICTURE_FORMATS)
-        raise BadPicture(f"The picture is none of {formats}, or its header is damaged.") from error
-    except Exception as error:  # Pillow's readers raise nearly anything over a damaged header
-        raise BadPicture(f"The picture's header is damaged: {error}.") from error
-    with image:
+        return _unpack(data, max_pixels)
+    except _Unreadable:
+        bare, info = without_metadata(data)
+        image = _unpack(bare, max_pixels)
+        image.info.update(info)
+        return image
+
+
+class _Unreadable(BadPicture):
+    """A picture over which Pillow stumbles."""
+
+
+def _unpack(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
         if image.width * image.height > max_pixels:
             raise BadPicture(
                 f"The picture has {image.width}x{image.height} pixels, more than the {max_pixels} allowed."
             )
+        image.load()
+    except BadPicture:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise BadPicture(f"The picture has more pixels than Pillow allows: {error}") from error
+    except MemoryError as error:
+        raise BadPicture("The picture does not fit into memory.") from error
+    except Exception as error:  # Pillow's readers raise nearly anything over damage
+        raise _Unreadable(_why_not(data, error)) from error
+    return image
+
+
+def _why_not(data: bytes, trouble: Exception) -> str:
+    """The reason in a sentence. Whether it is damage or a limit of Pillow's, only Pillow's own words can tell."""
+    name = picture_format(data)
+    if name is None:
+        return f"The picture is none of {', '.join(PICTURE_FORMATS)}."
+    if isinstance(trouble, UnidentifiedImageError):  # which keeps the reason to itself
         try:
-            return to_rgb(image)
-        except Exception as error:  # likewise over damaged pixels or metadata
-            raise BadPicture(f"The picture ({image.format}) is damaged or cut off: {error}.") from error
+            Image.OPEN[name][0](io.BytesIO(data), "")
+        except (SyntaxError, OSError, ValueError) as error:
+            trouble = error
+    reason = str(trouble).rstrip(".") or type(trouble).__name__
+    if "truncated" in reason.lower():
+        return f"The picture ({name}) was cut off: {reason}."
+    return f"Pillow can't read the picture ({name}): {reason}."

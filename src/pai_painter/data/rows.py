@@ -23,8 +23,9 @@ __all__ = ["PictureRows", "load_rows"]
 
 logger = logging.getLogger(__name__)
 
-# Raised whenever the table's columns or the checks of a row change, so that old caches are left alone.
-_LAYOUT = 4
+# Raised whenever the table's columns, the checks of a row or the reading of pictures change, so that old caches are
+# left alone.
+_LAYOUT = 5
 # Rows written at a time: pictures are large, and a thousand of them, the default, are not little memory.
 _BATCH = 32
 _TABLE, _REJECTED = "rows.arrow", "rejected_rows.jsonl"

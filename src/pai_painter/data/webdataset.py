@@ -14,12 +14,12 @@ from typing import Any
 import datasets
 
 from .file_kinds import kind_of_file
+from .picture_files import PICTURE_SUFFIXES
 from .picture_rows import FileSource, PictureRow, Record, RowReader
 from .tsv import MAX_LINE_BYTES, BadRow
 
 __all__ = ["WebDatasetShards"]
 
-_PICTURES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
 _GZIP = "a gzip archive"
 _BLOCK = 512  # what a tar archive is made of; its last one is zeros
 _LOOKED_AT = 5  # samples at the beginning of a shard, of which one at least must have a caption and a picture
@@ -123,7 +123,7 @@ class WebDatasetShards(FileSource):
     def _picture(self, there: list[str]) -> str | None:
         if self.columns.image is not None:
             return self.columns.image if self.columns.image in there else None
-        return next((column for column in there if column.lower().rpartition(".")[2] in _PICTURES), None)
+        return next((column for column in there if f".{column}".lower().endswith(PICTURE_SUFFIXES)), None)
 
 
 def _split(name: str) -> tuple[str, str]:
