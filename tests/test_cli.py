@@ -4,6 +4,7 @@
 import errno
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -88,12 +89,91 @@ def test_version() -> None:
     assert run_well("--version") == f"pai-painter {pai_painter.__version__}\n"
 
 
+COMMAND = Path(sys.executable).with_name("pai-painter")
+
+
+def as_typed(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The installed command, in a process of its own."""
+    return subprocess.run(
+        [COMMAND, *words], capture_output=True, text=True, check=False, env={**os.environ, **environment}, timeout=100
+    )
+
+
 def test_the_command_is_installed() -> None:
-    command = Path(sys.executable).with_name("pai-painter")
-    done = subprocess.run([command, "paint", "--top-k", "many", "红苹果"], capture_output=True, text=True, check=False)
+    done = as_typed("paint", "--top-k", "many", "红苹果")
     assert done.returncode == 2
-    assert "Invalid value for '--top-k'" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert re.fullmatch(
+        r"Error: Invalid value for '--top-k': .*; `pai-painter paint --help` shows what is allowed\.\n", done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["paint"], "Error: Missing argument 'prompts'; `pai-painter paint --help` shows"),
+        (["paint", "红", "--topk", "3"], "No such option: --topk"),
+        (["paint", "红", "--seed"], "Option '--seed' requires an argument"),
+        (["paint", "红", "--speed", "warp"], "--speed"),
+        (["draw", "红"], "No such command 'draw'; `pai-painter --help` shows"),
+        (["--nothing"], "No such option: --nothing"),
+        (["predict"], "Missing argument 'captions'"),
+    ],
+)
+def test_usage_errors_are_one_sentence(words: list[str], sentence: str) -> None:
+    assert sentence in one_sentence(run(*words))
+
+
+ENTRANCE = """
+import json, sys
+import pai_painter_command
+try:
+    pai_painter_command.main()
+except SystemExit as end:
+    heavy = [name for name in ("torch", "diffusers", "datasets", "accelerate") if name in sys.modules]
+    print(json.dumps({"status": end.code, "heavy": heavy}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        *((words, 0) for words in (["--help"], ["--version"], ["train", "--help"], ["easynlp", "--help"])),
+        *(([command, "--help"], 0) for command in [*COMMANDS, "predict", "evaluate", "merge", "convert", "prepare"]),
+        (["paint", "红", "--topk", "3"], 2),
+        (["train", "--lerning_rate", "1"], 2),
+        (["easynlp", "--mood=train"], 2),
+    ],
+    ids=" ".join,
+)
+def test_help_and_usage_errors_come_without_what_takes_seconds(words: list[str], status: int) -> None:
+    done = subprocess.run([sys.executable, "-c", ENTRANCE, *words], capture_output=True, text=True, check=False)
+    assert json.loads(done.stdout.splitlines()[-1]) == {"status": status, "heavy": []}
+
+
+def test_the_command_loads_the_package_when_it_has_work(tiny_painter) -> None:
+    """Its classes are registered with transformers then, as `import pai_painter` does it."""
+    done = as_typed("paint", "红苹果", "--model", str(tiny_painter), "--seed", "1", "--output", "apple.png")
+    assert done.returncode == 0, done.stderr
+    assert here() == ["apple.png"]
+
+
+def test_a_tilde_is_the_home_folder(tiny_painter, tmp_path) -> None:
+    (tmp_path / "model").symlink_to(tiny_painter)
+    home = {"HOME": str(tmp_path)}
+    words = ["paint", "红苹果", "--model=~/model", "--output=~/pictures", "--grid", "~/grid.png", "--seed=1"]
+    done = as_typed(*words, **home)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "pictures" / "红苹果-1.png").is_file()
+    assert (tmp_path / "grid.png").is_file()
+    assert here() == []
+
+
+def test_empty_ranks_are_none(tiny_painter) -> None:
+    Path("captions.txt").write_text("红苹果\n", encoding="utf-8")
+    words = ["predict", "captions.txt", "--output", "out.tsv", "--model", str(tiny_painter)]
+    done = as_typed(*words, RANK="", WORLD_SIZE="", LOCAL_RANK="")
+    assert done.returncode == 0, done.stderr
 
 
 # paint

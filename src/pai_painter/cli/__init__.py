@@ -3,15 +3,51 @@
 
 import io
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 
+from ..signals import forget_empty_ranks, second_signal_ends
 from . import convert, data, easynlp, evaluation, hub, painting, predict, training
+from .common import home_in_paths
 
 __all__ = ["app", "main"]
 
+
+class _Group(TyperGroup):
+    """Usage errors are one sentence, as all other errors are."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            status = super().main(*args, standalone_mode=False, **kwargs)
+        except TyperException as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()  # the help itself
+                sys.exit(2)
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "pai-painter"
+            reason = " ".join(error.format_message().split()).rstrip(".")
+            typer.echo(f"Error: {reason}; `{command} --help` shows what is allowed.", err=True)
+            sys.exit(error.exit_code)
+        except typer.Abort:
+            sys.exit(130)
+        sys.exit(status or 0)
+
+
+class _Command(TyperCommand):
+    """`~` is the home folder, also where the shell leaves it: in `--output=~/pictures`."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        ctx.params = home_in_paths(ctx.params)
+        return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Group,
     help="Paints pictures from Chinese captions with PAI-Painter models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -23,12 +59,12 @@ for panel, commands in (
     ("Hub", (hub.push, hub.pull)),
 ):
     for command in commands:
-        app.command(rich_help_panel=panel)(command)
-app.command(rich_help_panel="Painting", **predict.BOTH_SPELLINGS)(predict.predict)
+        app.command(cls=_Command, rich_help_panel=panel)(command)
+app.command(cls=_Command, rich_help_panel="Painting", **predict.BOTH_SPELLINGS)(predict.predict)
 app.command(rich_help_panel="Training", **training.PASS_ALL_WORDS_ON)(training.train)
-app.command(rich_help_panel="Training", **predict.BOTH_SPELLINGS)(evaluation.evaluate)
-app.command(rich_help_panel="Training")(training.merge)
-app.command(rich_help_panel="Other programs")(convert.convert)
+app.command(cls=_Command, rich_help_panel="Training", **predict.BOTH_SPELLINGS)(evaluation.evaluate)
+app.command(cls=_Command, rich_help_panel="Training")(training.merge)
+app.command(cls=_Command, rich_help_panel="Other programs")(convert.convert)
 app.command(rich_help_panel="Other programs", **training.PASS_ALL_WORDS_ON)(easynlp.easynlp)
 
 
@@ -37,7 +73,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that can't show Chinese is no reason to fail
             stream.reconfigure(errors="backslashreplace")
-    app()
+    forget_empty_ranks()
+    with second_signal_ends():
+        app()
 
 
 def _show_version(wanted: bool) -> None:

@@ -4,10 +4,13 @@
 import contextlib
 import errno
 import logging
+import os
+import sys
 import traceback
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -18,6 +21,8 @@ __all__ = [
     "SpeedOption",
     "VerboseOption",
     "counted",
+    "home_in_paths",
+    "load_package",
     "model_or_demo",
     "one_sentence_errors",
     "quieten",
@@ -44,6 +49,26 @@ VerboseOption = Annotated[
 ]
 
 
+def load_package() -> None:
+    """What `import pai_painter` does, and the command puts off until it has work: see `pai_painter_command`."""
+    package = sys.modules["pai_painter"]
+    if not hasattr(package, "__version__"):
+        cast(ModuleSpec, package.__spec__).loader.exec_module(package)  # type: ignore[union-attr]
+
+
+def home_in_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of options with `~` for the home folder, but for captions."""
+
+    def at_home(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(map(at_home, value))
+        if isinstance(value, Path) or (isinstance(value, str) and value.startswith("~")):
+            return type(value)(os.path.expanduser(value))
+        return value
+
+    return {name: value if name == "prompts" else at_home(value) for name, value in values.items()}
+
+
 def model_or_demo(model: str | None) -> str:
     """The model's name, or the folder of the model in this package."""
     from .. import DEMO_MODEL
@@ -66,7 +91,11 @@ def counted(number: int, thing: str) -> str:
 
 
 def quieten(verbose: bool) -> None:
-    """Our own warnings are shown in one line each; the libraries' reports and loading bars only if asked for."""
+    """
+    Begins a command's work: loads the package, shows our own warnings in one line each, and the libraries' reports and
+    loading bars only if asked for.
+    """
+    load_package()
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("Note: %(message)s"))
     logging.getLogger("pai_painter").handlers = [handler]

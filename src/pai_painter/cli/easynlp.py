@@ -5,7 +5,7 @@ import os
 
 import typer
 
-from .common import one_sentence_errors
+from .common import load_package, one_sentence_errors
 
 __all__ = ["easynlp"]
 
@@ -17,9 +17,15 @@ def easynlp(context: typer.Context) -> None:
     Example: pai-painter easynlp --mode=predict --tables=test.tsv --outputs=out.tsv --checkpoint_dir=model …
     """
     with one_sentence_errors(verbose=False):
+        from ..easynlp.flags import parse_flags
+        from ..signals import words_at_home
+
+        words = words_at_home(context.args)
+        parse_flags(words, "pai-painter easynlp")  # --help and usage errors, before anything is loaded
+        load_package()
         from ..easynlp.translation import translate
 
-        command = translate(context.args)
+        command = translate(words)
         if os.environ.get("RANK", "0") == "0":
             for note in command.notes:
                 typer.echo(f"Note: {note}", err=True)

@@ -60,10 +60,11 @@ def paint(
 
     pai-painter paint 红苹果 一只熊猫 --num-images 4 --seed 0 --output pictures --grid grid.png
     """
+    start = time.perf_counter()
     with one_sentence_errors(verbose):
+        quieten(verbose)
         from ..painting import Painting, PaintingOptions, random_seed
 
-        start = time.perf_counter()
         pipe = load_pipeline(model, revision, device, verbose)
         options = PaintingOptions.for_model(pipe, best_of, temperature, top_k, top_p, size, speed)
         seed = random_seed() if seed is None else seed

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .common import ModelOption, RevisionOption, SpeedOption, VerboseOption, counted, one_sentence_errors, shown_name
+from .common import (
+    ModelOption,
+    RevisionOption,
+    SpeedOption,
+    VerboseOption,
+    counted,
+    one_sentence_errors,
+    quieten,
+    shown_name,
+)
 from .painting import load_pipeline
 
 if TYPE_CHECKING:
@@ -94,6 +103,7 @@ def predict(
         from ..prediction.processes import local_rank, this_process
 
         place, all_processes = this_process(rank, processes)
+        quieten(verbose)
         from ..predict import PredictOptions, find_captions, from_stream, predict_file
 
         options = PredictOptions(

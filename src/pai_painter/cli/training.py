@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import RevisionOption, VerboseOption, one_sentence_errors, quieten
+from .common import RevisionOption, VerboseOption, load_package, one_sentence_errors, quieten
 
 __all__ = ["PASS_ALL_WORDS_ON", "merge", "train"]
 
@@ -23,12 +23,21 @@ def train(context: typer.Context) -> None:
 
     Example: pai-painter train --model_name_or_path MODEL --train_file train.tsv --output_dir out
     """
+    from ..training.arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
+    from ..training.command_line import run_from_command_line
+
+    types = (PainterModelArguments, DataArguments, PainterTrainingArguments)
+    run_from_command_line(types, _train, context.args, "pai-painter train")
+
+
+def _train(*arguments: Any) -> None:
+    load_package()
     try:
-        from ..training.painter import main
+        from ..training.painter import train_painter
     except ModuleNotFoundError as error:
         with one_sentence_errors(verbose=False):
             raise error
-    main(context.args, program="pai-painter train")
+    train_painter(*arguments)
 
 
 def merge(

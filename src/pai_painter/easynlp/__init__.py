@@ -1,6 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drop-ins for EasyNLP: the blog post's `pipeline(...)`, and the published command line in the package's own words."""
 
-from .pipelines import TextImageGenerationPipeline, pipeline
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .pipelines import TextImageGenerationPipeline, pipeline
 
 __all__ = ["TextImageGenerationPipeline", "pipeline"]
+
+
+def __getattr__(name: str) -> Any:  # the command line is parsed without torch
+    if name in __all__:
+        from . import pipelines
+
+        return getattr(pipelines, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

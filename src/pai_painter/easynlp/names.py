@@ -5,10 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from httpx2 import TransportError  # of huggingface_hub's client
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
 __all__ = ["OWNER", "PUBLISHED", "TASK", "explaining_missing_models", "hub_name", "is_out_of_reach"]
 
 OWNER = "alibaba-pai"
@@ -37,6 +33,10 @@ def is_out_of_reach(name: str) -> bool:
     """
     if os.path.isdir(name):
         return False
+    from httpx2 import TransportError  # of huggingface_hub's client
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
     try:
         HfApi().model_info(name, timeout=_PATIENCE)
     except (TransportError, OfflineModeIsEnabled):

@@ -2,14 +2,15 @@
 """The sizes that EasyNLP's commands repeat, though the model has them already."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
-from ..configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+if TYPE_CHECKING:  # the command line is parsed without transformers
+    from ..configuration_pai_painter import PaiPainterConfig
 
 __all__ = ["SIZES", "check_sizes", "count_of_pictures"]
 
-SIZES: dict[str, Callable[[PaiPainterConfig], int]] = {
-    "size": lambda config: cast(PaiPainterVQConfig, config.vq_config).resolution,
+SIZES: "dict[str, Callable[[PaiPainterConfig], int]]" = {
+    "size": lambda config: config.vq_config.resolution,  # type: ignore[union-attr]  # a PaiPainterVQConfig by now
     "text_len": lambda config: config.text_length,
     "img_len": lambda config: config.num_image_tokens,
     "sequence_length": lambda config: config.max_position_embeddings,
@@ -23,7 +24,7 @@ SIZES: dict[str, Callable[[PaiPainterConfig], int]] = {
 }
 
 
-def check_sizes(model_name: str, config: PaiPainterConfig, given: Mapping[str, str | int]) -> None:
+def check_sizes(model_name: str, config: "PaiPainterConfig", given: Mapping[str, str | int]) -> None:
     """
     Args:
         model_name: for the message.

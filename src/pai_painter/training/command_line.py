@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-import torch
 import yaml
 from safetensors import SafetensorError
-from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArgumentParser
 
-from .. import processing_pai_painter
-from .checkpoints import find_checkpoint
+from ..signals import forget_empty_ranks, second_signal_ends, words_at_home
 from .stopping import Stopped
 
 __all__ = ["parse_arguments", "run_from_command_line"]
@@ -63,13 +61,13 @@ def parse_arguments(
     Raises:
         ValueError: if a setting is unknown, missing or not allowed, or if the file can't be read.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = words_at_home(sys.argv[1:] if argv is None else argv)
     # Abbreviations are off: `--learning 1` would otherwise quietly be the learning rate.
     parser = _Parser(types, prog=program, description=_ABOUT, allow_abbrev=False)
     known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
     if argv and argv[0].endswith(_FILES):
         several = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
-        argv = _flags_of_file(argv[0], known, several) + argv[1:]
+        argv = words_at_home(_flags_of_file(argv[0], known, several)) + argv[1:]
     for word in argv:  # before argparse complains that a required setting, perhaps this one misspelt, is missing
         if word.startswith("--") and word.partition("=")[0] not in parser._option_string_actions:
             _refuse_unknown(word, known, "on the command line")
@@ -142,23 +140,26 @@ def run_from_command_line(
         program: what was called, for the help and in front of errors; the script's name if not given.
     """
     _set_up_logging()
+    forget_empty_ranks()
     program = program or os.path.basename(sys.argv[0])
     output_dir = None
     try:
         arguments = parse_arguments(types, argv, program)
         output_dir = arguments[-1].output_dir
-        with _sigterm_interrupts():
+        with second_signal_ends(), _sigterm_interrupts():
             train(*arguments)
     except (ValueError, OSError, ImportError, SafetensorError) as error:  # imports: of what only some settings need
         _leave(program, str(error), 2, perhaps_alone=output_dir is not None)
-    except torch.OutOfMemoryError as error:
-        advice = "a smaller `per_device_train_batch_size` needs less"
-        _leave(program, f"The device's memory is full, {advice} ({str(error).partition('. ')[0]}).", 2, True)
     except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported for the help
+            advice = "a smaller `per_device_train_batch_size` needs less"
+            _leave(program, f"The device's memory is full, {advice} ({str(error).partition('. ')[0]}).", 2, True)
         if "by peer" not in str(error):  # gloo's words: connection closed, or reset, by peer
             raise
         _leave(program, "Another process of this run has ended, so this one can't go on.", 2, True)
     except KeyboardInterrupt as stop:
+        from .checkpoints import find_checkpoint
+
         newest = None if output_dir is None else find_checkpoint(output_dir, "latest")
         advice = f"go on from {newest} with --resume_from_checkpoint latest." if newest else "there is no checkpoint."
         terminated = isinstance(stop, Stopped) and stop.number == signal.SIGTERM
@@ -203,4 +204,4 @@ def _set_up_logging() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pai_painter").setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    logging.getLogger(processing_pai_painter.__name__).addFilter(_OnlyFirst())
+    logging.getLogger("pai_painter.processing_pai_painter").addFilter(_OnlyFirst())

@@ -4,10 +4,10 @@
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import Accelerator
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["StopSignals", "Stopped"]
 
@@ -45,10 +45,12 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def anywhere(self, accelerator: Accelerator) -> int:
+    def anywhere(self, accelerator: "Accelerator") -> int:
         """The signal that this or another process has got, or 0. All processes ask at the same step."""
         if accelerator.num_processes == 1:
             return self.number
+        import torch
+
         return int(accelerator.gather(torch.tensor([self.number], device=accelerator.device)).max())
 
     def _note(self, number: int, frame: FrameType | None) -> None:

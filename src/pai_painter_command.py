@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The command `pai-painter`, outside of the package: `--help` and usage errors come before torch and transformers are
+imported, which takes seconds.
+"""
+
+import importlib.util
+import os
+import sys
+
+__all__ = ["main"]
+
+# Threads of OpenMP (torch's on the CPU) spin while they wait for each other. Beside other work that takes the time from
+# those that they wait for. So they spin shortly, unless the user has said how they wait. See benchmarks/busy.py.
+_WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+_SPINS = "1000"
+
+
+def main() -> None:
+    """Runs the command. The package's own `__init__` waits until one of its commands has work to do."""
+    if not _WAITING & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = _SPINS
+    try:
+        spec = importlib.util.find_spec("pai_painter")
+        if spec is None:
+            raise ModuleNotFoundError("No module named 'pai_painter'", name="pai_painter")
+        sys.modules["pai_painter"] = importlib.util.module_from_spec(spec)  # not executed
+        from pai_painter.cli import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()
