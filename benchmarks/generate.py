@@ -3,9 +3,6 @@
 
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,24 +13,22 @@ from typing import Annotated, Any
 import torch
 import typer
 from batch_painters import GPT2, PUBLISHED, TOP_K, WaySettings, build_way
+from fresh_process import first_picture, stored_painter
 from generate_figures import BARS, cell_figures, missed_bars
 from generate_report import BLOCK, draw_curves, sheets, write_markdown
 from hardware import build_hardware
-from measuring import Measured, MeasuringFailed, StepProcess, step_processes
+from measuring import Measured, StepProcess, step_processes
 from painters import prefix_weights
 from reporting import describe_machine, run_script, split_block, write_json
 from rich.console import Console
 from rich.progress import track
-from steps import CONFIGS, StepSettings, build_painter, build_processor, made_up_caption
-from transformers.utils import logging
+from steps import CONFIGS
 
-from pai_painter import PaiPainterPipeline
 from pai_painter.speed_pai_painter import SPEEDS, SpeedName, find_speed
 
 _WARM_UP_CODES = 8  # and one whole decoding: all that is made ready, is made ready by these
 _TABLE_ROWS = (1, 8)
 _CURVE_ROWS, _OTHER_SIZE_ROWS = (1, 2, 4, 8, 16), (1, 8)
-_FIRST_PICTURE = Path(__file__).with_name("first_picture.py")
 
 
 class Part(StrEnum):
@@ -232,31 +227,12 @@ def _take_round(
 
 def _measure_cold(size: str, speeds: list[SpeedName], rounds: int) -> list[dict[str, Any]]:
     """Seconds of the phases up to the first picture in a fresh process, for each speed and round."""
-    logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory(prefix="first-picture-") as folder:
-        painter = build_painter(StepSettings(size)).eval()
-        PaiPainterPipeline(painter, build_processor(painter.config)).save_pretrained(folder)
-        del painter
-        started = [
-            {"speed": speed, **_first_picture(folder, speed)}
+    with stored_painter(size) as folder:
+        return [
+            {"speed": speed, **first_picture(folder, speed)}
             for _ in track(range(rounds), description="First pictures", transient=True)
             for speed in speeds
         ]
-    return started
-
-
-def _first_picture(folder: str, speed: str) -> dict[str, float]:
-    words = [folder, speed, made_up_caption(0), str(TOP_K), str(time.monotonic())]
-    done = subprocess.run(
-        [sys.executable, str(_FIRST_PICTURE), *words],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise MeasuringFailed(f"{_FIRST_PICTURE.name} ended with status {done.returncode}:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

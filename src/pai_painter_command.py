@@ -8,18 +8,18 @@ import importlib.util
 import os
 import sys
 
-__all__ = ["main"]
+__all__ = ["SPINS", "main"]
 
 # Threads of OpenMP (torch's on the CPU) spin while they wait for each other. Beside other work that takes the time from
 # those that they wait for. So they spin shortly, unless the user has said how they wait. See benchmarks/busy.py.
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
-_SPINS = "1000"
+SPINS = "1000"
 
 
 def main() -> None:
     """Runs the command. The package's own `__init__` waits until one of its commands has work to do."""
     if not _WAITING & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = _SPINS
+        os.environ["GOMP_SPINCOUNT"] = SPINS
     try:
         spec = importlib.util.find_spec("pai_painter")
         if spec is None:

@@ -41,7 +41,7 @@ def quiet_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="pai-painter")
 
 
 def run_well(*arguments: object) -> str:
@@ -111,7 +111,7 @@ def test_the_command_is_installed() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["paint"], "Error: Missing argument 'prompts'; `pai-painter paint --help` shows"),
+        (["paint"], "Error: Missing argument 'PROMPTS...'; `pai-painter paint --help` shows"),
         (["paint", "红", "--topk", "3"], "No such option: --topk"),
         (["paint", "红", "--seed"], "Option '--seed' requires an argument"),
         (["paint", "红", "--speed", "warp"], "--speed"),
@@ -144,7 +144,7 @@ except SystemExit as end:
         (["train", "--lerning_rate", "1"], 2),
         (["easynlp", "--mood=train"], 2),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
 def test_help_and_usage_errors_come_without_what_takes_seconds(words: list[str], status: int) -> None:
     done = subprocess.run([sys.executable, "-c", ENTRANCE, *words], capture_output=True, text=True, check=False)
