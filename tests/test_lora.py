@@ -457,7 +457,7 @@ def with_an_unknown_weight(folder: Path) -> None:
             "more than .* `modules_to_save`",
         ),
         (lambda folder: edit_settings(folder, bias="all"), ValueError, "more than LoRA's matrices.* `bias`"),
-        (lambda folder: (folder / "adapter_config.json").write_text("[]"), ValueError, "must be a LoRA"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), ValueError, "must hold a JSON object"),
         (
             lambda folder: (folder / "adapter_config.json").write_text("{"),
             ValueError,

@@ -22,9 +22,8 @@ from .configuration_pai_painter import PaiPainterVQConfig
 from .data.pictures import open_picture
 from .image_processing_pai_painter import PaiPainterImageProcessor
 from .modeling_vqgan import PaiPainterVQModel
-from .painter_folder import naming_damaged_weights, read_painter_folder
+from .painter_folder import load_processor, naming_damaged_weights, read_painter_folder
 from .picture_files import file_stem, unique_names, write_atomically
-from .processing_pai_painter import PaiPainterProcessor
 
 __all__ = ["CodedPicture", "PictureCodec", "decoded_names", "read_codes", "write_codes"]
 
@@ -63,12 +62,10 @@ class PictureCodec:
             ValueError: if it isn't a painter's, or if the weights don't fit.
         """
         folder = read_painter_folder(os.fspath(name_or_path), revision=revision)
-        sizes = {"size": folder.vq_config.resolution} if folder.layout == "EasyNLP" else {}
-        # The base's, if it is an adapter's folder.
-        processor = PaiPainterProcessor.from_pretrained(folder.name, revision=folder.revision, **sizes)
+        processor = load_processor(folder)  # the base's, if it is an adapter's folder
         with naming_damaged_weights(folder.name):
             vqgan = PaiPainterVQModel.from_pretrained(
-                folder.name, config=folder.vq_config, dtype=torch.float32, revision=folder.revision
+                folder.name, config=folder.vq_config, dtype=torch.float32, **folder.hub_options
             )
         return cls(vqgan, processor.image_processor)
 

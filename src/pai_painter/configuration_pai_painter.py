@@ -19,6 +19,8 @@ from transformers.configuration_utils import PreTrainedConfig
 
 __all__ = ["EasyNLPArtistConfig", "PaiPainterConfig", "PaiPainterVQConfig"]
 
+_MOST_LAYERS = 1000  # of a kind: building a module takes time and memory even if its weights have none
+
 
 def _raises_value_errors(function: Callable) -> Callable:
     @wraps(function)
@@ -154,12 +156,15 @@ class PaiPainterVQConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Part of `@strict`'s checks: sizes that can't be built are refused with the value that is wrong."""
-        _require_positive(self, "resolution", "in_channels", "out_channels", "base_channels", "num_res_blocks")
+        _require_positive(self, "resolution", "in_channels", "out_channels", "base_channels")
+        _require_positive(self, "num_res_blocks", most=_MOST_LAYERS)
         _require_positive(self, "latent_channels", "embed_dim", "num_embeddings", "norm_num_groups")
         if not self.channel_multiplier or min(self.channel_multiplier) < 1:
             raise ValueError(
                 f"`channel_multiplier` must be a list of positive integers, got {self.channel_multiplier}."
             )
+        if max(self.channel_multiplier) > _MOST_LAYERS or len(self.channel_multiplier) > 31:
+            raise ValueError(f"`channel_multiplier` must hold at most 31 numbers, each at most {_MOST_LAYERS:,}.")
         halvings = 2 ** (len(self.channel_multiplier) - 1)
         if self.resolution % halvings:
             raise ValueError(
@@ -274,7 +279,8 @@ class PaiPainterConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Part of `@strict`'s checks: sizes that can't be built are refused with the value that is wrong."""
         _require_positive(self, "image_vocab_size", "text_vocab_size", "text_length", "hidden_size")
-        _require_positive(self, "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        _require_positive(self, "num_attention_heads", "intermediate_size")
+        _require_positive(self, "num_hidden_layers", most=_MOST_LAYERS)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be divisible by `num_attention_heads` "
@@ -365,10 +371,12 @@ def _fits(easynlp: dict[str, Any], vq_config: PaiPainterVQConfig) -> bool:
     )
 
 
-def _require_positive(config: PreTrainedConfig, *names: str) -> None:
+def _require_positive(config: PreTrainedConfig, *names: str, most: int = 2**31 - 1) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}.")
+        if getattr(config, name) > most:
+            raise ValueError(f"`{name}` must be at most {most:,}, got {getattr(config, name):,}.")
 
 
 def _require_rates(config: PreTrainedConfig, *names: str) -> None:

@@ -15,22 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig
 from transformers.utils import is_peft_available
 
 from .configuration_pai_painter import PaiPainterVQConfig
-from .modeling_pai_painter import PaiPainterForImageGeneration
+from .model_files_pai_painter import check_finite
+from .modeling_pai_painter import PaiPainterForImageGeneration, read_generation_config
 from .painter_folder import (
     AdapterFolder,
     PainterFolder,
-    find_file,
+    load_processor,
     naming_damaged_weights,
     portable_base_name,
     read_adapter_folder,
     read_painter_folder,
 )
 from .processing_pai_painter import PaiPainterProcessor
-from .sampling_pai_painter import complete_generation_config
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -187,6 +186,7 @@ def load_lora(painter: PaiPainterForImageGeneration, adapter: AdapterFolder, ada
         )
     with naming_damaged_weights(adapter.name):
         tensors = load_file(adapter.weights)
+    check_finite(tensors, adapter.name)
     weights = {name.removeprefix(_PREFIX): weight for name, weight in tensors.items()}
     with _taking_out_if_it_fails(painter, adapter_name):
         try:
@@ -256,32 +256,32 @@ def load_painter(
         ValueError: if it isn't a painter's, or if its weights are damaged or don't fit its configuration.
     """
     folder = read_painter_folder(name_or_path, vq_config, base, **hub_options)
-    painter, processor = _load_whole(folder, dtype, attn_implementation, **hub_options)
+    painter, processor = _load_whole(folder, dtype, attn_implementation)
     if folder.adapter is not None:
-        _load_over(painter, folder.adapter, **hub_options)
+        _load_over(painter, folder.adapter)
     return painter, processor
 
 
 def _load_whole(
-    folder: PainterFolder, dtype: torch.dtype | str, attn_implementation: str | None = None, **hub_options: Any
+    folder: PainterFolder, dtype: torch.dtype | str, attn_implementation: str | None = None
 ) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
-    hub_options = {**hub_options, "revision": folder.revision}
-    sizes: dict[str, int] = {}
-    if folder.layout == "EasyNLP":  # whose processor says nothing of them
-        sizes = {"text_length": folder.config.text_length, "size": folder.vq_config.resolution}
-    processor = PaiPainterProcessor.from_pretrained(folder.name, **sizes, **hub_options)
+    processor = load_processor(folder)
     with naming_damaged_weights(folder.name):
         painter = PaiPainterForImageGeneration.from_pretrained(
-            folder.name, config=folder.config, dtype=dtype, attn_implementation=attn_implementation, **hub_options
+            folder.name,
+            config=folder.config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            **folder.hub_options,
         )
     return painter, processor
 
 
-def _load_over(painter: PaiPainterForImageGeneration, adapter: AdapterFolder, **hub_options: Any) -> None:
+def _load_over(painter: PaiPainterForImageGeneration, adapter: AdapterFolder) -> None:
     load_lora(painter, adapter)
-    if find_file(adapter.name, "generation_config.json", optional=True, **hub_options) is not None:
-        settings = GenerationConfig.from_pretrained(adapter.name, **hub_options)
-        painter.generation_config = complete_generation_config(settings, painter.config)
+    settings = read_generation_config(adapter.name, painter.config, **adapter.hub_options)
+    if settings is not None:
+        painter.generation_config = settings
 
 
 def merge_lora(
@@ -321,7 +321,7 @@ def merge_lora(
     painter, processor = _load_whole(folder, "auto")
     dtype = painter.dtype
     painter.float()
-    _load_over(painter, folder.adapter, revision=revision)
+    _load_over(painter, folder.adapter)
     for layer in lora_layers(painter):
         layer.merge(safe_merge=True)
     take_lora_out(painter)

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
-from transformers import GenerationConfig
 
-from .modeling_pai_painter import PaiPainterForImageGeneration
+from .modeling_pai_painter import PaiPainterForImageGeneration, read_generation_config
 from .painter_folder import AdapterFolder, find_file, naming_damaged_weights, read_painter_folder
-from .sampling_pai_painter import complete_generation_config, default_generation_config
+from .sampling_pai_painter import default_generation_config
 
 __all__ = ["describe_model"]
 
@@ -44,12 +43,9 @@ def describe_model(
     codec = sum(parameter.numel() for parameter in model.vqgan.parameters())
     together = sum(parameter.numel() for parameter in model.parameters())
     settings = default_generation_config(config).to_dict()
-    settings_of, settings_revision = name, revision
-    if folder.adapter is not None and find_file(name, "generation_config.json", revision=revision) is None:
-        settings_of, settings_revision = folder.name, folder.revision
-    if find_file(settings_of, "generation_config.json", revision=settings_revision) is not None:
-        saved = GenerationConfig.from_pretrained(settings_of, revision=settings_revision)
-        settings = complete_generation_config(saved, config).to_dict()
+    for part in (folder, folder.adapter):  # an adapter's settings come before its base's
+        saved = read_generation_config(part.name, config, **part.hub_options) if part is not None else None
+        settings = settings if saved is None else saved.to_dict()
     return {
         **_describe_adapter(folder.adapter),
         "layout": folder.layout,
@@ -65,7 +61,7 @@ def describe_model(
         "recommended settings": ", ".join(
             f"{option} {settings[option]}" for option in _SETTINGS if settings.get(option) is not None
         ),
-        **_read_card(find_file(name, "README.md", revision=revision)),
+        **_read_card(find_file(name, "README.md", **(folder.adapter or folder).hub_options)),
     }
 
 

@@ -7,6 +7,7 @@ sequence, `text_length` caption ids and then the codes of one picture in raster 
 predicts codes only. Pads of the caption are attended to like any other token: the model was trained so.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -26,14 +27,24 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 from .image_generation_pai_painter import ImageGenerationMixin, PaiPainterImageOutput
+from .model_files_pai_painter import HUB_OPTIONS, find_model_file, read_json_object
 from .modeling_vqgan import PaiPainterVQModel
 from .sampling_pai_painter import (
+    check_sampling_options,
     complete_generation_config,
     default_generation_config,
 )
 from .weight_mapping import StrictLoadingMixin
 
-__all__ = ["PaiPainterForImageGeneration", "PaiPainterImageOutput", "PaiPainterModel", "PaiPainterPreTrainedModel"]
+__all__ = [
+    "PaiPainterForImageGeneration",
+    "PaiPainterImageOutput",
+    "PaiPainterModel",
+    "PaiPainterPreTrainedModel",
+    "read_generation_config",
+]
+
+_MOST_CANDIDATES = 1000  # of one picture, that a folder may recommend
 
 
 # Options of every model in transformers that reach `forward` as further keywords: its decorators take the first two out
@@ -247,6 +258,35 @@ def prefix_mask(config: PaiPainterConfig) -> Callable | None:
     return lambda batch, head, query, key: (query < unmasked) & (key < unmasked)
 
 
+def read_generation_config(
+    name_or_path: str | os.PathLike, config: PaiPainterConfig, **hub_options: Any
+) -> GenerationConfig | None:
+    """
+    What a folder or a Hub repository recommends, complete; `None` if it has no generation_config.json.
+
+    Raises:
+        ValueError: if the file is damaged, if a setting in it is out of range, or if it is for pictures of another
+            size than the model's.
+    """
+    path = find_model_file(name_or_path, "generation_config.json", **hub_options)
+    if path is None:
+        return None
+    found = read_json_object(path, name_or_path)
+    try:
+        settings = complete_generation_config(GenerationConfig.from_dict(found), config)
+        check_sampling_options(settings.temperature, settings.top_k, settings.top_p, settings.best_of)
+        if settings.best_of > _MOST_CANDIDATES:
+            raise ValueError(f"`best_of` may be at most {_MOST_CANDIDATES}, got {settings.best_of}")
+        lengths = {"max_length": config.max_position_embeddings, "max_new_tokens": config.num_image_tokens}
+        for field, length in lengths.items():
+            if getattr(settings, field) not in (None, length):
+                raise ValueError(f"`{field}` must be {length}, a whole picture, got {getattr(settings, field)!r}")
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"The generation_config.json of {os.fspath(name_or_path)} is no painter's: {reason}.") from error
+    return settings
+
+
 class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMixin):
     """
     The painter with its head and its codec.
@@ -267,9 +307,22 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
         self.generation_config = default_generation_config(config)
         self.post_init()
 
-    def adjust_generation_fn(self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any) -> None:
+    def adjust_generation_fn(
+        self,
+        generation_config: GenerationConfig | None,
+        from_auto_class: bool,
+        from_pipeline: str | None,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        **kwargs: Any,
+    ) -> None:
         """Called on loading; see [`~sampling_pai_painter.complete_generation_config`]."""
-        super().adjust_generation_fn(generation_config, *args, **kwargs)
+        if generation_config is None and pretrained_model_name_or_path is not None:
+            # transformers passes over a damaged file in silence.
+            hub_options = {key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()}
+            read_generation_config(pretrained_model_name_or_path, self.config, **hub_options)
+        super().adjust_generation_fn(
+            generation_config, from_auto_class, from_pipeline, pretrained_model_name_or_path, **kwargs
+        )
         self.generation_config = complete_generation_config(self.generation_config, self.config)
 
     @staticmethod

@@ -2,26 +2,27 @@
 """What a folder or a Hub repository holds, found out before its weights are read."""
 
 import errno
-import json
 import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from httpx2 import HTTPError  # huggingface_hub's own client
 from safetensors import SafetensorError
-from transformers.utils import cached_file
 
 from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 from .hub.folder import DEMO_NAME
+from .model_files_pai_painter import find_model_file, read_json_object, refuse_git_lfs_pointer, resolve_hub_options
+from .processing_pai_painter import PaiPainterProcessor
 
 __all__ = [
     "AdapterFolder",
     "PainterFolder",
     "find_file",
+    "load_processor",
     "naming_damaged_weights",
     "portable_base_name",
     "read_adapter_folder",
@@ -42,6 +43,7 @@ class AdapterFolder:
         weights (`str`): The local path of its adapter_model.safetensors.
         base (`str`): Folder or repository of the model under it.
         base_revision (`str`): The base repository's.
+        hub_options (`dict`): With which the adapter's other files are found, without asking the Hub again.
     """
 
     name: str
@@ -49,6 +51,7 @@ class AdapterFolder:
     weights: str
     base: str
     base_revision: str
+    hub_options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,14 @@ class PainterFolder:
         name (`str`): The folder or repository of the whole model: for an adapter's folder, of its base.
         config ([`PaiPainterConfig`]): The painter's configuration.
         layout (`str`): `"native"`, or `"EasyNLP"` for a checkpoint of that program.
-        revision (`str`): The repository's.
+        hub_options (`dict`): With which its other files are found, without asking the Hub again.
         adapter ([`AdapterFolder`], *optional*): The adapter over it, if an adapter's folder was named.
     """
 
     name: str
     config: PaiPainterConfig
     layout: Literal["native", "EasyNLP"]
-    revision: str = "main"
+    hub_options: dict[str, Any] = field(default_factory=dict)
     adapter: AdapterFolder | None = None
 
     @property
@@ -94,13 +97,15 @@ def read_painter_folder(
         ValueError: if its config.json isn't a painter's.
     """
     name = os.fspath(name_or_path)
+    hub_options = _resolved(name, hub_options)
     adapter = read_adapter_folder(name, base, **hub_options)
     if adapter is None:
         if base is not None:
             raise ValueError(f"{name} is a whole model and has no base: please leave `base` out.")
         return _read_whole_painter(name, vq_config, **hub_options)
     try:
-        folder = _read_whole_painter(adapter.base, vq_config, **{**hub_options, "revision": adapter.base_revision})
+        base_options = _resolved(adapter.base, {**hub_options, "revision": adapter.base_revision})
+        folder = _read_whole_painter(adapter.base, vq_config, **base_options)
     except OSError as error:
         if base is not None:
             raise
@@ -112,18 +117,17 @@ def read_painter_folder(
 
 
 def _read_whole_painter(
-    name: str, vq_config: PaiPainterVQConfig | dict | None, revision: str = "main", **hub_options: Any
+    name: str, vq_config: PaiPainterVQConfig | dict | None, **hub_options: Any
 ) -> PainterFolder:
-    config_file = find_file(name, "config.json", revision=revision, **hub_options)
+    config_file = find_file(name, "config.json", **hub_options)
     if config_file is None:
-        if not os.path.isdir(name):
-            raise OSError(f"There is no folder {name}, and the Hub does not give a config.json of that name either.")
-        raise OSError(f"{name} holds no painter: it has no config.json.")
-    config_dict = _read_json(config_file, name)
-    model_type = config_dict.get("model_type") if isinstance(config_dict, dict) else None
+        where = " (as far as it is in the cache)" if hub_options.get("local_files_only") else ""
+        raise OSError(f"{name}{where} holds no painter: it has no config.json.")
+    config_dict = read_json_object(config_file, name)
+    model_type = config_dict.get("model_type")
     if model_type == "artist":
         config = PaiPainterConfig.from_dict(config_dict, vq_config=vq_config)
-        return PainterFolder(name, config, "EasyNLP", revision)
+        return PainterFolder(name, config, "EasyNLP", hub_options)
     if model_type != PaiPainterConfig.model_type:
         raise ValueError(
             f"{name} holds no painter: the model_type in its config.json is {model_type!r}, but must be "
@@ -131,7 +135,11 @@ def _read_whole_painter(
         )
     if vq_config is not None:
         raise ValueError(f"{name} says itself what its codec is; `vq_config` is for EasyNLP's checkpoints only.")
-    return PainterFolder(name, PaiPainterConfig.from_dict(config_dict), "native", revision)
+    try:
+        config = PaiPainterConfig.from_dict(config_dict)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The config.json of {name} is no painter's: {str(error).rstrip('.')}.") from error
+    return PainterFolder(name, config, "native", hub_options)
 
 
 def read_adapter_folder(
@@ -151,16 +159,17 @@ def read_adapter_folder(
             folder holds a whole model as well.
     """
     name = os.fspath(name_or_path)
-    settings_file = find_file(name, "adapter_config.json", optional=True, **hub_options)
+    hub_options = _resolved(name, hub_options)
+    settings_file = find_file(name, "adapter_config.json", **hub_options)
     if settings_file is None:
         return None
-    if find_file(name, "config.json", optional=True, **hub_options) is not None:
+    if find_file(name, "config.json", **hub_options) is not None:
         raise ValueError(
             f"{name} holds a whole model (config.json) and an adapter (adapter_config.json): which of them is meant? "
             f"Please keep them in different folders."
         )
-    settings = _read_json(settings_file, name)
-    method = settings.get("peft_type") if isinstance(settings, dict) else None
+    settings = read_json_object(settings_file, name)
+    method = settings.get("peft_type")
     if method != "LORA":
         raise ValueError(f"The adapter {name} must be a LoRA, but the peft_type in its settings is {method!r}.")
     besides = [field for field in _BESIDE_LORA if settings.get(field) not in (None, "none", [], {})]
@@ -171,15 +180,16 @@ def read_adapter_folder(
     weights = find_file(name, "adapter_model.safetensors", **hub_options)
     if weights is None:
         raise OSError(f"The adapter {name} has no weights (adapter_model.safetensors).")
+    refuse_git_lfs_pointer(weights)
     if base is not None:
-        return AdapterFolder(name, settings, weights, os.fspath(base), "main")
+        return AdapterFolder(name, settings, weights, os.fspath(base), "main", hub_options)
     recorded, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if not recorded or not isinstance(recorded, str) or not isinstance(revision, str | None):
         raise ValueError(
             f"The adapter {name} doesn't say on which model it was trained: please pass that model as `base`."
         )
     where = str(_DEMO_FOLDER) if recorded == DEMO_NAME else recorded
-    return AdapterFolder(name, settings, weights, where, revision or "main")
+    return AdapterFolder(name, settings, weights, where, revision or "main", hub_options)
 
 
 def portable_base_name(name_or_path: str) -> str:
@@ -196,40 +206,30 @@ def portable_base_name(name_or_path: str) -> str:
     return os.path.abspath(name_or_path)
 
 
-def _read_json(path: str, name: str) -> Any:
-    with open(path, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:  # of JSON or of UTF-8
-            raise ValueError(f"The {os.path.basename(path)} of {name} is damaged: {error}.") from error
-
-
-def find_file(name_or_path: str, filename: str, optional: bool = False, **hub_options: Any) -> str | None:
+def find_file(name_or_path: str, filename: str, **hub_options: Any) -> str | None:
     """
     The local path of a file of a folder or a Hub repository, or `None` if that has no such file.
 
     Args:
         name_or_path: the folder or the repository.
         filename: the file's name in it.
-        optional: give `None` as well if the Hub can't be asked, as for a repository that was downloaded before.
         hub_options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
 
     Raises:
         OSError: if there is no such folder or repository.
     """
-    if not os.path.isdir(name_or_path):
-        _check_repository_name(name_or_path)
+    hub_options = _resolved(name_or_path, hub_options)
     try:
-        return cached_file(
-            name_or_path,
-            filename,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=not optional,
-            **hub_options,
-        )
+        return find_model_file(name_or_path, filename, **hub_options)
     except (OSError, HTTPError) as error:  # the latter if HF_ENDPOINT is no address
         reason = str(error).split("\n")[0].rstrip(".")
         raise OSError(f"There is no folder {name_or_path}, and the Hub does not give it either: {reason}.") from error
+
+
+def _resolved(name_or_path: str, hub_options: dict[str, Any]) -> dict[str, Any]:
+    if not os.path.isdir(name_or_path):
+        _check_repository_name(name_or_path)
+    return resolve_hub_options(name_or_path, **hub_options)
 
 
 def _check_repository_name(name: str) -> None:
@@ -239,6 +239,22 @@ def _check_repository_name(name: str) -> None:
     owner, _, repository = name.partition("/")
     if not owner or not repository or owner[0] in ".~" or "/" in repository or "\\" in name:
         raise OSError(f"There is no folder {name}, and it is no name of a Hub repository (owner/name) either.")
+
+
+def load_processor(folder: PainterFolder) -> PaiPainterProcessor:
+    """
+    The processor of a painter, or of an adapter's base.
+
+    Raises:
+        OSError: if it isn't there.
+        ValueError: if it is damaged or of another model.
+    """
+    sizes: dict[str, int] = {}
+    if folder.layout == "EasyNLP":  # whose files say nothing of them
+        sizes = {"text_length": folder.config.text_length, "size": folder.vq_config.resolution}
+    processor = PaiPainterProcessor.from_pretrained(folder.name, **sizes, **folder.hub_options)
+    processor.check_fits(folder.config)
+    return processor
 
 
 @contextmanager

@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captions and pictures to model inputs: the caption rule lives here and nowhere else."""
 
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BatchFeature, BertTokenizer
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from .configuration_pai_painter import PaiPainterConfig
 from .image_processing_pai_painter import PaiPainterImageProcessor, Picture
+from .model_files_pai_painter import (
+    HUB_OPTIONS,
+    find_model_file,
+    read_json_object,
+    refuse_git_lfs_pointer,
+    resolve_hub_options,
+)
 
 logger = logging.get_logger(__name__)
 
-# Where to load from; everything else is an option of the processor.
-_HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class PaiPainterProcessor(ProcessorMixin):
@@ -165,18 +169,21 @@ class PaiPainterProcessor(ProcessorMixin):
 
         Raises:
             OSError: If there is no such folder or repository, or if it has neither layout.
+            ValueError: If one of its files is damaged, or if an option is out of range.
         """
-        hub_options = {key: value for key, value in kwargs.items() if key in _HUB_OPTIONS}
-        options = {key: value for key, value in kwargs.items() if key not in _HUB_OPTIONS}
+        hub_options = {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
+        options = {key: value for key, value in kwargs.items() if key not in HUB_OPTIONS}
+        hub_options = resolve_hub_options(pretrained_model_name_or_path, **hub_options)
         try:
-            is_native = _find(pretrained_model_name_or_path, "processor_config.json", hub_options) is not None
+            config_file = find_model_file(pretrained_model_name_or_path, "processor_config.json", **hub_options)
         except OSError as error:
             raise OSError(
                 f"{pretrained_model_name_or_path} is neither a folder nor a Hub repository within reach: {error}"
             ) from error
-        if is_native:
+        if config_file is not None:
+            read_json_object(config_file, pretrained_model_name_or_path)
             processor_dict, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub_options)
-            if "image_processor" not in processor_dict:
+            if not isinstance(processor_dict.get("image_processor"), dict):
                 raise OSError(
                     f"The processor_config.json of {pretrained_model_name_or_path} is another model's: "
                     "it has no image_processor."
@@ -185,28 +192,42 @@ class PaiPainterProcessor(ProcessorMixin):
             processor_dict = cls._read_easynlp(pretrained_model_name_or_path, hub_options)
         # Asked for first: without a file BertTokenizer loads, too, with five special tokens.
         vocabularies = ("tokenizer.json", "vocab.txt")
-        if not any(_find(pretrained_model_name_or_path, name, hub_options) for name in vocabularies):
+        found = [find_model_file(pretrained_model_name_or_path, name, **hub_options) for name in vocabularies]
+        if not any(found):
             raise OSError(
                 f"{pretrained_model_name_or_path} has no vocabulary: it needs a vocab.txt or a tokenizer.json."
             )
-        tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **hub_options)
-        image_processor = PaiPainterImageProcessor.from_dict(processor_dict["image_processor"], **options)
-        return cls.from_args_and_dict([image_processor, tokenizer], processor_dict, **options)
+        tokenizer = _load_tokenizer(pretrained_model_name_or_path, hub_options)
+        try:
+            image_processor = PaiPainterImageProcessor.from_dict(processor_dict["image_processor"], **options)
+            return cls.from_args_and_dict([image_processor, tokenizer], processor_dict, **options)
+        except (AttributeError, TypeError, ValueError) as error:
+            reason = str(error).rstrip(".")
+            raise ValueError(f"The processor of {pretrained_model_name_or_path} can't be made: {reason}.") from error
+
+    def check_fits(self, config: PaiPainterConfig) -> None:
+        """
+        Raises:
+            ValueError: if the processor was made for a model of other sizes.
+        """
+        sizes = {
+            "text_length": (self.text_length, config.text_length),
+            "image_vocab_size": (self.image_vocab_size, config.image_vocab_size),
+            "image_processor.size": (self.image_processor.size["shortest_edge"], config.vq_config.resolution),
+        }
+        for name, (own, wanted) in sizes.items():
+            if own != wanted:
+                raise ValueError(
+                    f"The processor's `{name}` is {own}, but the model needs {wanted}: please take the processor that "
+                    f"belongs to the model."
+                )
 
     @classmethod
     def _read_easynlp(cls, name_or_path: str | os.PathLike, hub_options: dict[str, Any]) -> dict[str, Any]:
-        try:
-            config_file = cached_file(name_or_path, "config.json", **hub_options)
-        except OSError as error:  # for a folder that lacks it, transformers gives None instead
-            raise OSError(
-                f"{name_or_path} has neither a processor_config.json nor a config.json within reach: {error}"
-            ) from error
+        config_file = find_model_file(name_or_path, "config.json", **hub_options)
         if config_file is None:
             raise OSError(f"{name_or_path} has neither a processor_config.json nor a config.json: it holds no painter.")
-        try:
-            config = json.loads(Path(config_file).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise OSError(f"{config_file} is not valid JSON: {error}") from error
+        config = read_json_object(config_file, name_or_path)
         if not {"model_type", "img_vocab_size"} <= config.keys() or config["model_type"] != "artist":
             raise OSError(
                 f"{name_or_path} holds no processor of a painter: it has neither a processor_config.json "
@@ -236,9 +257,24 @@ class PaiPainterProcessor(ProcessorMixin):
         return [token + self.image_vocab_size for token in padded]
 
 
-def _find(name_or_path: str | os.PathLike, filename: str, hub_options: dict[str, Any]) -> str | None:
-    """The local path of a file of a folder or a repository, or None if that has no such file."""
-    return cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False, **hub_options)
+def _load_tokenizer(name_or_path: str | os.PathLike, hub_options: dict[str, Any]) -> BertTokenizer:
+    for name in _TOKENIZER_FILES:
+        path = find_model_file(name_or_path, name, **hub_options)
+        if path is not None:
+            read_json_object(path, name_or_path)
+    vocabulary = find_model_file(name_or_path, "vocab.txt", **hub_options)
+    if vocabulary is not None:
+        refuse_git_lfs_pointer(vocabulary)
+    try:
+        return BertTokenizer.from_pretrained(name_or_path, **hub_options)
+    except OSError:
+        raise
+    except Exception as error:  # `tokenizers` raises bare ones, transformers whatever the content leads to
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"The tokenizer's files of {name_or_path} (tokenizer.json, tokenizer_config.json, vocab.txt) are damaged: "
+            f"{reason}."
+        ) from error
 
 
 __all__ = ["PaiPainterProcessor"]

@@ -9,10 +9,25 @@ import os
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
+from .model_files_pai_painter import (
+    HUB_OPTIONS,
+    check_finite,
+    count_numbers,
+    find_model_file,
+    find_weight_files,
+    read_json_object,
+    resolve_hub_options,
+)
+
 __all__ = ["StrictLoadingMixin", "register_easynlp_names"]
+
+# Options by which weights come from somewhere else than the usual files.
+_ELSEWHERE = {"gguf_file", "state_dict", "transformers_weights"}
+_FEW = 1_000_000  # numbers: so many more than there are take no memory worth a word of its own
 
 
 def register_easynlp_names() -> None:
@@ -64,8 +79,15 @@ class StrictLoadingMixin:
         `ignore_mismatched_sizes=True`, weights of another shape.
 
         Raises:
-            ValueError: if a weight is missing, unexpected or of another shape; all of them are listed.
+            OSError: if there is no such folder or repository, if its weights are missing or Git LFS pointers.
+            ValueError: if a weight is missing, unexpected or of another shape, all of which are listed; or if it
+                holds NaN or infinity.
         """
+        if pretrained_model_name_or_path is not None:
+            hub_options = {key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()}
+            kwargs |= resolve_hub_options(pretrained_model_name_or_path, **hub_options)
+            if not os.path.isfile(pretrained_model_name_or_path) and not _ELSEWHERE & kwargs.keys():
+                cls._check_files(pretrained_model_name_or_path, args, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(  # type: ignore[misc]
@@ -86,7 +108,37 @@ class StrictLoadingMixin:
                 f"The weights of {pretrained_model_name_or_path} don't fit {cls.__name__} with its configuration; "
                 f"{len(problems)} don't: {'; '.join(problems)}."
             )
+        check_finite(model.state_dict(), str(pretrained_model_name_or_path))
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _check_files(cls, name_or_path: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """What is wrong with a folder before any memory is taken; `args` and `kwargs` are those of `from_pretrained`."""
+        hub_options = {key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()}
+        config, fields = kwargs.get("config"), {}
+        if config is None:
+            path = find_model_file(name_or_path, "config.json", **hub_options)
+            if path is not None:
+                read_json_object(path, name_or_path)
+            fields = {key: kwargs[key] for key in kwargs if hasattr(cls.config_class, key) or key == "vq_config"}
+        if not isinstance(config, PreTrainedConfig):
+            config = cls.config_class.from_pretrained(config or name_or_path, **hub_options, **fields)
+        files = find_weight_files(name_or_path, kwargs.get("variant"), kwargs.get("use_safetensors"), **hub_options)
+        # Quantised, several weights may stand in one number; the option is there to have them another size.
+        if hasattr(config, "quantization_config") or kwargs.get("ignore_mismatched_sizes"):
+            return
+        try:
+            with torch.device("meta"):
+                model = cls(config, *args)
+        except (OverflowError, RuntimeError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ValueError(f"The sizes in the config.json of {name_or_path} can't be built: {reason}.") from error
+        wanted, found = sum(weight.numel() for weight in model.state_dict().values()), count_numbers(files)
+        if wanted > 2 * found + _FEW:
+            raise ValueError(
+                f"The weights of {name_or_path} don't fit {cls.__name__} with its configuration, which describes "
+                f"{wanted:,} numbers; they hold {found:,}."
+            )
 
     def save_pretrained(
         self,

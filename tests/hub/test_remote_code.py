@@ -142,6 +142,7 @@ def test_a_codec_brings_its_own_files_alone(codec_folder: Path) -> None:
     assert set(files) - set(before) == {
         "configuration_pai_painter.py",
         "image_processing_pai_painter.py",
+        "model_files_pai_painter.py",
         "modeling_vqgan.py",
         "weight_mapping.py",
     }

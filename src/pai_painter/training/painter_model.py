@@ -13,7 +13,7 @@ from ..image_processing_pai_painter import PaiPainterImageProcessor
 from ..model_hash import architecture_of
 from ..modeling_pai_painter import PaiPainterForImageGeneration
 from ..modeling_vqgan import PaiPainterVQModel
-from ..painter_folder import find_file, naming_damaged_weights, read_painter_folder
+from ..painter_folder import find_file, load_processor, naming_damaged_weights, read_painter_folder
 from ..processing_pai_painter import PaiPainterProcessor
 from .arguments import PainterModelArguments
 
@@ -69,18 +69,16 @@ def _trained(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterFor
     config = folder.config
     for field, rate in dropout.items():
         setattr(config, field, rate)
-    sizes: dict[str, int] = {}
-    if folder.layout == "EasyNLP":  # whose processor says nothing of them
-        sizes = {"text_length": config.text_length, "size": folder.vq_config.resolution}
+    processor = load_processor(folder)
     with naming_damaged_weights(name):
         painter = PaiPainterForImageGeneration.from_pretrained(
             name,
-            revision=model.revision,
             config=config,
             dtype=torch.float32,
             attn_implementation=model.attn_implementation,
+            **folder.hub_options,
         )
-    return painter, PaiPainterProcessor.from_pretrained(name, revision=model.revision, **sizes)
+    return painter, processor
 
 
 def _new(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
