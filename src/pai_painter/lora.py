@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import is_peft_available
 
 from .configuration_pai_painter import PaiPainterVQConfig
+from .generation_config_pai_painter import read_generation_config
 from .model_files_pai_painter import check_finite
-from .modeling_pai_painter import PaiPainterForImageGeneration, read_generation_config
+from .modeling_pai_painter import PaiPainterForImageGeneration
 from .painter_folder import (
     AdapterFolder,
     PainterFolder,

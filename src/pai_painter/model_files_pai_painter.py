@@ -156,7 +156,9 @@ def _shards(index_file: str, name_or_path: str | os.PathLike, hub_options: dict[
     index = read_json_object(index_file, name)
     places = index.get("weight_map")
     if not isinstance(places, dict) or not isinstance(index.get("metadata"), dict):
-        raise ValueError(f"The {index_name} of {name} is damaged: it must hold the objects `metadata` and `weight_map`.")
+        raise ValueError(
+            f"The {index_name} of {name} is damaged: it must hold the objects `metadata` and `weight_map`."
+        )
     for file in places.values():
         if not isinstance(file, str) or not file or os.path.basename(file) != file:
             raise ValueError(f"The {index_name} of {name} is damaged: {file!r} is no name of a file beside it.")

@@ -9,7 +9,8 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
-from .modeling_pai_painter import PaiPainterForImageGeneration, read_generation_config
+from .generation_config_pai_painter import read_generation_config
+from .modeling_pai_painter import PaiPainterForImageGeneration
 from .painter_folder import AdapterFolder, find_file, naming_damaged_weights, read_painter_folder
 from .sampling_pai_painter import default_generation_config
 

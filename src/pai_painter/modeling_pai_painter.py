@@ -26,25 +26,17 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from .generation_config_pai_painter import read_generation_config
 from .image_generation_pai_painter import ImageGenerationMixin, PaiPainterImageOutput
-from .model_files_pai_painter import HUB_OPTIONS, find_model_file, read_json_object
+from .model_files_pai_painter import HUB_OPTIONS
 from .modeling_vqgan import PaiPainterVQModel
 from .sampling_pai_painter import (
-    check_sampling_options,
     complete_generation_config,
     default_generation_config,
 )
 from .weight_mapping import StrictLoadingMixin
 
-__all__ = [
-    "PaiPainterForImageGeneration",
-    "PaiPainterImageOutput",
-    "PaiPainterModel",
-    "PaiPainterPreTrainedModel",
-    "read_generation_config",
-]
-
-_MOST_CANDIDATES = 1000  # of one picture, that a folder may recommend
+__all__ = ["PaiPainterForImageGeneration", "PaiPainterImageOutput", "PaiPainterModel", "PaiPainterPreTrainedModel"]
 
 
 # Options of every model in transformers that reach `forward` as further keywords: its decorators take the first two out
@@ -256,35 +248,6 @@ def prefix_mask(config: PaiPainterConfig) -> Callable | None:
             "please load it with `attn_implementation='sdpa'`."
         )
     return lambda batch, head, query, key: (query < unmasked) & (key < unmasked)
-
-
-def read_generation_config(
-    name_or_path: str | os.PathLike, config: PaiPainterConfig, **hub_options: Any
-) -> GenerationConfig | None:
-    """
-    What a folder or a Hub repository recommends, complete; `None` if it has no generation_config.json.
-
-    Raises:
-        ValueError: if the file is damaged, if a setting in it is out of range, or if it is for pictures of another
-            size than the model's.
-    """
-    path = find_model_file(name_or_path, "generation_config.json", **hub_options)
-    if path is None:
-        return None
-    found = read_json_object(path, name_or_path)
-    try:
-        settings = complete_generation_config(GenerationConfig.from_dict(found), config)
-        check_sampling_options(settings.temperature, settings.top_k, settings.top_p, settings.best_of)
-        if settings.best_of > _MOST_CANDIDATES:
-            raise ValueError(f"`best_of` may be at most {_MOST_CANDIDATES}, got {settings.best_of}")
-        lengths = {"max_length": config.max_position_embeddings, "max_new_tokens": config.num_image_tokens}
-        for field, length in lengths.items():
-            if getattr(settings, field) not in (None, length):
-                raise ValueError(f"`{field}` must be {length}, a whole picture, got {getattr(settings, field)!r}")
-    except (AttributeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"The generation_config.json of {os.fspath(name_or_path)} is no painter's: {reason}.") from error
-    return settings
 
 
 class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMixin):

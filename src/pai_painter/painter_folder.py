@@ -116,9 +116,7 @@ def read_painter_folder(
     return replace(folder, adapter=adapter)
 
 
-def _read_whole_painter(
-    name: str, vq_config: PaiPainterVQConfig | dict | None, **hub_options: Any
-) -> PainterFolder:
+def _read_whole_painter(name: str, vq_config: PaiPainterVQConfig | dict | None, **hub_options: Any) -> PainterFolder:
     config_file = find_file(name, "config.json", **hub_options)
     if config_file is None:
         where = " (as far as it is in the cache)" if hub_options.get("local_files_only") else ""

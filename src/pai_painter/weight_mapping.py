@@ -113,7 +113,7 @@ class StrictLoadingMixin:
 
     @classmethod
     def _check_files(cls, name_or_path: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        """What is wrong with a folder before any memory is taken; `args` and `kwargs` are those of `from_pretrained`."""
+        """Finds what is wrong with a folder before memory is taken; with the arguments of `from_pretrained`."""
         hub_options = {key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()}
         config, fields = kwargs.get("config"), {}
         if config is None:

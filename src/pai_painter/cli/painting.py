@@ -75,7 +75,8 @@ def paint(
             alone = ""
             if options.best_of > 1:
                 alone = f", best of {options.best_of} (alone: --seed {picture.candidate_seed} --best-of 1)"
-            typer.echo(f"{picture.path}: seed {picture.seed}, score {picture.score:.3f}{alone}")
+            score = "" if picture.score is None else f", score {picture.score:.3f}"
+            typer.echo(f"{picture.path}: seed {picture.seed}{score}{alone}")
         if grid is not None:
             typer.echo(f"{grid}: all of them side by side")
         if size is not None:

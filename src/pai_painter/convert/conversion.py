@@ -12,6 +12,7 @@ import torch
 
 from ..configuration_pai_painter import PaiPainterVQConfig
 from ..image_processing_pai_painter import PaiPainterImageProcessor
+from ..model_files_pai_painter import refuse_git_lfs_pointer
 from ..modeling_pai_painter import PaiPainterForImageGeneration
 from ..modeling_vqgan import PaiPainterVQModel
 from ..painter_folder import naming_damaged_weights
@@ -185,6 +186,9 @@ def _naming(scraps: Path, archive: Path) -> Iterator[None]:
 
 def _read(place: Path, options: _Options, unchanged: bool) -> ReadModel:
     """Reads whatever it is. `unchanged` says that neither layout nor precision is to be another one."""
+    for file in [place] if place.is_file() else place.iterdir():
+        if file.is_file():
+            refuse_git_lfs_pointer(file)
     kind, place = kind_of(place)
     for option, value, kinds in (
         ("--vq-config", options.vq_config, ("easynlp", "paddlenlp")),

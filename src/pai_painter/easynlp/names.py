@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["OWNER", "PUBLISHED", "TASK", "explaining_missing_models", "hub_name", "is_out_of_reach"]
+__all__ = ["OWNER", "PUBLISHED", "TASK", "explaining_missing_models", "hub_name"]
 
 OWNER = "alibaba-pai"
 PUBLISHED = (
@@ -16,34 +16,11 @@ PUBLISHED = (
     "pai-painter-painting-base-zh",
 )
 TASK = "text2image_generation"
-_PATIENCE = 10.0  # seconds
 
 
 def hub_name(name: str) -> str:
     """A published name with its owner on the Hub; any other name, and that of a folder, as it is."""
     return f"{OWNER}/{name}" if name in PUBLISHED and not os.path.isdir(name) else name
-
-
-def is_out_of_reach(name: str) -> bool:
-    """
-    Whether only the cache can have a model. Asked once, since the Hub's client tries for minutes, file by file.
-
-    Args:
-        name: a folder, or from [`hub_name`].
-    """
-    if os.path.isdir(name):
-        return False
-    from httpx2 import TransportError  # of huggingface_hub's client
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        HfApi().model_info(name, timeout=_PATIENCE)
-    except (TransportError, OfflineModeIsEnabled):
-        return True
-    except (HfHubHTTPError, ValueError):  # what is wrong with the name or the repository is told on loading
-        return False
-    return False
 
 
 @contextmanager

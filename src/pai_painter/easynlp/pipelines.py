@@ -11,7 +11,7 @@ import torch
 from ..painting import PaintingOptions
 from ..pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from ..prediction.pictures import PictureEncoder
-from .names import PUBLISHED, TASK, explaining_missing_models, hub_name, is_out_of_reach
+from .names import PUBLISHED, TASK, explaining_missing_models, hub_name
 from .sizes import SIZES, check_sizes, count_of_pictures
 
 __all__ = ["TextImageGenerationPipeline", "pipeline"]
@@ -55,7 +55,7 @@ def pipeline(
     name = _model_of(task_or_model, model_path)
     num_images = count_of_pictures(options.pop("max_generated_num", 1))
     with explaining_missing_models(name):
-        painter = PaiPainterPipeline.from_pretrained(name, local_files_only=is_out_of_reach(name))
+        painter = PaiPainterPipeline.from_pretrained(name)
     check_sizes(name, painter.model.config, options)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return TextImageGenerationPipeline(painter.to("cpu" if accelerator is None else accelerator), num_images)

@@ -13,7 +13,7 @@ from ..data.tsv import open_lines
 from ..painter_folder import read_painter_folder
 from ..training.arguments import PainterTrainingArguments
 from .flags import Given, parse_flags
-from .names import explaining_missing_models, hub_name, is_out_of_reach
+from .names import explaining_missing_models, hub_name
 from .sizes import check_sizes, count_of_pictures
 
 __all__ = ["NativeCommand", "translate"]
@@ -181,7 +181,7 @@ def _checked_model(name: str, given: Given) -> str:
     """The name that loads the model, if the sizes that were given are its own."""
     name = hub_name(name)
     with explaining_missing_models(name):
-        config = read_painter_folder(name, local_files_only=is_out_of_reach(name)).config
+        config = read_painter_folder(name).config
     check_sizes(name, config, {**given.parameters, **given.flags})
     return name
 

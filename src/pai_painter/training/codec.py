@@ -19,6 +19,7 @@ from ..grids import draw_grid
 from ..image_processing_pai_painter import PaiPainterImageProcessor
 from ..model_hash import architecture_of
 from ..modeling_vqgan import PaiPainterVQModel
+from ..painter_folder import naming_damaged_weights
 from .arguments import CodecModelArguments, CodecTrainingArguments, DataArguments
 from .codebook import CodebookLearner
 from .codec_objective import CodecObjective, blank_patches
@@ -112,7 +113,9 @@ def validate_codec(
 
 def _build_codec(model: CodecModelArguments) -> PaiPainterVQModel:
     if model.model_name_or_path is not None:
-        return PaiPainterVQModel.from_pretrained(model.model_name_or_path, dtype=torch.float32, revision=model.revision)
+        name = model.model_name_or_path
+        with naming_damaged_weights(name):
+            return PaiPainterVQModel.from_pretrained(name, dtype=torch.float32, revision=model.revision)
     return PaiPainterVQModel(PaiPainterVQConfig.from_pretrained(model.config_name, revision=model.revision))
 
 

@@ -85,7 +85,8 @@ def _new(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImag
     for name in (str(model.codec), str(model.config_name)):
         if not os.path.isfile(name) and find_file(name, "config.json") is None:
             raise OSError(f"{name} has no config.json.")
-    codec = PaiPainterVQModel.from_pretrained(model.codec, dtype=torch.float32)
+    with naming_damaged_weights(str(model.codec)):
+        codec = PaiPainterVQModel.from_pretrained(model.codec, dtype=torch.float32)
     config = _config_for(codec, str(model.config_name), str(model.codec))
     config.update(dropout)
     painter = PaiPainterForImageGeneration._from_config(config, attn_implementation=model.attn_implementation)
