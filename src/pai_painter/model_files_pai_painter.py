@@ -59,10 +59,17 @@ class _OutOfReach(Exception):
     """The Hub gives no answer to go by."""
 
 
+class _AskedFor(ResolvedRevision):
+    """A commit of a Hub that was asked whether it is there. transformers' own say nothing of that."""
+
+
 class _OneTry(HfApi):
     """The Hub's client with a limit of time, which doesn't go to the cache by itself."""
 
+    asked = False
+
     def model_info(self, *args: Any, **kwargs: Any) -> ModelInfo:
+        self.asked = True
         try:
             return super().model_info(*args, **{**kwargs, "timeout": _PATIENCE})
         except OfflineModeIsEnabled as error:
@@ -91,13 +98,16 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
         OSError: if the Hub can't be reached, or mustn't be asked, and the repository isn't in the cache.
     """
     name, revision, cache = os.fspath(name_or_path), hub_options.get("revision"), hub_options.get("cache_dir")
-    if os.path.exists(name) or isinstance(revision, ResolvedRevision):  # the latter: it was asked already
+    token = hub_options.get("token")
+    if os.path.exists(name) or isinstance(revision, _AskedFor):
         return hub_options
     api, reason = _OneTry(), "`local_files_only` is set"
     if not hub_options.get("local_files_only"):
         try:
-            resolved = api.resolve_revision(name, revision=revision, cache_dir=cache, token=hub_options.get("token"))
-            return {**hub_options, "revision": resolved}
+            resolved = api.resolve_revision(name, revision=revision, cache_dir=cache, token=token)
+            if not api.asked:  # a commit needs no resolving
+                api.model_info(name, revision=resolved.resolved, token=token)
+            return {**hub_options, "revision": _asked_for(resolved, name)}
         except (HFValidationError, HfHubHTTPError):  # told where the first file is looked for
             return hub_options
         except _OutOfReach as error:
@@ -111,7 +121,11 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
         ) from error
     if reason.startswith("the Hub"):
         logger.warning("T%s; %s is taken from the cache.", reason[1:], name)
-    return {**hub_options, "revision": cached, "local_files_only": True}
+    return {**hub_options, "revision": _asked_for(cached, name), "local_files_only": True}
+
+
+def _asked_for(revision: ResolvedRevision, name: str) -> _AskedFor:
+    return _AskedFor(resolved=revision.resolved, initial=revision.initial, repo_id=name, repo_type="model")
 
 
 def find_model_file(name_or_path: str | os.PathLike, filename: str, **hub_options: Any) -> str | None:

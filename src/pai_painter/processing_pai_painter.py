@@ -181,8 +181,7 @@ class PaiPainterProcessor(ProcessorMixin):
                 f"{pretrained_model_name_or_path} is neither a folder nor a Hub repository within reach: {error}"
             ) from error
         if config_file is not None:
-            read_json_object(config_file, pretrained_model_name_or_path)
-            processor_dict, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub_options)
+            processor_dict = read_json_object(config_file, pretrained_model_name_or_path)
             if not isinstance(processor_dict.get("image_processor"), dict):
                 raise OSError(
                     f"The processor_config.json of {pretrained_model_name_or_path} is another model's: "
@@ -225,6 +224,8 @@ class PaiPainterProcessor(ProcessorMixin):
     @classmethod
     def _read_easynlp(cls, name_or_path: str | os.PathLike, hub_options: dict[str, Any]) -> dict[str, Any]:
         config_file = find_model_file(name_or_path, "config.json", **hub_options)
+        if hub_options.get("local_files_only"):
+            name_or_path = f"{os.fspath(name_or_path)} (as far as it is in the cache)"
         if config_file is None:
             raise OSError(f"{name_or_path} has neither a processor_config.json nor a config.json: it holds no painter.")
         config = read_json_object(config_file, name_or_path)
@@ -266,7 +267,9 @@ def _load_tokenizer(name_or_path: str | os.PathLike, hub_options: dict[str, Any]
     if vocabulary is not None:
         refuse_git_lfs_pointer(vocabulary)
     try:
-        return BertTokenizer.from_pretrained(name_or_path, **hub_options)
+        tokenizer = BertTokenizer.from_pretrained(name_or_path, **hub_options)
+        tokenizer("一")  # odd settings are met only now
+        return tokenizer
     except OSError:
         raise
     except Exception as error:  # `tokenizers` raises bare ones, transformers whatever the content leads to
