@@ -116,7 +116,7 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
         cached = api.resolve_revision(name, revision=revision, cache_dir=cache, local_files_only=True)
     except RevisionResolutionError as error:
         raise OSError(
-            f"There is no folder {name}, and the Hub doesn't give it either: {reason}, and revision "
+            f"There is no folder {name}, and the Hub does not give it either: {reason}, and revision "
             f"{revision or 'main'} of it is not in the cache ({cache or constants.HF_HUB_CACHE})."
         ) from error
     if reason.startswith("the Hub"):
