@@ -212,7 +212,7 @@ class PaiPainterProcessor(ProcessorMixin):
         sizes = {
             "text_length": (self.text_length, config.text_length),
             "image_vocab_size": (self.image_vocab_size, config.image_vocab_size),
-            "image_processor.size": (self.image_processor.size["shortest_edge"], config.vq_config.resolution),
+            "image_processor.size": (self.image_processor.size["shortest_edge"], config.vq_config.resolution),  # type: ignore[union-attr]
         }
         for name, (own, wanted) in sizes.items():
             if own != wanted:
