@@ -236,8 +236,10 @@ def load_painter(
     name_or_path: str | os.PathLike,
     base: str | os.PathLike | None = None,
     dtype: torch.dtype | str = torch.float32,
-    attn_implementation: str | None = None,
     vq_config: PaiPainterVQConfig | dict | None = None,
+    painter: PaiPainterForImageGeneration | None = None,
+    processor: PaiPainterProcessor | None = None,
+    options: dict[str, Any] | None = None,
     **hub_options: Any,
 ) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     """
@@ -249,32 +251,43 @@ def load_painter(
     Args:
         name_or_path, base, vq_config, hub_options: see [`~painter_folder.read_painter_folder`].
         dtype: the numbers to compute with; `"auto"` is the precision of the model's file.
-        attn_implementation: `"sdpa"` (default), `"eager"`, …
+        painter, processor: to be used instead of loading them.
+        options: of the painter's `from_pretrained`, such as `attn_implementation`.
 
     Raises:
         OSError: if there is no such folder or repository, or if a file is missing in it.
-        ValueError: if it isn't a painter's, or if its weights are damaged or don't fit its configuration.
+        ValueError: if it isn't a painter's, if its weights are damaged or don't fit its configuration, or if it is an
+            adapter's and a painter is given.
     """
     folder = read_painter_folder(name_or_path, vq_config, base, **hub_options)
-    painter, processor = _load_whole(folder, dtype, attn_implementation, **hub_options)
+    if folder.adapter is not None and painter is not None:
+        raise ValueError(
+            f"{folder.adapter.name} holds an adapter, which would change the model that is given: please load it by "
+            f"`load_lora_weights`."
+        )
+    if processor is None:
+        processor = _load_processor(folder, hub_options)
+    if painter is None:
+        painter = _load_whole(folder, dtype, options, hub_options)
     if folder.adapter is not None:
         _load_over(painter, folder.adapter, **hub_options)
     return painter, processor
 
 
-def _load_whole(
-    folder: PainterFolder, dtype: torch.dtype | str, attn_implementation: str | None = None, **hub_options: Any
-) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
-    hub_options = {**hub_options, "revision": folder.revision}
+def _load_processor(folder: PainterFolder, hub_options: dict[str, Any]) -> PaiPainterProcessor:
     sizes: dict[str, int] = {}
     if folder.layout == "EasyNLP":  # whose processor says nothing of them
         sizes = {"text_length": folder.config.text_length, "size": folder.vq_config.resolution}
-    processor = PaiPainterProcessor.from_pretrained(folder.name, **sizes, **hub_options)
+    return PaiPainterProcessor.from_pretrained(folder.name, **sizes, **folder.where(hub_options))
+
+
+def _load_whole(
+    folder: PainterFolder, dtype: torch.dtype | str, options: dict[str, Any] | None, hub_options: dict[str, Any]
+) -> PaiPainterForImageGeneration:
     with naming_damaged_weights(folder.name):
-        painter = PaiPainterForImageGeneration.from_pretrained(
-            folder.name, config=folder.config, dtype=dtype, attn_implementation=attn_implementation, **hub_options
+        return PaiPainterForImageGeneration.from_pretrained(
+            folder.name, config=folder.config, dtype=dtype, **(options or {}), **folder.where(hub_options)
         )
-    return painter, processor
 
 
 def _load_over(painter: PaiPainterForImageGeneration, adapter: AdapterFolder, **hub_options: Any) -> None:
@@ -318,7 +331,7 @@ def merge_lora(
         folder = read_painter_folder(adapter_folder, base=base, revision=revision)
     if folder is None or folder.adapter is None:
         raise ValueError(f"{os.fspath(adapter_folder)} holds no adapter: it has no adapter_config.json.")
-    painter, processor = _load_whole(folder, "auto")
+    processor, painter = _load_processor(folder, {}), _load_whole(folder, "auto", None, {})
     dtype = painter.dtype
     painter.float()
     _load_over(painter, folder.adapter, revision=revision)

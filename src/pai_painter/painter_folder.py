@@ -73,6 +73,13 @@ class PainterFolder:
         """The codec's configuration."""
         return cast(PaiPainterVQConfig, self.config.vq_config)
 
+    def where(self, hub_options: dict[str, Any]) -> dict[str, Any]:
+        """The options to load the whole model with, of those that the folder was read with."""
+        options = {**hub_options, "revision": self.revision}
+        if self.adapter is not None:  # whose sub-folder isn't its base's
+            options.pop("subfolder", None)
+        return options
+
 
 def read_painter_folder(
     name_or_path: str | os.PathLike,
@@ -99,6 +106,7 @@ def read_painter_folder(
         if base is not None:
             raise ValueError(f"{name} is a whole model and has no base: please leave `base` out.")
         return _read_whole_painter(name, vq_config, **hub_options)
+    hub_options = {name: value for name, value in hub_options.items() if name != "subfolder"}
     try:
         folder = _read_whole_painter(adapter.base, vq_config, **{**hub_options, "revision": adapter.base_revision})
     except OSError as error:
