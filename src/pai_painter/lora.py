@@ -8,7 +8,7 @@ The painter stays the class it is: peft's layers are put into it by transformers
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,15 +33,18 @@ from .processing_pai_painter import PaiPainterProcessor
 from .sampling_pai_painter import complete_generation_config
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
 __all__ = [
+    "active_lora",
     "add_lora",
     "has_lora",
     "load_lora",
     "load_painter",
     "lora_layers",
     "merge_lora",
+    "put_lora_in",
     "save_lora",
     "take_lora_out",
 ]
@@ -148,6 +151,26 @@ def save_lora(
     Raises:
         ValueError: if there is no adapter, or more than one is active.
     """
+    weights, _ = active_lora(painter, state_dict)
+    tensors = {f"{_PREFIX}{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    os.makedirs(folder, exist_ok=True)
+    painter.peft_config[painter.active_adapters()[0]].save_pretrained(os.fspath(folder))
+    painter.generation_config.save_pretrained(folder)
+    save_file(tensors, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+def active_lora(
+    painter: PaiPainterForImageGeneration, state_dict: dict[str, torch.Tensor] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """
+    The active adapter's weights, under the painter's own names, and peft's settings.
+
+    Args:
+        painter, state_dict: see [`save_lora`].
+
+    Raises:
+        ValueError: if there is no adapter, or more than one is active.
+    """
     if not has_lora(painter):
         raise ValueError("The painter has no adapter to save; `add_lora` gives it one.")
     active = painter.active_adapters()
@@ -156,11 +179,7 @@ def save_lora(
     from peft import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(painter, state_dict, active[0], save_embedding_layers=False)
-    tensors = {f"{_PREFIX}{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    os.makedirs(folder, exist_ok=True)
-    painter.peft_config[active[0]].save_pretrained(os.fspath(folder))
-    painter.generation_config.save_pretrained(folder)
-    save_file(tensors, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+    return weights, painter.peft_config[active[0]].to_dict()
 
 
 def load_lora(painter: PaiPainterForImageGeneration, adapter: AdapterFolder, adapter_name: str = "default") -> None:
@@ -179,24 +198,46 @@ def load_lora(painter: PaiPainterForImageGeneration, adapter: AdapterFolder, ada
         ValueError: if the name is taken, or if the adapter's weights are damaged or don't fit the painter.
     """
     _require_peft()
-    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+    from peft import LoraConfig
+
+    with naming_damaged_weights(adapter.name):
+        tensors = load_file(adapter.weights)
+    weights = {name.removeprefix(_PREFIX): weight for name, weight in tensors.items()}
+    folder = os.path.dirname(adapter.weights)
+    put_lora_in(painter, weights, lambda: LoraConfig.from_pretrained(folder), adapter.name, adapter_name)
+
+
+def put_lora_in(
+    painter: PaiPainterForImageGeneration,
+    weights: dict[str, torch.Tensor],
+    settings: Callable[[], "LoraConfig"],
+    adapter: str,
+    adapter_name: str,
+) -> None:
+    """
+    What [`load_lora`] does, with weights that are in memory.
+
+    Args:
+        painter, adapter_name: see [`load_lora`].
+        weights: under the painter's own names, `model.layers.0.attn.q_proj.lora_A.weight`.
+        settings: gives peft's settings; what is wrong with them is told of `adapter`.
+        adapter: what errors call it.
+    """
+    _require_peft()
+    from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 
     if has_lora(painter) and adapter_name in painter.peft_config:
         raise ValueError(
             f"The painter has an adapter {adapter_name!r} already: please unload it, or give another `adapter_name`."
         )
-    with naming_damaged_weights(adapter.name):
-        tensors = load_file(adapter.weights)
-    weights = {name.removeprefix(_PREFIX): weight for name, weight in tensors.items()}
     with _taking_out_if_it_fails(painter, adapter_name):
         try:
-            config = LoraConfig.from_pretrained(os.path.dirname(adapter.weights))
-            inject_adapter_in_model(config, painter, adapter_name)
+            inject_adapter_in_model(settings(), painter, adapter_name)
         except (KeyError, TypeError, ValueError) as error:  # peft's, of settings that it can't make layers from
             reason = str(error).split(". ")[0].rstrip(".")
-            raise ValueError(f"The adapter {adapter.name} doesn't fit the painter ({reason}).") from error
+            raise ValueError(f"The adapter {adapter} doesn't fit the painter ({reason}).") from error
         wanted = get_peft_model_state_dict(painter, adapter_name=adapter_name, save_embedding_layers=False)
-        _check_weights(weights, wanted, adapter.name, painter.name_or_path or "the painter")
+        _check_weights(weights, wanted, adapter, painter.name_or_path or "the painter")
         set_peft_model_state_dict(painter, weights, adapter_name)
         painter._hf_peft_config_loaded = True
         painter.set_adapter(adapter_name)
