@@ -2,16 +2,15 @@
 """
 LoRA: small trained matrices beside the frozen ones (https://arxiv.org/abs/2106.09685), through peft.
 
-The painter stays the class it is: peft's layers are put into it by transformers' own `add_adapter`, rather than a
-`PeftModel` around it, so that `generate`, the pipeline and the training loop see no difference.
+The painter stays the class it is: peft's layers are put into it, rather than a `PeftModel` around it, so that
+`generate`, the pipeline and the training loop see no difference.
 """
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +18,15 @@ from transformers import GenerationConfig
 from transformers.utils import is_peft_available
 
 from .configuration_pai_painter import PaiPainterVQConfig
+from .lora_layers import (
+    active_adapters,
+    active_lora,
+    has_lora,
+    lora_layers,
+    put_fresh_lora_in,
+    put_lora_in,
+    take_lora_out,
+)
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .painter_folder import (
     AdapterFolder,
@@ -32,19 +40,14 @@ from .painter_folder import (
 from .processing_pai_painter import PaiPainterProcessor
 from .sampling_pai_painter import complete_generation_config
 
-if TYPE_CHECKING:
-    from peft import LoraConfig
-    from peft.tuners.lora import LoraLayer
-
 __all__ = [
-    "active_lora",
     "add_lora",
     "has_lora",
     "load_lora",
     "load_painter",
     "lora_layers",
     "merge_lora",
-    "put_lora_in",
+    "require_peft",
     "save_lora",
     "take_lora_out",
 ]
@@ -92,7 +95,7 @@ def add_lora(
         ModuleNotFoundError: if peft isn't installed.
         ValueError: if an option is out of range, or if the painter has an adapter already.
     """
-    _require_peft()
+    require_peft()
     from peft import LoraConfig
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
@@ -108,10 +111,10 @@ def add_lora(
         raise ValueError(
             f"The painter has an adapter already ({', '.join(painter.peft_config)}): please merge or unload it first."
         )
-    painter.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern))
-    config = painter.peft_config["default"]
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)
     config.base_model_name_or_path = portable_base_name(painter.name_or_path) or None
     config.revision = base_revision
+    put_fresh_lora_in(painter, config)
     cast_adapter_dtype(painter, "default")
 
 
@@ -124,11 +127,6 @@ def _pattern_of(target_modules: Sequence[str]) -> str:
             f"The painter has no {', '.join(unknown)} to adapt; `target_modules` are {', '.join(_TARGETS)}."
         )
     return "|".join(path for name, path in _TARGETS.items() if name in target_modules)
-
-
-def has_lora(painter: PaiPainterForImageGeneration) -> bool:
-    """Whether peft's layers are in the painter."""
-    return bool(getattr(painter, "peft_config", None))  # which transformers sets with the first adapter
 
 
 def save_lora(
@@ -154,32 +152,9 @@ def save_lora(
     weights, _ = active_lora(painter, state_dict)
     tensors = {f"{_PREFIX}{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
     os.makedirs(folder, exist_ok=True)
-    painter.peft_config[painter.active_adapters()[0]].save_pretrained(os.fspath(folder))
+    painter.peft_config[active_adapters(painter)[0]].save_pretrained(os.fspath(folder))
     painter.generation_config.save_pretrained(folder)
     save_file(tensors, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
-
-
-def active_lora(
-    painter: PaiPainterForImageGeneration, state_dict: dict[str, torch.Tensor] | None = None
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """
-    The active adapter's weights, under the painter's own names, and peft's settings.
-
-    Args:
-        painter, state_dict: see [`save_lora`].
-
-    Raises:
-        ValueError: if there is no adapter, or more than one is active.
-    """
-    if not has_lora(painter):
-        raise ValueError("The painter has no adapter to save; `add_lora` gives it one.")
-    active = painter.active_adapters()
-    if len(active) != 1:
-        raise ValueError(f"One adapter is saved at a time, but {len(active)} are active: {', '.join(active)}.")
-    from peft import get_peft_model_state_dict
-
-    weights = get_peft_model_state_dict(painter, state_dict, active[0], save_embedding_layers=False)
-    return weights, painter.peft_config[active[0]].to_dict()
 
 
 def load_lora(painter: PaiPainterForImageGeneration, adapter: AdapterFolder, adapter_name: str = "default") -> None:
@@ -197,7 +172,7 @@ def load_lora(painter: PaiPainterForImageGeneration, adapter: AdapterFolder, ada
         ModuleNotFoundError: if peft isn't installed.
         ValueError: if the name is taken, or if the adapter's weights are damaged or don't fit the painter.
     """
-    _require_peft()
+    require_peft()
     from peft import LoraConfig
 
     with naming_damaged_weights(adapter.name):
@@ -205,72 +180,6 @@ def load_lora(painter: PaiPainterForImageGeneration, adapter: AdapterFolder, ada
     weights = {name.removeprefix(_PREFIX): weight for name, weight in tensors.items()}
     folder = os.path.dirname(adapter.weights)
     put_lora_in(painter, weights, lambda: LoraConfig.from_pretrained(folder), adapter.name, adapter_name)
-
-
-def put_lora_in(
-    painter: PaiPainterForImageGeneration,
-    weights: dict[str, torch.Tensor],
-    settings: Callable[[], "LoraConfig"],
-    adapter: str,
-    adapter_name: str,
-) -> None:
-    """
-    What [`load_lora`] does, with weights that are in memory.
-
-    Args:
-        painter, adapter_name: see [`load_lora`].
-        weights: under the painter's own names, `model.layers.0.attn.q_proj.lora_A.weight`.
-        settings: gives peft's settings; what is wrong with them is told of `adapter`.
-        adapter: what errors call it.
-    """
-    _require_peft()
-    from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-
-    if has_lora(painter) and adapter_name in painter.peft_config:
-        raise ValueError(
-            f"The painter has an adapter {adapter_name!r} already: please unload it, or give another `adapter_name`."
-        )
-    with _taking_out_if_it_fails(painter, adapter_name):
-        try:
-            inject_adapter_in_model(settings(), painter, adapter_name)
-        except (KeyError, TypeError, ValueError) as error:  # peft's, of settings that it can't make layers from
-            reason = str(error).split(". ")[0].rstrip(".")
-            raise ValueError(f"The adapter {adapter} doesn't fit the painter ({reason}).") from error
-        wanted = get_peft_model_state_dict(painter, adapter_name=adapter_name, save_embedding_layers=False)
-        _check_weights(weights, wanted, adapter, painter.name_or_path or "the painter")
-        set_peft_model_state_dict(painter, weights, adapter_name)
-        painter._hf_peft_config_loaded = True
-        painter.set_adapter(adapter_name)
-    painter.requires_grad_(False)
-    painter.train(painter.training)  # the new layers, too
-
-
-def _check_weights(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], adapter: str, painter: str) -> None:
-    problems = [f"missing: {name}" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"unexpected: {name}" for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"ill-shaped: {name} is {tuple(found[name].shape)}, must be {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & found.keys())
-        if wanted[name].shape != found[name].shape
-    ]
-    if problems:
-        raise ValueError(
-            f"The adapter {adapter} doesn't fit {painter}; {len(problems)} of its weights don't: {'; '.join(problems)}."
-        )
-
-
-@contextmanager
-def _taking_out_if_it_fails(painter: PaiPainterForImageGeneration, adapter_name: str) -> Iterator[None]:
-    active = painter.active_adapters() if has_lora(painter) else []
-    try:
-        yield
-    except BaseException:
-        if active and adapter_name in painter.peft_config:
-            painter.delete_adapter(adapter_name)
-            painter.set_adapter(active)
-        elif not active:
-            take_lora_out(painter)
-        raise
 
 
 def load_painter(
@@ -363,7 +272,7 @@ def merge_lora(
         OSError: if `output` exists and isn't an empty folder, or if adapter or base isn't there.
         ValueError: if `adapter_folder` is no adapter, or if it is damaged or doesn't fit its base.
     """
-    _require_peft()
+    require_peft()
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists already: please name a new folder, or an empty one.")
@@ -391,26 +300,11 @@ def merge_lora(
     return output
 
 
-def lora_layers(painter: PaiPainterForImageGeneration) -> "list[LoraLayer]":
-    """peft's layers in the painter."""
-    from peft.tuners.lora import LoraLayer
-
-    return [module for module in painter.modules() if isinstance(module, LoraLayer)]
-
-
-def take_lora_out(painter: PaiPainterForImageGeneration) -> None:
-    """Puts the layers back that peft's are around, as they are now: with what was merged into them."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in list(painter.named_modules()):
-        if isinstance(module, LoraLayer):
-            painter.set_submodule(name, module.get_base_layer())
-    if has_lora(painter):
-        del painter.peft_config
-    painter._hf_peft_config_loaded = False
-
-
-def _require_peft() -> None:
+def require_peft() -> None:
+    """
+    Raises:
+        ModuleNotFoundError: if peft isn't installed.
+    """
     if not is_peft_available():
         raise ModuleNotFoundError(
             'LoRA adapters need peft: please run `pip install "pai-painter[train]"`.', name="peft"

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 
-from .lora import active_lora, has_lora, load_lora, lora_layers, put_lora_in, take_lora_out
+from .lora import load_lora, require_peft
+from .lora_layers import active_lora, has_lora, lora_layers, put_lora_in, take_lora_out
 from .lora_weights import COMPONENT, find_lora, lora_settings, painter_names, read_lora
 from .painter_folder import AdapterFolder
 
@@ -79,6 +80,7 @@ class LoraPipelineMixin(LoraBaseMixin):
             local_files_only=local_files_only,
             force_download=force_download,
         )
+        require_peft()
         adapter_name = adapter_name or "default"
         # Whatever the adapter names, its base is the model that is here; whether it fits is seen on loading.
         found = _find(pretrained_model_name_or_path_or_dict, self.model.name_or_path, **options)
@@ -284,7 +286,9 @@ def _find(
 ) -> AdapterFolder | str | Mapping[str, torch.Tensor]:
     if isinstance(source, Mapping):
         if weight_name is not None or subfolder is not None:
-            raise ValueError("`weight_name` and `subfolder` are for a folder or a repository, but a state dict is given.")
+            raise ValueError(
+                "`weight_name` and `subfolder` are for a folder or a repository, but a state dict is given."
+            )
         return source
     if subfolder and os.path.isdir(source):
         source, subfolder = os.path.join(source, subfolder), None

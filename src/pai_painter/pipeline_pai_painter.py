@@ -148,7 +148,9 @@ class PaiPainterPipeline(PaiPainterBasePipeline, LoraPipelineMixin):
         save_lora(self.model, save_directory)
         self.processor.save_pretrained(save_directory)
 
-    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
         """As diffusers' own, and for `device="cpu"`, too, which diffusers would call `cpu:0`."""
         super().enable_sequential_cpu_offload(gpu_id, device)
         if self._offload_device.type == "cpu":  # accelerate's hooks only work under the device's own name
