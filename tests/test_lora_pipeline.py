@@ -104,7 +104,9 @@ def test_a_repository_that_was_downloaded_before(
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "base_model.model."])
-def test_state_dicts_with_each_prefix(pipe: PaiPainterPipeline, tiny_painter: Path, tmp_path: Path, prefix: str) -> None:
+def test_state_dicts_with_each_prefix(
+    pipe: PaiPainterPipeline, tiny_painter: Path, tmp_path: Path, prefix: str
+) -> None:
     folder = adapter_of(tiny_painter, tmp_path / "scale-1", seed=0, rank=3, alpha=3)
     pipe.load_lora_weights(folder)
     expected, weights = logits_of(pipe), get_peft_model_state_dict(pipe.model)

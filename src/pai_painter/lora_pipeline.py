@@ -71,15 +71,15 @@ class LoraPipelineMixin(LoraBaseMixin):
             OSError: if there is no such folder, file or repository.
             ValueError: if it is no adapter, if the name is taken, or if the adapter doesn't fit the model.
         """
-        options = dict(
-            weight_name=weight_name,
-            subfolder=subfolder,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
+        options = {
+            "weight_name": weight_name,
+            "subfolder": subfolder,
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "local_files_only": local_files_only,
+            "force_download": force_download,
+        }
         require_peft()
         adapter_name = adapter_name or "default"
         # Whatever the adapter names, its base is the model that is here; whether it fits is seen on loading.

@@ -3,8 +3,8 @@
 LoRA weights as diffusers has them: a state dict, or one file, `pytorch_lora_weights.safetensors`.
 
 Names of weights are accepted in three forms: the painter's own (`model.layers.0.attn.q_proj.lora_A.weight`), with
-diffusers' name of the component in front (`model.model.layers…`), or with peft's prefix (`base_model.model.model.layers…`).
-diffusers' form is what is written.
+diffusers' name of the component in front (`model.model.layers…`), or with peft's prefix
+(`base_model.model.model.layers…`). diffusers' form is what is written.
 """
 
 import json

@@ -95,8 +95,8 @@ def component_quantization(quantization_config: Any) -> Any:
     if not isinstance(quantization_config, PipelineQuantizationConfig):
         if not isinstance(quantization_config, QuantizationConfigMixin):
             raise ValueError(
-                f"`quantization_config` must be diffusers' PipelineQuantizationConfig or transformers' configuration of "
-                f"a method, such as TorchAoConfig, got {type(quantization_config).__name__}."
+                f"`quantization_config` must be diffusers' PipelineQuantizationConfig or transformers' configuration "
+                f"of a method, such as TorchAoConfig, got {type(quantization_config).__name__}."
             )
         return quantization_config
     named = set(quantization_config.components_to_quantize or quantization_config.quant_mapping or {"model"})

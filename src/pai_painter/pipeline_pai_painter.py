@@ -170,6 +170,8 @@ class PaiPainterPipeline(PaiPainterBasePipeline, LoraPipelineMixin):
         *,
         revision: str | None = None,
         max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+        commit_description: str | None = None,
+        tags: list[str] | None = None,
     ) -> str:
         """
         Pushes model and processor as one commit, with the code that loads them where this package isn't installed.
@@ -185,6 +187,8 @@ class PaiPainterPipeline(PaiPainterBasePipeline, LoraPipelineMixin):
                 root, as safetensors.
             revision: branch; made from `main` if there is none.
             max_shard_size: larger weights are split.
+            commit_description: what follows the message's first line.
+            tags: are added to those in the repository's card, which is made if there is none.
 
         Returns:
             the address of the repository at the commit, or of the pull request.
@@ -205,6 +209,8 @@ class PaiPainterPipeline(PaiPainterBasePipeline, LoraPipelineMixin):
             self,
             repo_id,
             commit_message=commit_message,
+            commit_description=commit_description,
+            tags=tags,
             private=private,
             token=token,
             create_pr=create_pr,
