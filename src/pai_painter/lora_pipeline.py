@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
@@ -71,7 +71,7 @@ class LoraPipelineMixin(LoraBaseMixin):
             OSError: if there is no such folder, file or repository.
             ValueError: if it is no adapter, if the name is taken, or if the adapter doesn't fit the model.
         """
-        options = {
+        options: dict[str, Any] = {
             "weight_name": weight_name,
             "subfolder": subfolder,
             "revision": revision,
@@ -151,7 +151,7 @@ class LoraPipelineMixin(LoraBaseMixin):
             raise ValueError("Please give `model_lora_layers`, or call `save_lora_weights` on a pipeline.")
         layers = pipeline.model if model_lora_layers is None else model_lora_layers
         if isinstance(layers, torch.nn.Module):
-            layers, own_settings = active_lora(layers)
+            layers, own_settings = active_lora(cast(Any, layers))
             model_lora_adapter_metadata = model_lora_adapter_metadata or own_settings
         weights = {name: weight.detach().cpu().contiguous() for name, weight in painter_names(layers).items()}
         if is_main_process:
@@ -259,7 +259,7 @@ class LoraPipelineMixin(LoraBaseMixin):
     @contextmanager
     def _without_offloading(self) -> Iterator[None]:
         """Layers can't be changed while offloading has their weights elsewhere."""
-        device = self._execution_device  # type: ignore[attr-defined]  # the pipeline's
+        device = self._execution_device
         whole_model, layers, groups = self._optionally_disable_offloading(self)
         if groups:
             raise ValueError("Adapters can't be changed after `enable_group_offload`: please load them before.")
@@ -267,9 +267,9 @@ class LoraPipelineMixin(LoraBaseMixin):
             yield
         finally:
             if whole_model:
-                self.enable_model_cpu_offload(device=device)  # type: ignore[attr-defined]
+                self.enable_model_cpu_offload(device=device)
             elif layers:
-                self.enable_sequential_cpu_offload(device=device)  # type: ignore[attr-defined]
+                self.enable_sequential_cpu_offload(device=device)
 
 
 def _find(

@@ -22,9 +22,10 @@ class PainterInFloat32(PaiPainterForImageGeneration):
     """Stands for the painter where diffusers loads it: in float32 unless another precision is asked for."""
 
     @classmethod
-    def from_pretrained(cls, folder: Any, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """See [`PaiPainterForImageGeneration.from_pretrained`]."""
-        return PaiPainterForImageGeneration.from_pretrained(folder, dtype=dtype or torch.float32, **kwargs)
+        kwargs["dtype"] = kwargs.get("dtype") or torch.float32
+        return PaiPainterForImageGeneration.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
 # diffusers looks for the base classes by their names in the module that it is told, which is this one.
@@ -66,7 +67,7 @@ class SavingPipeline(DiffusionPipeline):
             raise ValueError("`push_to_hub=True` isn't supported here: please call the pipeline's `push_to_hub`.")
         if not safe_serialization:
             raise ValueError("`safe_serialization=False` isn't supported: weights are saved as safetensors.")
-        options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         self.model.save_pretrained(save_directory, variant=variant, **options)
         self.processor.save_pretrained(save_directory)
         # Where the classes came from files of code, transformers copies those of the model; these are the pipeline's.

@@ -52,7 +52,9 @@ class NoUnknownKeywords:
         super().__post_init__(**kwargs)  # type: ignore[misc]
 
     @classmethod
-    def from_pretrained(cls, name_or_path: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
         """
         See transformers' [`~transformers.PreTrainedConfig.from_pretrained`].
 
@@ -60,7 +62,9 @@ class NoUnknownKeywords:
             TypeError: if there are options that neither the configuration nor transformers has, unless
                 `return_unused_kwargs` asks for them.
         """
-        config, unused = super().from_pretrained(name_or_path, return_unused_kwargs=True, **kwargs)  # type: ignore[misc]
+        config, unused = super().from_pretrained(  # type: ignore[misc]
+            pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
+        )
         if return_unused_kwargs:
             return config, unused
         if unused:

@@ -198,7 +198,7 @@ def _with_tags(repository: _Repository, files: Files, tags: Sequence[str] | None
         card = ModelCard(text)
     except (ValueError, YAMLError) as error:
         raise ValueError(f"The card of {repository.name} is damaged ({' '.join(str(error).split())}).") from error
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
+    card.data["tags"] = list(dict.fromkeys([*(card.data.to_dict().get("tags") or []), *tags]))
     return {**files, "README.md": str(card).encode()}
 
 
