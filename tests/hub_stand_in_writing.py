@@ -131,5 +131,6 @@ class Writing(Requests):
             return self.answer({"error": "Not a branch"}, 404, {"X-Error-Code": "RevisionNotFound"})
         elif parent not in (None, commit.oid):
             return self.answer({"error": "A commit has happened since. Please refresh and try again."}, 412)
-        oid = repository.commit(header["summary"], changes, branch).oid
+        message = "\n\n".join(filter(None, (header["summary"], header["description"])))
+        oid = repository.commit(message, changes, branch).oid
         return self.answer({**answer, "commitUrl": f"{self.server.endpoint}/{name}/commit/{oid}", "commitOid": oid})

@@ -64,3 +64,14 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_foreign_code_is_trusted_only_where_it_is_ones_own_and_pinned() -> None:
+    for path in [*ROOT.rglob("*.md")]:
+        if {".venv", ".git"} & set(path.parts) or any(part.startswith(".venv") for part in path.parts):
+            continue
+        for block in blocks(path, "python"):
+            for line in block.splitlines():
+                if "trust_remote_code=True" in line:
+                    assert '"your-name/' in line, path
+                    assert 'revision="' in line, path

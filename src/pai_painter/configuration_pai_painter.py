@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configurations of the codec (VQGAN) and of the painter (GPT over image codes)."""
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 from transformers.utils.versions import require_version
@@ -14,35 +12,18 @@ require_version("transformers>=5.24,<6", "PAI-Painter's code is written for it: 
 # isort: split
 # ruff: noqa: E402
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
+
+from .strict_config_pai_painter import NoUnknownKeywords, plain_errors
 
 __all__ = ["EasyNLPArtistConfig", "PaiPainterConfig", "PaiPainterVQConfig"]
 
 _MOST_LAYERS = 1000  # of a kind: building a module takes time and memory even if its weights have none
 
 
-def _raises_value_errors(function: Callable) -> Callable:
-    @wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except StrictDataclassError as error:
-            raise ValueError(str(error.__cause__ or error)) from error
-
-    return checked
-
-
-def _plain_errors(cls: type) -> type:
-    """`@strict` wraps what is wrong in exceptions that are no `ValueError`; this gives the sentence itself."""
-    for name in ("__init__", "__setattr__", "validate"):
-        setattr(cls, name, _raises_value_errors(getattr(cls, name)))
-    return cls
-
-
-@_plain_errors
+@plain_errors
 @strict
-class PaiPainterVQConfig(PreTrainedConfig):
+class PaiPainterVQConfig(NoUnknownKeywords, PreTrainedConfig):
     r"""
     Shape of a VQGAN codec. The defaults are taming-transformers' `f16_16384`: 256×256 pixels ⇄ 16×16 codes of 16,384.
 
@@ -180,9 +161,9 @@ class PaiPainterVQConfig(PreTrainedConfig):
         _require_rates(self, "dropout")
 
 
-@_plain_errors
+@plain_errors
 @strict
-class PaiPainterConfig(PreTrainedConfig):
+class PaiPainterConfig(NoUnknownKeywords, PreTrainedConfig):
     r"""
     Shape of a painter: a GPT that reads `text_length` caption ids and writes the codes of one picture, and its codec.
     The defaults are `pai-painter-base-zh`.

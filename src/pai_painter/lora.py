@@ -2,16 +2,15 @@
 """
 LoRA: small trained matrices beside the frozen ones (https://arxiv.org/abs/2106.09685), through peft.
 
-The painter stays the class it is: peft's layers are put into it by transformers' own `add_adapter`, rather than a
-`PeftModel` around it, so that `generate`, the pipeline and the training loop see no difference.
+The painter stays the class it is: peft's layers are put into it, rather than a `PeftModel` around it, so that
+`generate`, the pipeline and the training loop see no difference.
 """
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +18,15 @@ from transformers.utils import is_peft_available
 
 from .configuration_pai_painter import PaiPainterVQConfig
 from .generation_config_pai_painter import read_generation_config
+from .lora_layers import (
+    active_adapters,
+    active_lora,
+    has_lora,
+    lora_layers,
+    put_fresh_lora_in,
+    put_lora_in,
+    take_lora_out,
+)
 from .model_files_pai_painter import check_finite
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .painter_folder import (
@@ -32,9 +40,6 @@ from .painter_folder import (
 )
 from .processing_pai_painter import PaiPainterProcessor
 
-if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
-
 __all__ = [
     "add_lora",
     "has_lora",
@@ -42,6 +47,7 @@ __all__ = [
     "load_painter",
     "lora_layers",
     "merge_lora",
+    "require_peft",
     "save_lora",
     "take_lora_out",
 ]
@@ -89,7 +95,7 @@ def add_lora(
         ModuleNotFoundError: if peft isn't installed.
         ValueError: if an option is out of range, or if the painter has an adapter already.
     """
-    _require_peft()
+    require_peft()
     from peft import LoraConfig
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
@@ -105,10 +111,10 @@ def add_lora(
         raise ValueError(
             f"The painter has an adapter already ({', '.join(painter.peft_config)}): please merge or unload it first."
         )
-    painter.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern))
-    config = painter.peft_config["default"]
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)
     config.base_model_name_or_path = portable_base_name(painter.name_or_path) or None
     config.revision = base_revision
+    put_fresh_lora_in(painter, config)
     cast_adapter_dtype(painter, "default")
 
 
@@ -121,11 +127,6 @@ def _pattern_of(target_modules: Sequence[str]) -> str:
             f"The painter has no {', '.join(unknown)} to adapt; `target_modules` are {', '.join(_TARGETS)}."
         )
     return "|".join(path for name, path in _TARGETS.items() if name in target_modules)
-
-
-def has_lora(painter: PaiPainterForImageGeneration) -> bool:
-    """Whether peft's layers are in the painter."""
-    return bool(getattr(painter, "peft_config", None))  # which transformers sets with the first adapter
 
 
 def save_lora(
@@ -148,17 +149,10 @@ def save_lora(
     Raises:
         ValueError: if there is no adapter, or more than one is active.
     """
-    if not has_lora(painter):
-        raise ValueError("The painter has no adapter to save; `add_lora` gives it one.")
-    active = painter.active_adapters()
-    if len(active) != 1:
-        raise ValueError(f"One adapter is saved at a time, but {len(active)} are active: {', '.join(active)}.")
-    from peft import get_peft_model_state_dict
-
-    weights = get_peft_model_state_dict(painter, state_dict, active[0], save_embedding_layers=False)
+    weights, _ = active_lora(painter, state_dict)
     tensors = {f"{_PREFIX}{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
     os.makedirs(folder, exist_ok=True)
-    painter.peft_config[active[0]].save_pretrained(os.fspath(folder))
+    painter.peft_config[active_adapters(painter)[0]].save_pretrained(os.fspath(folder))
     painter.generation_config.save_pretrained(folder)
     save_file(tensors, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
 
@@ -178,67 +172,25 @@ def load_lora(painter: PaiPainterForImageGeneration, adapter: AdapterFolder, ada
         ModuleNotFoundError: if peft isn't installed.
         ValueError: if the name is taken, or if the adapter's weights are damaged or don't fit the painter.
     """
-    _require_peft()
-    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+    require_peft()
+    from peft import LoraConfig
 
-    if has_lora(painter) and adapter_name in painter.peft_config:
-        raise ValueError(
-            f"The painter has an adapter {adapter_name!r} already: please unload it, or give another `adapter_name`."
-        )
     with naming_damaged_weights(adapter.name):
         tensors = load_file(adapter.weights)
     check_finite(tensors, adapter.name)
     weights = {name.removeprefix(_PREFIX): weight for name, weight in tensors.items()}
-    with _taking_out_if_it_fails(painter, adapter_name):
-        try:
-            config = LoraConfig.from_pretrained(os.path.dirname(adapter.weights))
-            inject_adapter_in_model(config, painter, adapter_name)
-        except (KeyError, TypeError, ValueError) as error:  # peft's, of settings that it can't make layers from
-            reason = str(error).split(". ")[0].rstrip(".")
-            raise ValueError(f"The adapter {adapter.name} doesn't fit the painter ({reason}).") from error
-        wanted = get_peft_model_state_dict(painter, adapter_name=adapter_name, save_embedding_layers=False)
-        _check_weights(weights, wanted, adapter.name, painter.name_or_path or "the painter")
-        set_peft_model_state_dict(painter, weights, adapter_name)
-        painter._hf_peft_config_loaded = True
-        painter.set_adapter(adapter_name)
-    painter.requires_grad_(False)
-    painter.train(painter.training)  # the new layers, too
-
-
-def _check_weights(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], adapter: str, painter: str) -> None:
-    problems = [f"missing: {name}" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"unexpected: {name}" for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"ill-shaped: {name} is {tuple(found[name].shape)}, must be {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & found.keys())
-        if wanted[name].shape != found[name].shape
-    ]
-    if problems:
-        raise ValueError(
-            f"The adapter {adapter} doesn't fit {painter}; {len(problems)} of its weights don't: {'; '.join(problems)}."
-        )
-
-
-@contextmanager
-def _taking_out_if_it_fails(painter: PaiPainterForImageGeneration, adapter_name: str) -> Iterator[None]:
-    active = painter.active_adapters() if has_lora(painter) else []
-    try:
-        yield
-    except BaseException:
-        if active and adapter_name in painter.peft_config:
-            painter.delete_adapter(adapter_name)
-            painter.set_adapter(active)
-        elif not active:
-            take_lora_out(painter)
-        raise
+    folder = os.path.dirname(adapter.weights)
+    put_lora_in(painter, weights, lambda: LoraConfig.from_pretrained(folder), adapter.name, adapter_name)
 
 
 def load_painter(
     name_or_path: str | os.PathLike,
     base: str | os.PathLike | None = None,
     dtype: torch.dtype | str = torch.float32,
-    attn_implementation: str | None = None,
     vq_config: PaiPainterVQConfig | dict | None = None,
+    painter: PaiPainterForImageGeneration | None = None,
+    processor: PaiPainterProcessor | None = None,
+    options: dict[str, Any] | None = None,
     **hub_options: Any,
 ) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     """
@@ -250,32 +202,36 @@ def load_painter(
     Args:
         name_or_path, base, vq_config, hub_options: see [`~painter_folder.read_painter_folder`].
         dtype: the numbers to compute with; `"auto"` is the precision of the model's file.
-        attn_implementation: `"sdpa"` (default), `"eager"`, …
+        painter, processor: to be used instead of loading them.
+        options: of the painter's `from_pretrained`, such as `attn_implementation`.
 
     Raises:
         OSError: if there is no such folder or repository, or if a file is missing in it.
-        ValueError: if it isn't a painter's, or if its weights are damaged or don't fit its configuration.
+        ValueError: if it isn't a painter's, if its weights are damaged or don't fit its configuration, or if it is an
+            adapter's and a painter is given.
     """
     folder = read_painter_folder(name_or_path, vq_config, base, **hub_options)
-    painter, processor = _load_whole(folder, dtype, attn_implementation)
+    if folder.adapter is not None and painter is not None:
+        raise ValueError(
+            f"{folder.adapter.name} holds an adapter, which would change the model that is given: please load it by "
+            f"`load_lora_weights`."
+        )
+    if processor is None:
+        processor = load_processor(folder)
+    if painter is None:
+        painter = _load_whole(folder, dtype, options)
     if folder.adapter is not None:
         _load_over(painter, folder.adapter)
     return painter, processor
 
 
 def _load_whole(
-    folder: PainterFolder, dtype: torch.dtype | str, attn_implementation: str | None = None
-) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
-    processor = load_processor(folder)
+    folder: PainterFolder, dtype: torch.dtype | str, options: dict[str, Any] | None = None
+) -> PaiPainterForImageGeneration:
     with naming_damaged_weights(folder.name):
-        painter = PaiPainterForImageGeneration.from_pretrained(
-            folder.name,
-            config=folder.config,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            **folder.hub_options,
+        return PaiPainterForImageGeneration.from_pretrained(
+            folder.name, config=folder.config, dtype=dtype, **(options or {}), **folder.hub_options
         )
-    return painter, processor
 
 
 def _load_over(painter: PaiPainterForImageGeneration, adapter: AdapterFolder) -> None:
@@ -310,7 +266,7 @@ def merge_lora(
         OSError: if `output` exists and isn't an empty folder, or if adapter or base isn't there.
         ValueError: if `adapter_folder` is no adapter, or if it is damaged or doesn't fit its base.
     """
-    _require_peft()
+    require_peft()
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists already: please name a new folder, or an empty one.")
@@ -319,7 +275,7 @@ def merge_lora(
         folder = read_painter_folder(adapter_folder, base=base, revision=revision)
     if folder is None or folder.adapter is None:
         raise ValueError(f"{os.fspath(adapter_folder)} holds no adapter: it has no adapter_config.json.")
-    painter, processor = _load_whole(folder, "auto")
+    processor, painter = load_processor(folder), _load_whole(folder, "auto")
     dtype = painter.dtype
     painter.float()
     _load_over(painter, folder.adapter)
@@ -338,26 +294,11 @@ def merge_lora(
     return output
 
 
-def lora_layers(painter: PaiPainterForImageGeneration) -> "list[LoraLayer]":
-    """peft's layers in the painter."""
-    from peft.tuners.lora import LoraLayer
-
-    return [module for module in painter.modules() if isinstance(module, LoraLayer)]
-
-
-def take_lora_out(painter: PaiPainterForImageGeneration) -> None:
-    """Puts the layers back that peft's are around, as they are now: with what was merged into them."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in list(painter.named_modules()):
-        if isinstance(module, LoraLayer):
-            painter.set_submodule(name, module.get_base_layer())
-    if has_lora(painter):
-        del painter.peft_config
-    painter._hf_peft_config_loaded = False
-
-
-def _require_peft() -> None:
+def require_peft() -> None:
+    """
+    Raises:
+        ModuleNotFoundError: if peft isn't installed.
+    """
     if not is_peft_available():
         raise ModuleNotFoundError(
             'LoRA adapters need peft: please run `pip install "pai-painter[train]"`.', name="peft"

@@ -103,6 +103,7 @@ def read_painter_folder(
         if base is not None:
             raise ValueError(f"{name} is a whole model and has no base: please leave `base` out.")
         return _read_whole_painter(name, vq_config, **hub_options)
+    hub_options = {name: value for name, value in hub_options.items() if name != "subfolder"}
     try:
         base_options = _resolved(adapter.base, {**hub_options, "revision": adapter.base_revision})
         folder = _read_whole_painter(adapter.base, vq_config, **base_options)

@@ -6,7 +6,6 @@ This half of the pipeline travels to the Hub with the model, where diffusers can
 stands on the model's files alone. Loading, adapters and pushing are in `pipeline_pai_painter`.
 """
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from PIL import Image
@@ -23,6 +21,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from .modeling_pai_painter import PaiPainterForImageGeneration
+from .pipeline_saving_pai_painter import SavingPipeline
 from .processing_pai_painter import PaiPainterProcessor
 from .speed_pai_painter import PaintingSpeed, SpeedName
 
@@ -55,7 +54,7 @@ class PaiPainterPipelineOutput(BaseOutput):
     image_tokens: torch.LongTensor
 
 
-class PaiPainterBasePipeline(DiffusionPipeline):
+class PaiPainterBasePipeline(SavingPipeline):
     """
     Paints pictures from Chinese captions.
 
@@ -81,17 +80,6 @@ class PaiPainterBasePipeline(DiffusionPipeline):
                 )
         self.register_modules(model=model, processor=processor)
         self._calls = []
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """
-        Saves model and processor side by side, as safetensors with native names, in the precision they have.
-
-        Args:
-            save_directory: the folder; made if it doesn't exist.
-            kwargs: passed on to the model's `save_pretrained`, such as `max_shard_size`.
-        """
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
 
     @property
     def num_timesteps(self) -> int:

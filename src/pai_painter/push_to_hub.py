@@ -31,6 +31,8 @@ def push_pipeline(
     repo_id: str,
     *,
     commit_message: str | None,
+    commit_description: str | None,
+    tags: list[str] | None,
     private: bool | None,
     token: str | bool | None,
     create_pr: bool,
@@ -53,6 +55,8 @@ def push_pipeline(
         revision=revision,
         pull_request=create_pr,
         commit_message=commit_message or "Upload a PAI-Painter model",
+        commit_description=commit_description,
+        tags=tags,
         token=_as_text(token),
     )
 
@@ -81,7 +85,8 @@ def _push_model(
         revision (`str`, *optional*): Branch; made from `main` if there is none.
         create_pr (`bool`, *optional*, defaults to `False`): Ask by a pull request instead.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Larger weights are split.
-        commit_description, tags: transformers' own, which aren't supported here.
+        commit_description (`str`, *optional*): What follows the message's first line.
+        tags (`list[str]`, *optional*): Are added to those in the repository's card, which is made if there is none.
 
     Returns:
         `str`: the address of the repository at the commit, or of the pull request.
@@ -91,7 +96,6 @@ def _push_model(
             right.
         OSError: if the Hub refuses or can't be reached.
     """
-    _refuse_descriptions(commit_description, tags)
     _refuse_lora(self, "The model")
     return _push_model_as(
         lambda folder: self.save_pretrained(folder, max_shard_size=max_shard_size),
@@ -101,6 +105,8 @@ def _push_model(
         revision=revision,
         pull_request=create_pr,
         commit_message=commit_message or "Upload a PAI-Painter model",
+        commit_description=commit_description,
+        tags=tags,
         token=_as_text(token),
     )
 
@@ -132,7 +138,6 @@ def _push_processor(
         ValueError: if an option isn't supported, or if the name or the token can't be right.
         OSError: if the Hub refuses or can't be reached.
     """
-    _refuse_descriptions(commit_description, tags)
     with tempfile.TemporaryDirectory(prefix="pai-painter-push-") as folder:
         self.save_pretrained(folder)
         return push_files(
@@ -142,6 +147,8 @@ def _push_processor(
             revision=revision,
             pull_request=create_pr,
             commit_message=commit_message or "Upload a PAI-Painter processor",
+            commit_description=commit_description,
+            tags=tags,
             token=_as_text(token),
         )
 
@@ -190,10 +197,3 @@ def _refuse_lora(model: Any, whose: str) -> None:
             f"{whose} has an adapter in it: please save it (`save_pretrained`) and push that folder (`pai-painter push "
             f"FOLDER OWNER/NAME`), or make a whole model of both (`pai-painter merge`) and push that."
         )
-
-
-def _refuse_descriptions(commit_description: str | None, tags: list[str] | None) -> None:
-    if commit_description is not None:
-        raise ValueError("`commit_description` isn't supported: please say it in `commit_message`.")
-    if tags is not None:
-        raise ValueError("`tags` isn't supported: please write them in the card, the README.md of the repository.")

@@ -99,6 +99,7 @@ def paint_by_diffusers(repository: str, saved: str, options: dict[str, Any]) -> 
     pipe.save_pretrained(saved)
     return {
         "classes": {name: type(part).__name__ for name, part in pipe.components.items()},
+        "pipeline": f"{type(pipe).__module__}.{type(pipe).__name__}" if "pai_painter" in sys.modules else None,
         "dtype": str(pipe.model.dtype),
         "images": [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
     }

@@ -51,6 +51,9 @@ def full_hub(hub: HubStandIn, tiny_painter: Path, tmp_path: Path) -> HubStandIn:
     push_folder(tiny_painter, f"alibaba-pai/{PAINTERS[0]}", token="hf_alibaba")
     for name in PAINTERS[1:]:
         hub.repositories[f"alibaba-pai/{name}"] = hub.repositories[f"alibaba-pai/{PAINTERS[0]}"]
+    for name, published in (("your-painter", PAINTERS[0]), ("your-vqgan", CODEC)):
+        own = hub.repositories[f"your-name/{name}"] = hub.repositories[f"alibaba-pai/{published}"]
+        own.tags["COMMIT"] = own.branches["main"][-1].oid
     return hub
 
 
@@ -119,7 +122,8 @@ def test_what_runs_without_the_package(full_hub: HubStandIn, tmp_path: Path, mon
     script = ["import sys", "sys.modules['pai_painter'] = None  # as if it weren't installed"]
     for name in MODELS:
         block = blocks(FOLDERS / name / "README.md", "python")[2]
-        assert block.count(FOREIGN_CODE) == 2
+        assert block.count(FOREIGN_CODE) == block.count('revision="COMMIT", trust_remote_code=True') == 2
+        assert block.count('"your-name/your-') == 2
         script += [block, "print('pai_painter' in type(model if 'image' in dir() else codec).__module__, image.size)"]
     script[-1] = "print(type(codec).__name__)"
     (tmp_path / "card.py").write_text("\n".join(script), encoding="utf-8")

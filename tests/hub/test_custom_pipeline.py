@@ -60,10 +60,29 @@ def test_diffusers_without_the_package(hub: HubStandIn, tiny_painter: Path, tmp_
     jobs = [
         ("transformers", saved[0], str(tmp_path / "third"), TRUST),
         ("diffusers", str(repository), str(tmp_path / "fourth"), TRUST),
+        ("diffusers", saved[0], str(tmp_path / "fifth"), TRUST),
+        ("diffusers", str(tmp_path / "fifth"), str(tmp_path / "sixth"), TRUST),
     ]
-    again, downloaded = elsewhere(tmp_path / "elsewhere", jobs)[0]
+    again, downloaded, *trips = elsewhere(tmp_path / "elsewhere", jobs)[0]
     assert again == by_transformers
     assert downloaded == second
+    assert trips == [first, first]
+    # And so it does where the package is installed.
+    assert hashes(PaiPainterPipeline.from_pretrained(tmp_path / "sixth")) == first["images"]
+
+
+def test_diffusers_with_the_package(hub: HubStandIn, tiny_painter: Path, tmp_path: Path) -> None:
+    push_folder(tiny_painter, "painter/tiny")
+    saved = [str(tmp_path / f"again-{number}") for number in range(3)]
+    jobs: list[Job] = [
+        ("diffusers", "painter/tiny", saved[0], TRUST),
+        ("diffusers", saved[0], saved[1], TRUST),
+    ]
+    pushed, again = elsewhere(tmp_path, jobs, installed=True)[0]
+    assert pushed == again
+    assert pushed["pipeline"] == "pai_painter.pipeline_pai_painter.PaiPainterPipeline"
+    assert pushed["images"] == hashes(PaiPainterPipeline.from_pretrained(tiny_painter))
+    assert [path.name for path in Path(saved[1]).rglob("*.py")] == ["pipeline.py"]
 
 
 def test_without_trust_nothing_is_run(hub: HubStandIn, tiny_painter: Path, tmp_path: Path) -> None:

@@ -71,14 +71,16 @@ def table_of_pictures(path: Path) -> None:
 def shop(hub: HubStandIn, tiny_painter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubStandIn:
     """What the document's reader finds: two published models, a colleague's old one, pictures, and the login."""
     huggingface_hub.close_session()  # a connection that is kept open would lead to the Hub of the test before
+    for owner in ("acme", "your-name"):
+        monkeypatch.setitem(TOKENS, f"hf_{owner}", owner)
     push_folder(tiny_painter, "alibaba-pai/pai-painter-base-zh", token="hf_alibaba")
     published = hub.repositories["alibaba-pai/pai-painter-base-zh"]
     hub.repositories["alibaba-pai/pai-painter-commercial-base-zh"] = published
+    push_folder(tiny_painter, "your-name/your-painter", token="hf_your-name", tag="COMMIT")
     shutil.copytree(GOLDEN, tmp_path / "old", ignore=shutil.ignore_patterns("dims.json", "expected.safetensors"))
     hub.add("acme/old-painter", tmp_path / "old", private=True)
     for name in ("shop", "shop-valid", "autumn"):
         table_of_pictures(tmp_path / f"{name}.tsv")
-    monkeypatch.setitem(TOKENS, "hf_acme", "acme")
     monkeypatch.setenv("HF_TOKEN", "hf_acme")
     monkeypatch.chdir(tmp_path)
     return hub

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from hub_stand_in import HubStandIn, Repository
+from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
@@ -95,6 +96,38 @@ def test_options(hub: HubStandIn, thing: Any) -> None:
     assert not commits_of(hub)
 
 
+def tags_of(hub: HubStandIn, branch: str = "main") -> list[str]:
+    return ModelCard(commits_of(hub, branch)[-1].files["README.md"].decode()).data.tags
+
+
+@pytest.mark.parametrize("create_pr", [False, True])
+def test_a_description_and_tags(hub: HubStandIn, thing: Any, create_pr: bool) -> None:
+    hub.repositories[NAME] = Repository()
+    branch = "refs/pr/1" if create_pr else "main"
+    options = {
+        "commit_message": "第一次",
+        "commit_description": "从头训练",
+        "tags": ["水墨", "ink"],
+        "create_pr": create_pr,
+    }
+    thing.push_to_hub(NAME, **options)
+    assert commits_of(hub, branch)[-1].message == "第一次\n\n从头训练"
+    assert tags_of(hub, branch) == ["水墨", "ink"]
+
+
+def test_tags_join_those_of_the_card(hub: HubStandIn, thing: Any) -> None:
+    hub.repositories[NAME] = Repository()
+    card = "---\nlicense: mit\ntags:\n- ink\n---\n# 山水\n"
+    hub.repositories[NAME].commit("theirs", {"README.md": card.encode()})
+    thing.push_to_hub(NAME, tags=["ink", "shanshui"])
+    pushed = ModelCard(hub.repositories[NAME].files()["README.md"].decode())
+    assert pushed.data.tags == ["ink", "shanshui"]
+    assert pushed.data.license == "mit"
+    assert pushed.text.strip() == "# 山水"
+    thing.push_to_hub(NAME, tags=["shanshui"])
+    assert len(commits_of(hub)) == 2
+
+
 def test_a_login_and_a_pull_request(hub: HubStandIn, thing: Any) -> None:
     hub.repositories[NAME] = Repository()
     address = thing.push_to_hub(NAME, token=True, create_pr=True)
@@ -128,7 +161,7 @@ def test_a_codec_and_its_image_processor(hub: HubStandIn, pipe: PaiPainterPipeli
     [
         ("model", PreTrainedModel, set()),
         ("processor", ProcessorMixin, set()),
-        ("pipeline", DiffusionPipeline, {"revision", "max_shard_size"}),
+        ("pipeline", DiffusionPipeline, {"revision", "max_shard_size", "commit_description", "tags"}),
     ],
 )
 def test_the_options_are_those_of_the_libraries(
@@ -157,13 +190,8 @@ def with_adapter(pipe: PaiPainterPipeline) -> PaiPainterPipeline:
         (lambda pipe: pipe.push_to_hub("a//b"), "no name of a repository"),
         (lambda pipe: pipe.push_to_hub(NAME, create_pr=True, private=True), "please leave `private`"),
         (lambda pipe: pipe.save_pretrained("out", push_to_hub=True), "call the pipeline's `push_to_hub`"),
-        (
-            lambda pipe: pipe.model.push_to_hub(NAME, tags=["a"]),
-            "`tags` isn't supported: please write them in the card",
-        ),
-        (lambda pipe: pipe.model.push_to_hub(NAME, commit_description="a"), "please say it in `commit_message`"),
-        (lambda pipe: pipe.processor.push_to_hub(NAME, tags=["a"]), "`tags` isn't supported"),
-        (lambda pipe: pipe.processor.push_to_hub(NAME, commit_description="a"), "`commit_description` isn't supported"),
+        (lambda pipe: pipe.model.push_to_hub(NAME, tags="a"), "`tags` must be a list of words for the card, got 'a'"),
+        (lambda pipe: pipe.processor.push_to_hub(NAME, tags=[""]), "`tags` must be a list of words"),
         (lambda pipe: with_adapter(pipe).push_to_hub(NAME), "The pipeline has an adapter in it: .*`pai-painter merge`"),
         (
             lambda pipe: with_adapter(pipe).model.push_to_hub(NAME),

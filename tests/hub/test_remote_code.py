@@ -144,6 +144,7 @@ def test_a_codec_brings_its_own_files_alone(codec_folder: Path) -> None:
         "image_processing_pai_painter.py",
         "model_files_pai_painter.py",
         "modeling_vqgan.py",
+        "strict_config_pai_painter.py",
         "weight_mapping.py",
     }
 

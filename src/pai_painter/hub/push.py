@@ -3,13 +3,16 @@
 
 import hashlib
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
+from yaml import YAMLError
 
 from .errors import check_login, one_sentence_errors, patiently
 from .folder import is_reference_name, is_repository_name, planned_files, says_which_model
@@ -106,6 +109,8 @@ def push_files(
     tag: str | None = None,
     pull_request: bool = False,
     commit_message: str = "Upload a PAI-Painter model",
+    commit_description: str | None = None,
+    tags: Sequence[str] | None = None,
     token: str | None = None,
     ending: str = "",
 ) -> str:
@@ -115,18 +120,24 @@ def push_files(
 
     Args:
         files: the name in the repository, and a file or its content.
+        commit_description: what follows the first line of the commit's message.
+        tags: are added to those in the card, the README.md among the files or in the repository; made if there is none.
         ending: of the sentence that says why it failed.
         repo_id, private, revision, tag, pull_request, commit_message, token: see [`push_folder`].
     """
     _check_options(repo_id, private, revision, tag, pull_request)
+    if tags is not None and (isinstance(tags, str) or not all(isinstance(each, str) and each for each in tags)):
+        raise ValueError(f"`tags` must be a list of words for the card, got {tags!r}.")
+    message = {"commit_message": commit_message, "commit_description": commit_description}
     token = check_login(token)
     _check_no_token_in(files, token)
     api = HfApi(token=token)
     with one_sentence_errors(repo_id, api.endpoint, token, "pushed", ending, revision):
         if pull_request:
-            return _open_pull_request(_Repository(api, repo_id, "main"), files, commit_message)
+            repository = _Repository(api, repo_id, "main")
+            return _open_pull_request(repository, _with_tags(repository, files, tags), message)
         repository = _made(api, repo_id, private, revision)
-        oid = _commit(repository, files, commit_message, tag)
+        oid = _commit(repository, _with_tags(repository, files, tags), message, tag)
         return f"{api.endpoint}/{repository.name}/tree/{oid}"
 
 
@@ -172,7 +183,26 @@ def _made(api: HfApi, repo_id: str, private: bool, revision: str | None) -> _Rep
     return _Repository(api, repo_id, revision or "main")
 
 
-def _commit(repository: _Repository, files: Files, message: str, tag: str | None) -> str:
+def _with_tags(repository: _Repository, files: Files, tags: Sequence[str] | None) -> Files:
+    """The files, with a card that has these tags beside its own."""
+    if not tags:
+        return files
+    oid, there = repository.head()
+    content = files.get("README.md")
+    if content is None and "README.md" in there:
+        content = Path(patiently(repository.api.hf_hub_download, repository.name, "README.md", revision=oid))
+    if content is None:
+        content = b"---\nlibrary_name: transformers\npipeline_tag: text-to-image\n---\n"
+    text = (content if isinstance(content, bytes) else content.read_bytes()).decode()
+    try:
+        card = ModelCard(text)
+    except (ValueError, YAMLError) as error:
+        raise ValueError(f"The card of {repository.name} is damaged ({' '.join(str(error).split())}).") from error
+    card.data["tags"] = list(dict.fromkeys([*(card.data.to_dict().get("tags") or []), *tags]))
+    return {**files, "README.md": str(card).encode()}
+
+
+def _commit(repository: _Repository, files: Files, message: dict[str, Any], tag: str | None) -> str:
     """Makes the commit, if there is anything to change, and the tag; gives the branch's newest commit."""
     oid, there = repository.head()
     operations = _changes(files, there)
@@ -190,7 +220,7 @@ def _commit(repository: _Repository, files: Files, message: str, tag: str | None
                 repository.api.create_commit,
                 repository.name,
                 operations,
-                commit_message=message,
+                **message,
                 revision=repository.branch,
                 parent_commit=oid,
             ).oid
@@ -212,7 +242,7 @@ def _tagged(repository: _Repository, tag: str) -> str | None:
     return next((found.target_commit for found in tags if found.name == tag), None)
 
 
-def _open_pull_request(repository: _Repository, files: Files, message: str) -> str:
+def _open_pull_request(repository: _Repository, files: Files, message: dict[str, Any]) -> str:
     oid, there = repository.head()
     operations = _changes(files, there)
     if not operations:
@@ -223,9 +253,7 @@ def _open_pull_request(repository: _Repository, files: Files, message: str) -> s
         found = _pull_request_with(repository, files)
         if found is not None:
             return found
-        opened = repository.api.create_commit(
-            repository.name, operations, commit_message=message, create_pr=True, parent_commit=oid
-        )
+        opened = repository.api.create_commit(repository.name, operations, **message, create_pr=True, parent_commit=oid)
         return str(opened.pr_url)
 
     return patiently(find_or_open)

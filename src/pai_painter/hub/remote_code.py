@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .remote_pipeline import pipeline_files
+from ..pipeline_files_pai_painter import pipeline_files
 
 __all__ = ["CODE_FILES", "add_remote_code"]
 
@@ -29,7 +29,7 @@ def _with_imports(module: str) -> frozenset[str]:
 _IMAGE_PROCESSOR = _with_imports("image_processing_pai_painter")
 _CODEC = _with_imports("modeling_vqgan")
 _PAINTER = _with_imports("pipeline_base_pai_painter")
-_PIPELINE_FILES = pipeline_files(_PAINTER)
+_PIPELINE_FILES = {name: content.encode() for name, content in pipeline_files(_PAINTER).items()}
 
 CODE_FILES = frozenset({f"{module}.py" for module in _PAINTER} | set(_PIPELINE_FILES))
 """Names of all files that [`add_remote_code`] adds."""
