@@ -19,14 +19,15 @@ __all__ = ["app", "main"]
 class _Group(TyperGroup):
     """Usage errors are one sentence, as all other errors are."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
-        if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **kwargs)
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        standalone = kwargs.pop("standalone_mode", True)
         try:
-            status = super().main(*args, standalone_mode=False, **kwargs)
+            status = super().main(*args, **kwargs, standalone_mode=False)
         except TyperException as error:
+            if not standalone:
+                raise
             if type(error).__name__ == "NoArgsIsHelpError":
-                error.show()  # the help itself
+                typer.echo(error.format_message(), err=True)  # the help itself
                 sys.exit(2)
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "pai-painter"
@@ -35,13 +36,15 @@ class _Group(TyperGroup):
             sys.exit(error.exit_code)
         except typer.Abort:
             sys.exit(130)
+        if not standalone:
+            return status
         sys.exit(status or 0)
 
 
 class _Command(TyperCommand):
     """`~` is the home folder, also where the shell leaves it: in `--output=~/pictures`."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         ctx.params = home_in_paths(ctx.params)
         return super().invoke(ctx)
 
