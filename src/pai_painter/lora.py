@@ -270,6 +270,7 @@ def _load_whole(
     if folder.layout == "EasyNLP":  # whose processor says nothing of them
         sizes = {"text_length": folder.config.text_length, "size": folder.vq_config.resolution}
     processor = PaiPainterProcessor.from_pretrained(folder.name, **sizes, **hub_options)
+    processor.check_model(folder.config)
     with naming_damaged_weights(folder.name):
         painter = PaiPainterForImageGeneration.from_pretrained(
             folder.name, config=folder.config, dtype=dtype, attn_implementation=attn_implementation, **hub_options

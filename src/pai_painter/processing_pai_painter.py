@@ -8,52 +8,89 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BatchFeature, BertTokenizer
+from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file, logging
 
 from .configuration_pai_painter import PaiPainterConfig
 from .image_processing_pai_painter import PaiPainterImageProcessor, Picture
+from .tokenization_pai_painter import PaiPainterTokenizer
 
 logger = logging.get_logger(__name__)
 
-# Where to load from; everything else is an option of the processor.
+# Where to load from.
 _HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
+_TOKENIZER_OPTIONS = {"text_length": "model_max_length", "image_vocab_size": "image_vocab_size"}
+# What AutoProcessor adds to what it was given, once the class is found.
+_OF_AUTO_PROCESSOR = {"_commit_hash", "_from_auto", "code_revision", "trust_remote_code"}
 
 
 class PaiPainterProcessor(ProcessorMixin):
     r"""
     Turns captions into `input_ids` and pictures into `pixel_values`.
 
-    The caption rule is that of the published models: BERT word pieces without [CLS] and [SEP], cut at
-    `text_length`, padded on the right with [PAD], then `image_vocab_size` added to every id, pads included,
-    because the ids below it are image codes. There is no attention mask: the models were trained with
-    attention to the pads.
+    The caption rule is that of the published models: the ids of [`PaiPainterTokenizer`], cut at `text_length` and
+    padded to it on the right with [PAD]. There is no attention mask: the models were trained with attention to the
+    pads.
 
     Args:
         image_processor ([`PaiPainterImageProcessor`]): Prepares the pictures.
-        tokenizer ([`~transformers.BertTokenizer`]): The plain tokenizer of the vocabulary, without offset.
-        text_length (`int`, *optional*, defaults to 32): Caption ids in front of the image codes.
-        image_vocab_size (`int`, *optional*, defaults to 16384): Number of image codes, added to the
-            tokenizer's ids.
+        tokenizer ([`PaiPainterTokenizer`]): Gives the ids, and says how many a caption has and where they begin.
 
     Raises:
-        ValueError: If `text_length` or `image_vocab_size` isn't a positive number.
+        TypeError: If one of them is of another class.
     """
 
-    def __init__(
-        self,
-        image_processor: PaiPainterImageProcessor,
-        tokenizer: BertTokenizer,
-        text_length: int = PaiPainterConfig.text_length,
-        image_vocab_size: int = PaiPainterConfig.image_vocab_size,
-    ) -> None:
+    def __init__(self, image_processor: PaiPainterImageProcessor, tokenizer: PaiPainterTokenizer) -> None:
+        if not isinstance(tokenizer, PaiPainterTokenizer):
+            raise TypeError(
+                f"The tokenizer must be a PaiPainterTokenizer, whose ids are the model's, got a "
+                f"{type(tokenizer).__name__}."
+            )
         super().__init__(image_processor, tokenizer)
-        for name, value in (("text_length", text_length), ("image_vocab_size", image_vocab_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}, but must be a positive whole number.")
-        self.text_length = text_length
-        self.image_vocab_size = image_vocab_size
+
+    @property
+    def text_length(self) -> int:
+        """Caption ids in front of the image tokens."""
+        return self.tokenizer.model_max_length
+
+    @property
+    def image_vocab_size(self) -> int:
+        """Number of image tokens, and the id of [PAD], the first caption token."""
+        return self.tokenizer.image_vocab_size
+
+    def check_model(self, config: PaiPainterConfig) -> None:
+        """
+        Makes sure that this processor belongs to a model, and notes the vocabulary's fingerprint in the model's
+        configuration if there is none, so that a saved model says which vocabulary is its own.
+
+        Args:
+            config: the model's configuration.
+
+        Raises:
+            ValueError: If the vocabulary, the number of image tokens or the length of a caption isn't the model's.
+        """
+        for name in ("text_length", "image_vocab_size"):
+            if getattr(self, name) != getattr(config, name):
+                raise ValueError(
+                    f"The processor's `{name}` is {getattr(self, name)}, the model's is {getattr(config, name)}: please "
+                    f"take the processor that belongs to the model."
+                )
+        origin = f" of {self.tokenizer.name_or_path}" if self.tokenizer.name_or_path else ""
+        if len(self.tokenizer) != config.text_vocab_size:
+            raise ValueError(
+                f"The vocabulary{origin} has {len(self.tokenizer):,} tokens, but the model reads "
+                f"{config.text_vocab_size:,} (`text_vocab_size`): please take the vocabulary that belongs to the model."
+            )
+        fingerprint = self.tokenizer.fingerprint
+        if config.vocabulary_fingerprint not in (None, fingerprint):
+            raise ValueError(
+                f"The vocabulary{origin} isn't the one that the model was trained with: its fingerprint is "
+                f"{fingerprint[:12]}…, but the model's `vocabulary_fingerprint` is "
+                f"{str(config.vocabulary_fingerprint)[:12]}…; please take the vocabulary and the tokenizer_config.json "
+                f"that belong to the model."
+            )
+        config.vocabulary_fingerprint = fingerprint
 
     def __call__(
         self,
@@ -122,16 +159,16 @@ class PaiPainterProcessor(ProcessorMixin):
 
         Args:
             token_ids (`list[int]` or `torch.Tensor` of shape (sequence,)):
-                Caption ids with their offset, perhaps followed by image codes.
+                Caption ids, perhaps followed by image tokens.
             kwargs: Options of the tokenizer's `decode`.
 
         Raises:
-            ValueError: If an image code stands among the first `text_length` ids.
+            ValueError: If an image token stands among the first `text_length` ids.
         """
-        ids = [int(token) - self.image_vocab_size for token in token_ids[: self.text_length]]
-        if ids and min(ids) < 0:
+        ids = [int(token) for token in token_ids[: self.text_length]]
+        if ids and min(ids) < self.image_vocab_size:
             raise ValueError(
-                f"The first {self.text_length} ids hold the image code {min(ids) + self.image_vocab_size}, "
+                f"The first {self.text_length} ids hold the image token {min(ids)}, "
                 f"but caption ids start at {self.image_vocab_size}."
             )
         pieces = [token for token in ids if token != self.tokenizer.pad_token_id]
@@ -152,8 +189,9 @@ class PaiPainterProcessor(ProcessorMixin):
         Loads a processor from a folder or a Hub repository, in the native layout (`processor_config.json` and
         the tokenizer's files) or in EasyNLP's (`config.json` with `model_type: "artist"` and `vocab.txt`).
 
-        EasyNLP writes down neither the caption's length nor the pictures' size: with its layout they are 32
-        and 256, as in all published models, unless given as `text_length` and `size`.
+        EasyNLP doesn't write down the pictures' size: with its layout it is 256, as in all published models, unless
+        given as `size`. Nor does it write down the caption's length: it is what the picture leaves of the model's
+        positions, unless given as `text_length`.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): The folder's path or the repository's
@@ -165,9 +203,17 @@ class PaiPainterProcessor(ProcessorMixin):
 
         Raises:
             OSError: If there is no such folder or repository, or if it has neither layout.
+            TypeError: If there are other keyword arguments.
+            ValueError: If the vocabulary is damaged, or can't be a painter's.
         """
+        image_options = kwargs.keys() & PaiPainterImageProcessor.valid_kwargs.__annotations__.keys()
+        unknown = sorted(kwargs.keys() - _HUB_OPTIONS - _TOKENIZER_OPTIONS.keys() - image_options - _OF_AUTO_PROCESSOR)
+        if unknown:
+            raise TypeError(
+                f"PaiPainterProcessor.from_pretrained has no option {', '.join(unknown)}: beside where to load from, "
+                "the options are text_length, image_vocab_size, size, resample and random_crop."
+            )
         hub_options = {key: value for key, value in kwargs.items() if key in _HUB_OPTIONS}
-        options = {key: value for key, value in kwargs.items() if key not in _HUB_OPTIONS}
         try:
             is_native = _find(pretrained_model_name_or_path, "processor_config.json", hub_options) is not None
         except OSError as error:
@@ -182,19 +228,17 @@ class PaiPainterProcessor(ProcessorMixin):
                     "it has no image_processor."
                 )
         else:
-            processor_dict = cls._read_easynlp(pretrained_model_name_or_path, hub_options)
-        # Asked for first: without a file BertTokenizer loads, too, with five special tokens.
-        vocabularies = ("tokenizer.json", "vocab.txt")
-        if not any(_find(pretrained_model_name_or_path, name, hub_options) for name in vocabularies):
-            raise OSError(
-                f"{pretrained_model_name_or_path} has no vocabulary: it needs a vocab.txt or a tokenizer.json."
-            )
-        tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **hub_options)
-        image_processor = PaiPainterImageProcessor.from_dict(processor_dict["image_processor"], **options)
-        return cls.from_args_and_dict([image_processor, tokenizer], processor_dict, **options)
+            cls._require_easynlp(pretrained_model_name_or_path, hub_options)
+            processor_dict = {"image_processor": {}}
+        sizes = {ours: kwargs[name] for name, ours in _TOKENIZER_OPTIONS.items() if name in kwargs}
+        tokenizer = PaiPainterTokenizer.from_pretrained(pretrained_model_name_or_path, **sizes, **hub_options)
+        image_processor = PaiPainterImageProcessor.from_dict(
+            processor_dict["image_processor"], **{name: kwargs[name] for name in image_options}
+        )
+        return cls(image_processor, tokenizer)
 
     @classmethod
-    def _read_easynlp(cls, name_or_path: str | os.PathLike, hub_options: dict[str, Any]) -> dict[str, Any]:
+    def _require_easynlp(cls, name_or_path: str | os.PathLike, hub_options: dict[str, Any]) -> None:
         try:
             config_file = cached_file(name_or_path, "config.json", **hub_options)
         except OSError as error:  # for a folder that lacks it, transformers gives None instead
@@ -212,7 +256,6 @@ class PaiPainterProcessor(ProcessorMixin):
                 f"{name_or_path} holds no processor of a painter: it has neither a processor_config.json "
                 "nor the config.json of an EasyNLP model (model_type 'artist' with its img_vocab_size)."
             )
-        return {"image_processor": {}, "image_vocab_size": config["img_vocab_size"]}
 
     def _tokenize(self, caption: str) -> Any:
         if not isinstance(caption, str):
@@ -221,7 +264,7 @@ class PaiPainterProcessor(ProcessorMixin):
             caption.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"The caption {caption!r} holds half a surrogate pair, which is no character.") from error
-        return self.tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)
+        return self.tokenizer(caption, return_offsets_mapping=True, verbose=False)  # `__call__` warns of what is cut
 
     def _caption_ids(self, caption: str) -> list[int]:
         ids = self._tokenize(caption)["input_ids"]
@@ -232,8 +275,7 @@ class PaiPainterProcessor(ProcessorMixin):
                 f"The caption {shown!r} has {len(ids)} word pieces, but the model reads {self.text_length}: "
                 f"the last {lost} are cut off."
             )
-        padded = ids[: self.text_length] + [self.tokenizer.pad_token_id] * -lost
-        return [token + self.image_vocab_size for token in padded]
+        return ids[: self.text_length] + [self.tokenizer.pad_token_id] * -lost
 
 
 def _find(name_or_path: str | os.PathLike, filename: str, hub_options: dict[str, Any]) -> str | None:

@@ -22,6 +22,7 @@ PaiPainterConfig.register_for_auto_class()
 PaiPainterForImageGeneration.register_for_auto_class("AutoModel")
 PaiPainterImageProcessor.register_for_auto_class()
 PaiPainterProcessor.register_for_auto_class()
+PaiPainterTokenizer.register_for_auto_class()
 '''
 
 _PAINTER = '''# SPDX-License-Identifier: Apache-2.0
