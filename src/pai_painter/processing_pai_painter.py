@@ -73,8 +73,8 @@ class PaiPainterProcessor(ProcessorMixin):
         for name in ("text_length", "image_vocab_size"):
             if getattr(self, name) != getattr(config, name):
                 raise ValueError(
-                    f"The processor's `{name}` is {getattr(self, name)}, the model's is {getattr(config, name)}: please "
-                    f"take the processor that belongs to the model."
+                    f"The processor's `{name}` is {getattr(self, name)}, the model's is {getattr(config, name)}: "
+                    f"please take the processor that belongs to the model."
                 )
         origin = f" of {self.tokenizer.name_or_path}" if self.tokenizer.name_or_path else ""
         if len(self.tokenizer) != config.text_vocab_size:

@@ -61,7 +61,8 @@ class PaiPainterTokenizer(BertTokenizer):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}, but must be a positive whole number.")
         self.image_vocab_size = image_vocab_size
-        pieces = _ordered(vocab)
+        origin = f" of {kwargs['name_or_path']}" if kwargs.get("name_or_path") else ""
+        pieces = _ordered(vocab, origin)
         super().__init__(
             vocab={piece: image_vocab_size + line for line, piece in enumerate(pieces)},
             image_vocab_size=image_vocab_size,
@@ -71,8 +72,8 @@ class PaiPainterTokenizer(BertTokenizer):
         self.update_post_processor()  # BERT's would add [CLS] and [SEP]
         if self.pad_token_id != image_vocab_size:
             raise ValueError(
-                f"The first word piece of the vocabulary must be {self.pad_token}, with which captions are padded, but "
-                f"it is {pieces[0]!r}."
+                f"The first word piece of the vocabulary{origin} must be {self.pad_token}, with which captions are "
+                f"padded, but it is {pieces[0]!r}."
             )
 
     @property
@@ -135,9 +136,10 @@ class PaiPainterTokenizer(BertTokenizer):
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         unknown = [str(token) for token in new_tokens if self._tokenizer.token_to_id(str(token)) is None]
         if unknown:
+            origin = f" of {self.name_or_path}" if self.name_or_path else ""
             raise ValueError(
-                f"The vocabulary lacks {', '.join(unknown)}, which can't be added: the model knows the tokens that it "
-                f"was trained with and no others."
+                f"The vocabulary{origin} lacks {', '.join(sorted(unknown))}, which can't be added: the model knows the "
+                f"tokens that it was trained with and no others."
             )
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
@@ -151,35 +153,35 @@ def _read_vocabulary(file: Path) -> dict[str, int]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no vocabulary: it isn't in UTF-8 ({error}).") from error
     pieces = [piece.rstrip("\r") for piece in (pieces[:-1] if pieces[-1] == "" else pieces)]
-    _require_different(pieces)
+    _require_different(pieces, f" of {file}")
     return {piece: line for line, piece in enumerate(pieces)}
 
 
-def _ordered(vocab: str | os.PathLike | list[str] | dict[str, int] | None) -> list[str]:
+def _ordered(vocab: str | os.PathLike | list[str] | dict[str, int] | None, origin: str) -> list[str]:
     """The word pieces in the order of their ids."""
-    if isinstance(vocab, list):
-        _require_different(vocab)
-        return vocab
     if isinstance(vocab, (str, os.PathLike)):
         vocab = _read_vocabulary(Path(vocab))
     if not vocab:
         raise ValueError("A tokenizer needs a vocabulary, but `vocab` is missing or empty.")
+    if isinstance(vocab, list):
+        _require_different(vocab, origin)
+        return vocab
     pieces = sorted(vocab, key=vocab.__getitem__)
     first, last = vocab[pieces[0]], vocab[pieces[-1]]
     if [vocab[piece] for piece in pieces] != list(range(first, last + 1)):
         raise ValueError(
-            f"The ids of a vocabulary must follow each other without a gap, but {len(pieces):,} word pieces have ids "
-            f"from {first} to {last}."
+            f"The ids of the vocabulary{origin} must follow each other without a gap, but its {len(pieces):,} word "
+            f"pieces have ids from {first} to {last}."
         )
     return pieces
 
 
-def _require_different(pieces: list[str]) -> None:
+def _require_different(pieces: list[str], origin: str) -> None:
     if len(set(pieces)) < len(pieces):
         twice = next(piece for line, piece in enumerate(pieces) if piece in pieces[:line])
         raise ValueError(
-            f"Each word piece must be in a vocabulary once, but of {len(pieces):,} only {len(set(pieces)):,} are "
-            f"different: {twice!r} is there twice."
+            f"Of the {len(pieces):,} word pieces in the vocabulary{origin} only {len(set(pieces)):,} are different: "
+            f"{twice!r} is there twice."
         )
 
 
