@@ -47,8 +47,8 @@ def register_auto_classes() -> None:
     AutoModelForCausalLM.register(PaiPainterConfig, PaiPainterForImageGeneration, exist_ok=True)
     AutoModel.register(EasyNLPArtistConfig, EasyNLPArtist, exist_ok=True)
     AutoModelForCausalLM.register(EasyNLPArtistConfig, EasyNLPArtist, exist_ok=True)
-    # For a painter, AutoTokenizer finds the class by its name: were it registered for its configuration, too, then
-    # `trust_remote_code=True` would run the repository's code instead.
+    # For a painter, AutoTokenizer finds the class by its name: were it registered for its configuration, too, then a
+    # trusted repository's own code would be run in its place.
     AutoTokenizer.register(EasyNLPArtistConfig, tokenizer_class=PaiPainterTokenizer, exist_ok=True)
     for config in (PaiPainterConfig, EasyNLPArtistConfig):
         AutoImageProcessor.register(config, image_processor_classes={"pil": PaiPainterImageProcessor}, exist_ok=True)
