@@ -109,7 +109,8 @@ class PaiPainterTokenizer(BertTokenizer):
         name = os.fspath(pretrained_model_name_or_path)
         hub_options = {option: kwargs[option] for option in _HUB_OPTIONS & kwargs.keys()}
         try:
-            if not os.path.isfile(name) and "image_vocab_size" not in get_tokenizer_config(name, **hub_options):
+            told = os.path.isfile(name) or {"image_vocab_size", "model_max_length"} <= kwargs.keys()
+            if not told and "image_vocab_size" not in get_tokenizer_config(name, **hub_options):
                 kwargs = _sizes_of_model(name, vq_config, hub_options) | kwargs
             return super().from_pretrained(name, *init_inputs, **kwargs)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -193,11 +194,12 @@ def _sizes_of_model(
     if file is None:
         return {}
     config_dict = json.loads(Path(file).read_text(encoding="utf-8"))
-    model_type = config_dict.get("model_type")
-    if model_type not in (PaiPainterConfig.model_type, EasyNLPArtistConfig.model_type):
+    if config_dict.get("model_type") == PaiPainterConfig.model_type:
+        names = {"image_vocab_size": "image_vocab_size", "text_length": "model_max_length"}
+        return {ours: config_dict[name] for name, ours in names.items() if name in config_dict}
+    if config_dict.get("model_type") != EasyNLPArtistConfig.model_type:
         return {}
-    config_class = PaiPainterConfig if model_type == PaiPainterConfig.model_type else EasyNLPArtistConfig
-    config = config_class.from_dict(config_dict, **({} if vq_config is None else {"vq_config": vq_config}))
+    config = EasyNLPArtistConfig.from_dict(config_dict, vq_config=vq_config)
     if not isinstance(config, PaiPainterConfig):  # which VQGAN isn't known
         return {"image_vocab_size": config_dict["img_vocab_size"]}
     return {"image_vocab_size": config.image_vocab_size, "model_max_length": config.text_length}
