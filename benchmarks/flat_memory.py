@@ -25,10 +25,15 @@ from PIL import Image
 from reporting import run_script, write_json
 from rich.console import Console
 from rich.table import Table
-from transformers import BertTokenizer
 from transformers.utils import logging
 
-from pai_painter import DEMO_MODEL, PaiPainterConfig, PaiPainterForImageGeneration, PaiPainterVQConfig
+from pai_painter import (
+    DEMO_MODEL,
+    PaiPainterConfig,
+    PaiPainterForImageGeneration,
+    PaiPainterTokenizer,
+    PaiPainterVQConfig,
+)
 
 _ROOT = Path(__file__).resolve().parents[1]
 _UNITS = {"MB": 10**6, "GB": GB}
@@ -112,7 +117,7 @@ def _write_models(work: Path) -> None:
         norm_num_groups=4,
     )
     logging.disable_progress_bar()
-    tokenizer = BertTokenizer.from_pretrained(DEMO_MODEL)
+    tokenizer = PaiPainterTokenizer.from_pretrained(DEMO_MODEL, image_vocab_size=64, model_max_length=32)
     config = PaiPainterConfig(
         vq_config=codec,
         image_vocab_size=64,

@@ -9,7 +9,6 @@ import datasets
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import BertTokenizer
 
 from pai_painter import (
     DEMO_MODEL,
@@ -17,6 +16,7 @@ from pai_painter import (
     PaiPainterForImageGeneration,
     PaiPainterImageProcessor,
     PaiPainterProcessor,
+    PaiPainterTokenizer,
     PaiPainterVQConfig,
 )
 from pai_painter.lora import add_lora
@@ -93,12 +93,10 @@ def build_painter(settings: StepSettings) -> PaiPainterForImageGeneration:
 
 def build_processor(config: PaiPainterConfig) -> PaiPainterProcessor:
     """The demo model's vocabulary and the model's sizes."""
-    return PaiPainterProcessor(
-        PaiPainterImageProcessor(size=config.vq_config.resolution),
-        BertTokenizer.from_pretrained(DEMO_MODEL),
-        text_length=config.text_length,
-        image_vocab_size=config.image_vocab_size,
+    tokenizer = PaiPainterTokenizer.from_pretrained(
+        DEMO_MODEL, image_vocab_size=config.image_vocab_size, model_max_length=config.text_length
     )
+    return PaiPainterProcessor(PaiPainterImageProcessor(size=config.vq_config.resolution), tokenizer)
 
 
 def made_up_caption(row: int) -> str:

@@ -13,7 +13,6 @@ import huggingface_hub
 import pytest
 import torch
 from hub_stand_in import HubStandIn, running_hub
-from transformers import BertTokenizer
 
 from pai_painter import (
     PaiPainterConfig,
@@ -21,6 +20,7 @@ from pai_painter import (
     PaiPainterImageProcessor,
     PaiPainterPipeline,
     PaiPainterProcessor,
+    PaiPainterTokenizer,
     PaiPainterVQConfig,
 )
 
@@ -81,9 +81,9 @@ def tiny_painter(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model.vqgan.quantize.embedding.weight.normal_()  # so that codes make a difference
     processor = PaiPainterProcessor(
         PaiPainterImageProcessor(size=vq_config.resolution),
-        BertTokenizer.from_pretrained(GOLDEN),
-        text_length=config.text_length,
-        image_vocab_size=config.image_vocab_size,
+        PaiPainterTokenizer.from_pretrained(
+            GOLDEN, image_vocab_size=config.image_vocab_size, model_max_length=config.text_length
+        ),
     )
     folder = tmp_path_factory.mktemp("models") / "tiny-painter"
     model.save_pretrained(folder)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the published models' repositories hold beside their weights."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterVQMo
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ROOT / "hub_configs"
+VOCABULARY = FOLDERS / "vocab.txt"  # of all published models
 BASE = (126_669_312, 76_073_859, 202_743_171)
 # Transformer, codec, together.
 PARAMETERS = {
@@ -28,7 +30,7 @@ CODEC = "vqgan-f16-16384"
 OF_A_CODEC = {"README.md", "config.json", "preprocessor_config.json"}
 OF_A_PAINTER = {
     *("README.md", "config.json", "generation_config.json", "processor_config.json"),
-    *("tokenizer.json", "tokenizer_config.json"),
+    "tokenizer_config.json",
 }
 
 
@@ -58,16 +60,30 @@ def test_size_of_the_codec() -> None:
 
 def test_the_folders_are_complete_but_for_the_weights() -> None:
     wanted = dict.fromkeys(PUBLISHED, OF_A_PAINTER)
-    wanted |= {"pai-painter-demo": OF_A_PAINTER | {"vocab.txt"}, CODEC: OF_A_CODEC}
-    found = {path.name: set(content(path)) for path in FOLDERS.iterdir() if path.name != "space"}
+    wanted |= {"pai-painter-demo": OF_A_PAINTER | {"tokenizer.json", "vocab.txt"}, CODEC: OF_A_CODEC}
+    found = {path.name: set(content(path)) for path in FOLDERS.iterdir() if path.name != "space" and path.is_dir()}
     assert found == wanted
 
 
+def test_the_vocabulary_is_there_once() -> None:
+    assert VOCABULARY.read_bytes() == (ROOT / "tests" / "golden" / "vocab.txt").read_bytes()
+    of_the_demo = {FOLDERS / "pai-painter-demo" / name for name in ("tokenizer.json", "vocab.txt")}
+    assert {path for name in ("tokenizer.json", "vocab.txt") for path in FOLDERS.rglob(name)} == {
+        VOCABULARY,
+        *of_the_demo,
+    }
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_captions(name: str) -> None:
-    processor = AutoProcessor.from_pretrained(FOLDERS / name)
+def test_captions(name: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDERS / name, tmp_path / name)
+    with pytest.raises(OSError, match=r"has no vocabulary: it needs a vocab\.txt"):
+        AutoProcessor.from_pretrained(folder)
+    shutil.copy(VOCABULARY, folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.check_model(AutoConfig.from_pretrained(folder))
     assert (processor.text_length, processor.image_processor.size) == (32, {"shortest_edge": 256})
-    vocabulary = (ROOT / "tests" / "golden" / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    vocabulary = VOCABULARY.read_text(encoding="utf-8").split("\n")
     ids = processor(text="宽松T恤", return_tensors="pt")["input_ids"][0] - 16384
     assert [vocabulary[index] for index in ids[:4]] == ["宽", "松", "t", "恤"]
     assert (ids[4:] == 0).all()
@@ -95,6 +111,6 @@ def test_the_demo_is_the_one_in_the_package() -> None:
 def test_the_tool_writes_what_is_there(tmp_path: Path) -> None:
     words = ["tools/make_hub_configs.py", "--vocabulary", "tests/golden/vocab.txt", "--output", str(tmp_path)]
     subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
-    assert {path.name for path in tmp_path.iterdir()} == {*PARAMETERS, CODEC}
+    assert {path.name for path in tmp_path.iterdir()} == {*PARAMETERS, CODEC, "vocab.txt"}
     for name in (*PARAMETERS, CODEC):
         assert content(tmp_path / name) == content(FOLDERS / name), name

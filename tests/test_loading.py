@@ -20,7 +20,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
     AutoTokenizer,
-    BertTokenizer,
     GenerationConfig,
 )
 
@@ -30,6 +29,7 @@ from pai_painter import (
     PaiPainterImageProcessor,
     PaiPainterModel,
     PaiPainterProcessor,
+    PaiPainterTokenizer,
     PaiPainterVQModel,
 )
 
@@ -314,8 +314,8 @@ def test_the_auto_classes_read_a_native_folder(painter: PaiPainterForImageGenera
         assert same_weights(model, painter)
         assert type(auto.from_config(config)) is PaiPainterForImageGeneration
     tokenizer = AutoTokenizer.from_pretrained(native_folder)
-    assert isinstance(tokenizer, BertTokenizer)
-    assert tokenizer.vocab_size == 256
+    assert type(tokenizer) is PaiPainterTokenizer
+    assert (tokenizer.vocab_size, tokenizer.pad_token_id) == (256, 64)
     assert isinstance(AutoProcessor.from_pretrained(native_folder), PaiPainterProcessor)
     assert isinstance(AutoImageProcessor.from_pretrained(native_folder), PaiPainterImageProcessor)
 
@@ -329,7 +329,10 @@ def test_the_auto_classes_read_an_untouched_easynlp_folder(painter: PaiPainterFo
             model = auto.from_pretrained(folder, vq_config=vq_config)
             assert type(model) is PaiPainterForImageGeneration
             assert same_weights(model, painter)
-    assert isinstance(AutoTokenizer.from_pretrained(folder), BertTokenizer)
+    for options in ({}, {"vq_config": codec_config()}):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        assert type(tokenizer) is PaiPainterTokenizer
+        assert (tokenizer.model_max_length, tokenizer.pad_token_id) == (32, 64)
     processor = AutoProcessor.from_pretrained(folder)
     assert isinstance(processor, PaiPainterProcessor)
     assert (processor.text_length, processor.image_vocab_size) == (32, 64)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertTokenizer
+from transformers import AutoProcessor, BertTokenizer
 
 from pai_painter.image_processing_pai_painter import PaiPainterImageProcessor
 from pai_painter.processing_pai_painter import PaiPainterProcessor
+from pai_painter.tokenization_pai_painter import PaiPainterTokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 CAPTIONS = json.loads((GOLDEN / "captions.json").read_text(encoding="utf-8"))
@@ -21,10 +22,8 @@ PAD = 16384
 
 
 @pytest.fixture(scope="module")
-def processor(tmp_path_factory) -> PaiPainterProcessor:
-    folder = tmp_path_factory.mktemp("vocabulary")
-    shutil.copy(GOLDEN / "vocab.txt", folder)
-    return PaiPainterProcessor(PaiPainterImageProcessor(size=8), BertTokenizer.from_pretrained(folder))
+def processor() -> PaiPainterProcessor:
+    return PaiPainterProcessor(PaiPainterImageProcessor(size=8), PaiPainterTokenizer.from_pretrained(GOLDEN))
 
 
 @pytest.fixture
@@ -78,8 +77,12 @@ def test_long_captions_are_cut_with_a_warning(processor, caplog) -> None:
 
 
 def test_the_rule_follows_the_sizes(processor) -> None:
-    small = PaiPainterProcessor(processor.image_processor, processor.tokenizer, text_length=4, image_vocab_size=64)
-    plain = processor.tokenizer("红苹果", add_special_tokens=False)["input_ids"]
+    small = PaiPainterProcessor(
+        processor.image_processor,
+        PaiPainterTokenizer.from_pretrained(GOLDEN, image_vocab_size=64, model_max_length=4),
+    )
+    assert (small.text_length, small.image_vocab_size) == (4, 64)
+    plain = BertTokenizer.from_pretrained(GOLDEN)("红苹果", add_special_tokens=False)["input_ids"]
     assert small(text="红苹果")["input_ids"] == [[64 + token for token in [*plain, 0]]]
 
 
@@ -123,11 +126,19 @@ def test_what_is_refused(processor, inputs, message) -> None:
         processor(**inputs)
 
 
-@pytest.mark.parametrize("name", ["text_length", "image_vocab_size"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, None])
-def test_bad_sizes(processor, name, value) -> None:
-    with pytest.raises(ValueError, match=name):
-        PaiPainterProcessor(processor.image_processor, processor.tokenizer, **{name: value})
+def test_keywords_that_are_unknown(processor, easynlp_folder) -> None:
+    for call in (processor, PaiPainterProcessor.from_pretrained):
+        with pytest.raises(TypeError, match="text_lenght"):
+            call(**({} if call is processor else {"pretrained_model_name_or_path": easynlp_folder}), text_lenght=3)
+    with pytest.raises(TypeError, match="text_lenght"):
+        AutoProcessor.from_pretrained(easynlp_folder, text_lenght=3)
+    with pytest.raises(TypeError, match="text_lenght"):
+        PaiPainterProcessor(processor.image_processor, processor.tokenizer, text_lenght=3)
+
+
+def test_another_tokenizer_is_refused(processor) -> None:
+    with pytest.raises(TypeError, match="whose ids are the model's, got a BertTokenizer"):
+        PaiPainterProcessor(processor.image_processor, BertTokenizer.from_pretrained(GOLDEN))
 
 
 def test_unknown_pieces(processor) -> None:
@@ -146,12 +157,13 @@ def test_decode(processor) -> None:
     with_codes = torch.cat([ids, torch.arange(4 * 8).view(4, 8)], dim=1)
     assert processor.batch_decode(with_codes) == processor.batch_decode(ids.tolist())
     assert processor.decode(ids[3], skip_special_tokens=True) == ""
-    with pytest.raises(ValueError, match="image code 5"):
+    with pytest.raises(ValueError, match="image token 5"):
         processor.decode([PAD + 1, 5])
 
 
 def test_saved_equals_loaded(processor, tmp_path, picture) -> None:
-    saved = PaiPainterProcessor(processor.image_processor, processor.tokenizer, text_length=20, image_vocab_size=512)
+    tokenizer = PaiPainterTokenizer.from_pretrained(GOLDEN, image_vocab_size=512, model_max_length=20)
+    saved = PaiPainterProcessor(processor.image_processor, tokenizer)
     saved.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "processor_config.json",
@@ -160,7 +172,7 @@ def test_saved_equals_loaded(processor, tmp_path, picture) -> None:
     }
     loaded = PaiPainterProcessor.from_pretrained(tmp_path)
     assert (loaded.text_length, loaded.image_vocab_size) == (20, 512)
-    assert type(loaded.tokenizer) is BertTokenizer
+    assert type(loaded.tokenizer) is PaiPainterTokenizer
     assert loaded.to_dict() == saved.to_dict()
     captions = [row["text"] for row in CAPTIONS]
     before, after = saved(images=picture, text=captions), loaded(images=picture, text=captions)
@@ -206,7 +218,6 @@ def test_folders_that_are_neither(easynlp_folder, tmp_path) -> None:
     (empty / "processor_config.json").write_text('{"processor_class": "OtherProcessor"}')
     with pytest.raises(OSError, match="another model's"):
         PaiPainterProcessor.from_pretrained(empty)
-    # BertTokenizer alone would load here, with five tokens, and everything would become [UNK].
     (easynlp_folder / "vocab.txt").unlink()
     with pytest.raises(OSError, match="no vocabulary"):
         PaiPainterProcessor.from_pretrained(easynlp_folder)

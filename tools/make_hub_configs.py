@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Writes hub_configs/<model>: what a published model's repository holds beside its weights, its card included.
+Writes hub_configs/<model>: what a published model's repository holds beside its weights, its card included. The
+vocabulary, which the published models share, is there once, as hub_configs/vocab.txt.
 
     python tools/make_hub_configs.py --vocabulary tests/golden/vocab.txt --output hub_configs
 
@@ -16,7 +17,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import BertTokenizer
 
 from pai_painter import (
     DEMO_MODEL,
@@ -24,6 +24,7 @@ from pai_painter import (
     PaiPainterForImageGeneration,
     PaiPainterImageProcessor,
     PaiPainterProcessor,
+    PaiPainterTokenizer,
     PaiPainterVQConfig,
     PaiPainterVQModel,
 )
@@ -90,18 +91,17 @@ PAINTERS = {
 
 
 def write_painter(name: str, folder: Path, vocabulary: Path) -> None:
-    """config.json, generation_config.json, processor_config.json, the tokenizer's files and the card."""
+    """config.json, generation_config.json, processor_config.json, tokenizer_config.json and the card."""
     config = PaiPainterConfig(**PAINTERS[name].sizes, architectures=["PaiPainterForImageGeneration"])
+    processor = PaiPainterProcessor(
+        PaiPainterImageProcessor(size=config.vq_config.resolution), PaiPainterTokenizer(str(vocabulary))
+    )
+    processor.check_model(config)
     config.save_pretrained(folder)
     with torch.device("meta"):
         PaiPainterForImageGeneration(config).generation_config.save_pretrained(folder)
-    processor = PaiPainterProcessor(
-        PaiPainterImageProcessor(size=config.vq_config.resolution),
-        BertTokenizer(vocab=str(vocabulary)),
-        text_length=config.text_length,
-        image_vocab_size=config.image_vocab_size,
-    )
     processor.save_pretrained(folder)
+    (folder / "tokenizer.json").unlink()  # the vocabulary, which is beside the folders
     (folder / "README.md").write_text(painter_card(name, config), encoding="utf-8")
 
 
@@ -215,6 +215,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in PAINTERS:
         write_painter(name, arguments.output / name, arguments.vocabulary)
+    shutil.copyfile(arguments.vocabulary, arguments.output / "vocab.txt")
     write_codec(arguments.output / CODEC)
     write_demo(arguments.output / DEMO)
 

@@ -9,16 +9,16 @@ the demo's size and mostly untrained.
 import argparse
 from pathlib import Path
 
-from transformers import BertTokenizer
+from pai_painter import PaiPainterTokenizer
 
-# What BERT's tokenizer needs; [PAD] must keep the id 0.
+# What the tokenizer needs; [PAD] must stay the first one.
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def used_pieces(vocabulary: Path, table: Path) -> list[str]:
     """The special tokens, then the pieces of all captions (second column, split at `|`) in the full file's order."""
     pieces = vocabulary.read_text(encoding="utf-8").splitlines()
-    tokenizer = BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)})
+    tokenizer = PaiPainterTokenizer(pieces)
     used: set[str] = set()
     with open(table, encoding="utf-8") as rows:
         for row in rows:

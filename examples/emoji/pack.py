@@ -32,8 +32,10 @@ def pack(painter: Path, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         fresh = Path(folder) / "demo_model"
+        processor = PaiPainterProcessor.from_pretrained(painter)
+        processor.check_model(model.config)
         model.save_pretrained(fresh)
-        PaiPainterProcessor.from_pretrained(painter).save_pretrained(fresh)
+        processor.save_pretrained(fresh)
         state_loading_precision(fresh / "config.json")
         shutil.copy(HERE / "painter" / "vocab.txt", fresh)
         shutil.copy(HERE / "MODEL_CARD.md", fresh / "README.md")

@@ -18,6 +18,7 @@ from .modeling_pai_painter import PaiPainterForImageGeneration, PaiPainterModel
 from .modeling_vqgan import PaiPainterVQModel
 from .processing_pai_painter import PaiPainterProcessor
 from .push_to_hub import register_push_to_hub
+from .tokenization_pai_painter import PaiPainterTokenizer
 
 if TYPE_CHECKING:
     from .pipeline_pai_painter import PaiPainterPipeline
@@ -31,6 +32,7 @@ __all__ = [
     "PaiPainterModel",
     "PaiPainterPipeline",
     "PaiPainterProcessor",
+    "PaiPainterTokenizer",
     "PaiPainterVQConfig",
     "PaiPainterVQModel",
 ]

@@ -10,7 +10,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
     AutoTokenizer,
-    BertTokenizer,
 )
 
 from .configuration_pai_painter import EasyNLPArtistConfig, PaiPainterConfig, PaiPainterVQConfig
@@ -18,6 +17,7 @@ from .image_processing_pai_painter import PaiPainterImageProcessor
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .modeling_vqgan import PaiPainterVQModel
 from .processing_pai_painter import PaiPainterProcessor
+from .tokenization_pai_painter import PaiPainterTokenizer
 from .weight_mapping import register_easynlp_names
 
 __all__ = ["register_auto_classes"]
@@ -47,8 +47,10 @@ def register_auto_classes() -> None:
     AutoModelForCausalLM.register(PaiPainterConfig, PaiPainterForImageGeneration, exist_ok=True)
     AutoModel.register(EasyNLPArtistConfig, EasyNLPArtist, exist_ok=True)
     AutoModelForCausalLM.register(EasyNLPArtistConfig, EasyNLPArtist, exist_ok=True)
+    # For a painter, AutoTokenizer finds the class by its name: were it registered for its configuration, too, then a
+    # trusted repository's own code would be run in its place.
+    AutoTokenizer.register(EasyNLPArtistConfig, tokenizer_class=PaiPainterTokenizer, exist_ok=True)
     for config in (PaiPainterConfig, EasyNLPArtistConfig):
-        AutoTokenizer.register(config, tokenizer_class=BertTokenizer, exist_ok=True)
         AutoImageProcessor.register(config, image_processor_classes={"pil": PaiPainterImageProcessor}, exist_ok=True)
         AutoProcessor.register(config, PaiPainterProcessor, exist_ok=True)
     AutoImageProcessor.register(

@@ -186,12 +186,15 @@ class PaiPainterConfig(NoUnknownKeywords, PreTrainedConfig):
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of new weights.
         num_unmasked (`int`, *optional*, defaults to 0): The first `num_unmasked` positions see each other in both
             directions (minGPT's `n_unmasked`); at most `text_length`.
+        vocabulary_fingerprint (`str`, *optional*): [`PaiPainterTokenizer.fingerprint`] of the vocabulary that the model
+            was trained with, noted when model and processor meet. Another vocabulary is refused then.
 
     Raises:
         ValueError: if a value has another type, or if the sizes don't fit together.
     """
 
     model_type = "pai_painter"
+    tokenizer_class = "PaiPainterTokenizer"  # for AutoTokenizer, of a folder that has no tokenizer_config.json
     sub_configs_defaults = {"vq_config": PaiPainterVQConfig}
     keys_to_ignore_at_inference = ["cache"]
 
@@ -210,6 +213,7 @@ class PaiPainterConfig(NoUnknownKeywords, PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     num_unmasked: int = 0
+    vocabulary_fingerprint: str | None = None
     use_cache: bool = True
     tie_word_embeddings: bool = False
 

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
     SafetensorsParsingError,
 )
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its client, not in its __all__
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,

@@ -13,8 +13,12 @@ __all__ = ["architecture_of", "hash_of_model"]
 
 
 def architecture_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields that a configuration class itself declares, as JSON has them: not where the model was loaded from."""
-    fields = {name: getattr(config, name) for name in inspect.get_annotations(type(config))}
+    """
+    The fields that a configuration class itself declares, as JSON has them: not where the model was loaded from, nor
+    which vocabulary belongs to it.
+    """
+    names = (name for name in inspect.get_annotations(type(config)) if name != "vocabulary_fingerprint")
+    fields = {name: getattr(config, name) for name in names}
     return {
         name: architecture_of(value) if isinstance(value, PreTrainedConfig) else json.loads(json.dumps(value))
         for name, value in fields.items()

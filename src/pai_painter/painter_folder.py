@@ -252,7 +252,7 @@ def load_processor(folder: PainterFolder) -> PaiPainterProcessor:
     if folder.layout == "EasyNLP":  # whose files say nothing of them
         sizes = {"text_length": folder.config.text_length, "size": folder.vq_config.resolution}
     processor = PaiPainterProcessor.from_pretrained(folder.name, **sizes, **folder.hub_options)
-    processor.check_fits(folder.config)
+    processor.check_model(folder.config)
     return processor
 
 

@@ -72,12 +72,7 @@ class PaiPainterBasePipeline(SavingPipeline):
 
     def __init__(self, model: PaiPainterForImageGeneration, processor: PaiPainterProcessor):
         super().__init__()
-        for name in ("text_length", "image_vocab_size"):
-            if getattr(processor, name) != getattr(model.config, name):
-                raise ValueError(
-                    f"The processor's `{name}` is {getattr(processor, name)}, the model's is "
-                    f"{getattr(model.config, name)}: please take the processor that belongs to the model."
-                )
+        processor.check_model(model.config)
         self.register_modules(model=model, processor=processor)
         self._calls = []
 

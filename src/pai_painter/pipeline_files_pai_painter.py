@@ -45,6 +45,7 @@ except ImportError:
     PaiPainterForImageGeneration.register_for_auto_class("AutoModel")
     PaiPainterImageProcessor.register_for_auto_class()
     PaiPainterProcessor.register_for_auto_class()
+    PaiPainterTokenizer.register_for_auto_class()
 '''
 
 

@@ -6,8 +6,6 @@ The way: `captions` reads rows, `plan` says what is painted where, `batches` pai
 keeps what is done and joins it in the end; `run` is the loop over all.
 """
 
-import hashlib
-import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -217,10 +215,9 @@ def _new_manifest(
 
 def _identity_of(pipe: PaiPainterPipeline) -> dict[str, Any]:
     """What a run must find again to go on: model and vocabulary, wherever they were loaded from, and the arithmetic."""
-    vocabulary = json.dumps(sorted(pipe.processor.tokenizer.get_vocab().items()))
     return {
         "model": hash_of_model(pipe.model),
-        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "vocabulary": pipe.processor.tokenizer.fingerprint,
         "device": pipe.model.device.type,
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
         "versions": {name: version(name) for name in ("pai-painter", "torch", "transformers", "pillow")},

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import BatchFeature, BertTokenizer
+from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
@@ -19,45 +19,88 @@ from .model_files_pai_painter import (
     refuse_git_lfs_pointer,
     resolve_hub_options,
 )
+from .tokenization_pai_painter import PaiPainterTokenizer
 
 logger = logging.get_logger(__name__)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_OPTIONS = {"text_length": "model_max_length", "image_vocab_size": "image_vocab_size"}
+# What AutoProcessor adds to what it was given, once the class is found.
+_OF_AUTO_PROCESSOR = {"_commit_hash", "_from_auto", "code_revision", "trust_remote_code"}
 
 
 class PaiPainterProcessor(ProcessorMixin):
     r"""
     Turns captions into `input_ids` and pictures into `pixel_values`.
 
-    The caption rule is that of the published models: BERT word pieces without [CLS] and [SEP], cut at
-    `text_length`, padded on the right with [PAD], then `image_vocab_size` added to every id, pads included,
-    because the ids below it are image codes. There is no attention mask: the models were trained with
-    attention to the pads.
+    The caption rule is that of the published models: the ids of [`PaiPainterTokenizer`], cut at `text_length` and
+    padded to it on the right with [PAD]. There is no attention mask: the models were trained with attention to the
+    pads.
 
     Args:
         image_processor ([`PaiPainterImageProcessor`]): Prepares the pictures.
-        tokenizer ([`~transformers.BertTokenizer`]): The plain tokenizer of the vocabulary, without offset.
-        text_length (`int`, *optional*, defaults to 32): Caption ids in front of the image codes.
-        image_vocab_size (`int`, *optional*, defaults to 16384): Number of image codes, added to the
-            tokenizer's ids.
+        tokenizer ([`PaiPainterTokenizer`]): Gives the ids, and says how many a caption has and where they begin.
 
     Raises:
-        ValueError: If `text_length` or `image_vocab_size` isn't a positive number.
+        TypeError: If one of them is of another class.
     """
 
-    def __init__(
-        self,
-        image_processor: PaiPainterImageProcessor,
-        tokenizer: BertTokenizer,
-        text_length: int = PaiPainterConfig.text_length,
-        image_vocab_size: int = PaiPainterConfig.image_vocab_size,
-    ) -> None:
+    def __init__(self, image_processor: PaiPainterImageProcessor, tokenizer: PaiPainterTokenizer) -> None:
+        if not isinstance(tokenizer, PaiPainterTokenizer):
+            raise TypeError(
+                f"The tokenizer must be a PaiPainterTokenizer, whose ids are the model's, got a "
+                f"{type(tokenizer).__name__}."
+            )
         super().__init__(image_processor, tokenizer)
-        for name, value in (("text_length", text_length), ("image_vocab_size", image_vocab_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}, but must be a positive whole number.")
-        self.text_length = text_length
-        self.image_vocab_size = image_vocab_size
+
+    @property
+    def text_length(self) -> int:
+        """Caption ids in front of the image tokens."""
+        return self.tokenizer.model_max_length
+
+    @property
+    def image_vocab_size(self) -> int:
+        """Number of image tokens, and the id of [PAD], the first caption token."""
+        return self.tokenizer.image_vocab_size
+
+    def check_model(self, config: PaiPainterConfig) -> None:
+        """
+        Makes sure that this processor belongs to a model, and notes the vocabulary's fingerprint in the model's
+        configuration if there is none, so that a saved model says which vocabulary is its own.
+
+        Args:
+            config: the model's configuration.
+
+        Raises:
+            ValueError: If the vocabulary, the number of image tokens, the length of a caption or the size of pictures
+                isn't the model's.
+        """
+        sizes = {
+            "text_length": (self.text_length, config.text_length),
+            "image_vocab_size": (self.image_vocab_size, config.image_vocab_size),
+            "image_processor.size": (self.image_processor.size["shortest_edge"], config.vq_config.resolution),  # type: ignore[union-attr]
+        }
+        for name, (own, wanted) in sizes.items():
+            if own != wanted:
+                raise ValueError(
+                    f"The processor's `{name}` is {own}, but the model needs {wanted}: please take the processor that "
+                    f"belongs to the model."
+                )
+        origin = f" of {self.tokenizer.name_or_path}" if self.tokenizer.name_or_path else ""
+        if len(self.tokenizer) != config.text_vocab_size:
+            raise ValueError(
+                f"The vocabulary{origin} has {len(self.tokenizer):,} tokens, but the model reads "
+                f"{config.text_vocab_size:,} (`text_vocab_size`): please take the vocabulary that belongs to the model."
+            )
+        fingerprint = self.tokenizer.fingerprint
+        if config.vocabulary_fingerprint not in (None, fingerprint):
+            raise ValueError(
+                f"The vocabulary{origin} isn't the one that the model was trained with: its fingerprint is "
+                f"{fingerprint[:12]}…, but the model's `vocabulary_fingerprint` is "
+                f"{str(config.vocabulary_fingerprint)[:12]}…; please take the vocabulary and the tokenizer_config.json "
+                f"that belong to the model."
+            )
+        config.vocabulary_fingerprint = fingerprint
 
     def __call__(
         self,
@@ -126,16 +169,16 @@ class PaiPainterProcessor(ProcessorMixin):
 
         Args:
             token_ids (`list[int]` or `torch.Tensor` of shape (sequence,)):
-                Caption ids with their offset, perhaps followed by image codes.
+                Caption ids, perhaps followed by image tokens.
             kwargs: Options of the tokenizer's `decode`.
 
         Raises:
-            ValueError: If an image code stands among the first `text_length` ids.
+            ValueError: If an image token stands among the first `text_length` ids.
         """
-        ids = [int(token) - self.image_vocab_size for token in token_ids[: self.text_length]]
-        if ids and min(ids) < 0:
+        ids = [int(token) for token in token_ids[: self.text_length]]
+        if ids and min(ids) < self.image_vocab_size:
             raise ValueError(
-                f"The first {self.text_length} ids hold the image code {min(ids) + self.image_vocab_size}, "
+                f"The first {self.text_length} ids hold the image token {min(ids)}, "
                 f"but caption ids start at {self.image_vocab_size}."
             )
         pieces = [token for token in ids if token != self.tokenizer.pad_token_id]
@@ -156,8 +199,9 @@ class PaiPainterProcessor(ProcessorMixin):
         Loads a processor from a folder or a Hub repository, in the native layout (`processor_config.json` and
         the tokenizer's files) or in EasyNLP's (`config.json` with `model_type: "artist"` and `vocab.txt`).
 
-        EasyNLP writes down neither the caption's length nor the pictures' size: with its layout they are 32
-        and 256, as in all published models, unless given as `text_length` and `size`.
+        EasyNLP doesn't write down the pictures' size: with its layout it is 256, as in all published models, unless
+        given as `size`. Nor does it write down the caption's length: it is what the picture leaves of the model's
+        positions, unless given as `text_length`.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): The folder's path or the repository's
@@ -169,10 +213,18 @@ class PaiPainterProcessor(ProcessorMixin):
 
         Raises:
             OSError: If there is no such folder or repository, or if it has neither layout.
-            ValueError: If one of its files is damaged, or if an option is out of range.
+            TypeError: If there are other keyword arguments.
+            ValueError: If one of its files is damaged, if the vocabulary can't be a painter's, or if an option is out
+                of range.
         """
+        image_options = kwargs.keys() & PaiPainterImageProcessor.valid_kwargs.__annotations__.keys()
+        unknown = sorted(kwargs.keys() - HUB_OPTIONS - _TOKENIZER_OPTIONS.keys() - image_options - _OF_AUTO_PROCESSOR)
+        if unknown:
+            raise TypeError(
+                f"PaiPainterProcessor.from_pretrained has no option {', '.join(unknown)}: beside where to load from, "
+                "the options are text_length, image_vocab_size, size, resample and random_crop."
+            )
         hub_options = {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
-        options = {key: value for key, value in kwargs.items() if key not in HUB_OPTIONS}
         hub_options = resolve_hub_options(pretrained_model_name_or_path, **hub_options)
         try:
             config_file = find_model_file(pretrained_model_name_or_path, "processor_config.json", **hub_options)
@@ -188,41 +240,21 @@ class PaiPainterProcessor(ProcessorMixin):
                     "it has no image_processor."
                 )
         else:
-            processor_dict = cls._read_easynlp(pretrained_model_name_or_path, hub_options)
-        # Asked for first: without a file BertTokenizer loads, too, with five special tokens.
-        vocabularies = ("tokenizer.json", "vocab.txt")
-        found = [find_model_file(pretrained_model_name_or_path, name, **hub_options) for name in vocabularies]
-        if not any(found):
-            raise OSError(
-                f"{pretrained_model_name_or_path} has no vocabulary: it needs a vocab.txt or a tokenizer.json."
-            )
-        tokenizer = _load_tokenizer(pretrained_model_name_or_path, hub_options)
+            cls._require_easynlp(pretrained_model_name_or_path, hub_options)
+            processor_dict = {"image_processor": {}}
+        sizes = {ours: kwargs[name] for name, ours in _TOKENIZER_OPTIONS.items() if name in kwargs}
+        tokenizer = _load_tokenizer(pretrained_model_name_or_path, sizes, hub_options)
         try:
-            image_processor = PaiPainterImageProcessor.from_dict(processor_dict["image_processor"], **options)
-            return cls.from_args_and_dict([image_processor, tokenizer], processor_dict, **options)
+            image_processor = PaiPainterImageProcessor.from_dict(
+                processor_dict["image_processor"], **{name: kwargs[name] for name in image_options}
+            )
         except (AttributeError, TypeError, ValueError) as error:
             reason = str(error).rstrip(".")
             raise ValueError(f"The processor of {pretrained_model_name_or_path} can't be made: {reason}.") from error
-
-    def check_fits(self, config: PaiPainterConfig) -> None:
-        """
-        Raises:
-            ValueError: if the processor was made for a model of other sizes.
-        """
-        sizes = {
-            "text_length": (self.text_length, config.text_length),
-            "image_vocab_size": (self.image_vocab_size, config.image_vocab_size),
-            "image_processor.size": (self.image_processor.size["shortest_edge"], config.vq_config.resolution),  # type: ignore[union-attr]
-        }
-        for name, (own, wanted) in sizes.items():
-            if own != wanted:
-                raise ValueError(
-                    f"The processor's `{name}` is {own}, but the model needs {wanted}: please take the processor that "
-                    f"belongs to the model."
-                )
+        return cls(image_processor, tokenizer)
 
     @classmethod
-    def _read_easynlp(cls, name_or_path: str | os.PathLike, hub_options: dict[str, Any]) -> dict[str, Any]:
+    def _require_easynlp(cls, name_or_path: str | os.PathLike, hub_options: dict[str, Any]) -> None:
         config_file = find_model_file(name_or_path, "config.json", **hub_options)
         if hub_options.get("local_files_only"):
             name_or_path = f"{os.fspath(name_or_path)} (as far as it is in the cache)"
@@ -234,7 +266,6 @@ class PaiPainterProcessor(ProcessorMixin):
                 f"{name_or_path} holds no processor of a painter: it has neither a processor_config.json "
                 "nor the config.json of an EasyNLP model (model_type 'artist' with its img_vocab_size)."
             )
-        return {"image_processor": {}, "image_vocab_size": config["img_vocab_size"]}
 
     def _tokenize(self, caption: str) -> Any:
         if not isinstance(caption, str):
@@ -243,7 +274,7 @@ class PaiPainterProcessor(ProcessorMixin):
             caption.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"The caption {caption!r} holds half a surrogate pair, which is no character.") from error
-        return self.tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)
+        return self.tokenizer(caption, return_offsets_mapping=True, verbose=False)  # `__call__` warns of what is cut
 
     def _caption_ids(self, caption: str) -> list[int]:
         ids = self._tokenize(caption)["input_ids"]
@@ -254,11 +285,12 @@ class PaiPainterProcessor(ProcessorMixin):
                 f"The caption {shown!r} has {len(ids)} word pieces, but the model reads {self.text_length}: "
                 f"the last {lost} are cut off."
             )
-        padded = ids[: self.text_length] + [self.tokenizer.pad_token_id] * -lost
-        return [token + self.image_vocab_size for token in padded]
+        return ids[: self.text_length] + [self.tokenizer.pad_token_id] * -lost
 
 
-def _load_tokenizer(name_or_path: str | os.PathLike, hub_options: dict[str, Any]) -> BertTokenizer:
+def _load_tokenizer(
+    name_or_path: str | os.PathLike, sizes: dict[str, int], hub_options: dict[str, Any]
+) -> PaiPainterTokenizer:
     for name in _TOKENIZER_FILES:
         path = find_model_file(name_or_path, name, **hub_options)
         if path is not None:
@@ -267,10 +299,10 @@ def _load_tokenizer(name_or_path: str | os.PathLike, hub_options: dict[str, Any]
     if vocabulary is not None:
         refuse_git_lfs_pointer(vocabulary)
     try:
-        tokenizer = BertTokenizer.from_pretrained(name_or_path, **hub_options)
+        tokenizer = PaiPainterTokenizer.from_pretrained(name_or_path, **sizes, **hub_options)
         tokenizer("一")  # odd settings are met only now
         return tokenizer
-    except OSError:
+    except (OSError, ValueError):
         raise
     except Exception as error:  # `tokenizers` raises bare ones, transformers whatever the content leads to
         reason = " ".join(str(error).split()).rstrip(".")

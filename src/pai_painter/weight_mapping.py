@@ -59,6 +59,8 @@ class StrictLoadingMixin:
     """`from_pretrained` that refuses weights which don't fit, and `save_pretrained` that writes native names."""
 
     _keys_to_ignore_on_load_unexpected: Any
+    config_class: Any
+    state_dict: Any
     _own_parts: tuple[str, ...]  # first words of the names of weights that must be there; a subclass may add others
 
     def post_init(self) -> None:
@@ -115,6 +117,8 @@ class StrictLoadingMixin:
     def _check_files(cls, name_or_path: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Finds what is wrong with a folder before memory is taken; with the arguments of `from_pretrained`."""
         hub_options = {key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()}
+        if find_model_file(name_or_path, "adapter_config.json", **hub_options) is not None:
+            return  # an adapter, whose base transformers looks for
         config, fields = kwargs.get("config"), {}
         if config is None:
             path = find_model_file(name_or_path, "config.json", **hub_options)
@@ -129,7 +133,7 @@ class StrictLoadingMixin:
             return
         try:
             with torch.device("meta"):
-                model = cls(config, *args)
+                model = cls(config, *args)  # type: ignore[call-arg]
         except (OverflowError, RuntimeError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise ValueError(f"The sizes in the config.json of {name_or_path} can't be built: {reason}.") from error

@@ -7,13 +7,13 @@ import datasets
 import pytest
 import torch
 from published_commands import write_tables
-from transformers import BertTokenizer
 
 from pai_painter import (
     PaiPainterConfig,
     PaiPainterForImageGeneration,
     PaiPainterImageProcessor,
     PaiPainterProcessor,
+    PaiPainterTokenizer,
     PaiPainterVQConfig,
 )
 
@@ -41,7 +41,7 @@ def published_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = PaiPainterForImageGeneration(config)
     folder = tmp_path_factory.mktemp("published") / "model"
     model.save_pretrained(folder)
-    PaiPainterProcessor(PaiPainterImageProcessor(), BertTokenizer.from_pretrained(GOLDEN)).save_pretrained(folder)
+    PaiPainterProcessor(PaiPainterImageProcessor(), PaiPainterTokenizer.from_pretrained(GOLDEN)).save_pretrained(folder)
     return folder
 
 

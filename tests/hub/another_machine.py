@@ -65,6 +65,7 @@ def paint_by_transformers(repository: str, saved: str, options: dict[str, Any]) 
         "processor": processor,
     }
     input_ids = processor(text=CAPTION, return_tensors="pt")["input_ids"]
+    assert input_ids.tolist() == parts["tokenizer"]([CAPTION], padding="max_length")["input_ids"]
     painted = model.generate_images(input_ids, num_images_per_prompt=2, seed=5)
     images = processor.image_processor.postprocess(painted.pixel_values)
     pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]

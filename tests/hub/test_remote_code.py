@@ -26,7 +26,7 @@ TRUST = {"trust_remote_code": True}
 PACKAGE = Path(pai_painter.__file__).parent
 CLASSES = {
     "config": "PaiPainterConfig",
-    "tokenizer": "BertTokenizer",
+    "tokenizer": "PaiPainterTokenizer",
     "image_processor": "PaiPainterImageProcessor",
     "language_model": "PaiPainterForImageGeneration",
     "model": "PaiPainterForImageGeneration",
@@ -117,13 +117,14 @@ def test_what_is_added_to_a_painter(tiny_painter: Path) -> None:
     files = add_remote_code(before)
     assert before == files_of(tiny_painter)
     assert set(files) == set(before) | CODE_FILES
-    assert {name for name in before if files[name] != before[name]} == {"config.json", "processor_config.json"}
-    config, processor = (json.loads(files[name]) for name in ("config.json", "processor_config.json"))
+    changed = ["config.json", "processor_config.json", "tokenizer_config.json"]
+    assert {name for name in before if files[name] != before[name]} == set(changed)
+    config, processor, tokenizer = (json.loads(files[name]) for name in changed)
     assert config.pop("auto_map").keys() == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
     assert processor.pop("auto_map").keys() == {"AutoProcessor"}
     assert processor["image_processor"].pop("auto_map").keys() == {"AutoImageProcessor"}
-    assert config == json.loads((tiny_painter / "config.json").read_bytes())
-    assert processor == json.loads((tiny_painter / "processor_config.json").read_bytes())
+    assert tokenizer.pop("auto_map") == {"AutoTokenizer": ["tokenization_pai_painter.PaiPainterTokenizer", None]}
+    assert [config, processor, tokenizer] == [json.loads((tiny_painter / name).read_bytes()) for name in changed]
 
 
 def test_what_was_saved_elsewhere_is_described_anew(tiny_painter: Path, tmp_path: Path) -> None:
@@ -180,7 +181,8 @@ def references(config: Any) -> list[str]:
     """All classes that a configuration names, at any depth."""
     if not isinstance(config, dict):
         return []
-    return list(config.get("auto_map", {}).values()) + [name for part in config.values() for name in references(part)]
+    named = [name if isinstance(name, str) else name[0] for name in config.get("auto_map", {}).values()]
+    return named + [name for part in config.values() for name in references(part)]
 
 
 @pytest.mark.parametrize("kind", ["painter", "codec"])

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_world import CODEC, PAINTER
+from tiny_world import CODEC, PAINTER, WORDS
 from transformers import AutoModel, AutoProcessor
 
 from pai_painter import (
@@ -178,7 +178,7 @@ def config(folder: Path, **changes: object) -> None:
             {"vq_config": {**CODEC, "resolution": 32}},
             r"The `vq_config` of \S+ isn't that of the codec \S+: it has `resolution` 32 instead of 16; please leave",
         ),
-        ({"text_vocab_size": 14}, r"has 15 tokens, but the configuration has `text_vocab_size` 14; they must be equal"),
+        ({"text_vocab_size": 14}, r"has 15 tokens, but the model reads 14 \(`text_vocab_size`\)"),
         ({"model_type": "gpt2"}, r"is no painter's configuration: its model_type is 'gpt2'"),
     ],
 )
@@ -212,6 +212,40 @@ def test_no_vocabulary(codec_folder: Path, data: DataArguments, tmp_path: Path) 
     model = PainterModelArguments(config_name=str(tmp_path), codec=str(codec_folder))
     with pytest.raises(ValueError, match=r"has no vocabulary .*: please set `tokenizer_name`"):
         train_painter(model, data, PainterTrainingArguments(output_dir=str(tmp_path / "out")))
+
+
+def exchanged(folder: Path, words: list[str]) -> str:
+    """A folder with the vocabulary, the last two lines exchanged."""
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join([*words[:-2], words[-1], words[-2]]) + "\n", encoding="utf-8")
+    return str(folder)
+
+
+def test_a_new_painter_takes_no_vocabulary_but_that_of_its_configuration(
+    trained: Path, shapes: Path, codec_folder: Path, tmp_path: Path
+) -> None:
+    fingerprint = PaiPainterConfig.from_pretrained(trained).vocabulary_fingerprint
+    assert fingerprint == AutoProcessor.from_pretrained(trained).tokenizer.fingerprint
+    config(tmp_path, vocabulary_fingerprint=fingerprint)
+    parts = {"config_name": str(tmp_path), "codec": str(codec_folder)}
+    build_painter(PainterModelArguments(**parts, tokenizer_name=str(shapes / "painter")))
+    other = exchanged(tmp_path / "other", WORDS)
+    with pytest.raises(ValueError, match=r"vocabulary of \S+/other isn't the one that the model was trained with"):
+        build_painter(PainterModelArguments(**parts, tokenizer_name=other))
+    config(tmp_path)  # of no vocabulary yet
+    build_painter(PainterModelArguments(**parts, tokenizer_name=other))
+    (tmp_path / "other" / "vocab.txt").write_text("\n".join(word for word in WORDS if word != "[MASK]"))
+    with pytest.raises(ValueError, match=r"vocabulary of \S+/other lacks \[MASK\]"):
+        build_painter(PainterModelArguments(**parts, tokenizer_name=other))
+
+
+def test_a_trained_painter_is_not_trained_on_with_another_vocabulary(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+    (folder / "tokenizer.json").unlink()
+    shutil.move(Path(exchanged(tmp_path / "other", WORDS)) / "vocab.txt", folder)
+    with pytest.raises(ValueError, match="isn't the one that the model was trained with"):
+        build_painter(PainterModelArguments(model_name_or_path=str(folder)))
 
 
 @pytest.mark.parametrize("missing", ["config_name", "codec"])

@@ -22,7 +22,7 @@ class _Group(TyperGroup):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         standalone = kwargs.pop("standalone_mode", True)
         try:
-            status = super().main(*args, **kwargs, standalone_mode=False)
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except TyperException as error:
             if not standalone:
                 raise

@@ -225,9 +225,10 @@ def _read_native(place: Path) -> ReadModel:
         model_class, processor_class = PaiPainterVQModel, PaiPainterImageProcessor
     with naming_damaged_weights(str(place)):
         model = model_class.from_pretrained(place, use_safetensors=True).eval()
-    return ReadModel(
-        "pai-painter", model, processor_class.from_pretrained(place), read=["config.json", "model.safetensors"]
-    )
+    processor = processor_class.from_pretrained(place)
+    if isinstance(processor, PaiPainterProcessor):
+        processor.check_model(model.config)
+    return ReadModel("pai-painter", model, processor, read=["config.json", "model.safetensors"])
 
 
 def _cast(found: ReadModel, dtype: DType) -> None:

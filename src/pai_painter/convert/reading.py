@@ -4,14 +4,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import BertTokenizer
-
 from ..configuration_pai_painter import PaiPainterConfig
 from ..image_processing_pai_painter import PaiPainterImageProcessor
 from ..modeling_pai_painter import PaiPainterForImageGeneration
 from ..modeling_vqgan import PaiPainterVQModel
 from ..processing_pai_painter import PaiPainterProcessor
-from .safe_pickle import CheckpointError
+from ..tokenization_pai_painter import PaiPainterTokenizer
 
 __all__ = ["ReadModel", "read_vocabulary"]
 
@@ -44,19 +42,9 @@ def read_vocabulary(path: Path, config: PaiPainterConfig) -> PaiPainterProcessor
     """
     if not path.is_file():
         raise OSError(f"{path.parent} has no vocab.txt: please put the model's vocabulary there.")
-    try:
-        pieces = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is no vocabulary: it isn't in UTF-8 ({error}).") from error
-    pieces = [piece.rstrip("\r") for piece in (pieces[:-1] if pieces[-1] == "" else pieces)]
-    if len(pieces) != config.text_vocab_size or len(set(pieces)) != len(pieces) or "[PAD]" not in pieces:
-        raise CheckpointError(
-            f"{path} has {len(pieces):,} word pieces ({len(set(pieces)):,} different), but the model reads "
-            f"{config.text_vocab_size:,}, [PAD] among them."
-        )
-    return PaiPainterProcessor(
-        PaiPainterImageProcessor(size=config.vq_config.resolution),  # type: ignore[union-attr]
-        BertTokenizer.from_pretrained(str(path.parent)),
-        text_length=config.text_length,
-        image_vocab_size=config.image_vocab_size,
+    tokenizer = PaiPainterTokenizer(
+        str(path), image_vocab_size=config.image_vocab_size, model_max_length=config.text_length, name_or_path=str(path)
     )
+    processor = PaiPainterProcessor(PaiPainterImageProcessor(size=config.vq_config.resolution), tokenizer)  # type: ignore[union-attr]
+    processor.check_model(config)
+    return processor

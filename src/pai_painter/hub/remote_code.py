@@ -46,6 +46,7 @@ _MODEL_MAPS = {
     },
 }
 _PROCESSOR_MAP = {"AutoProcessor": "processing_pai_painter.PaiPainterProcessor"}
+_TOKENIZER_MAP = {"AutoTokenizer": ["tokenization_pai_painter.PaiPainterTokenizer", None]}
 _IMAGE_PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_pai_painter.PaiPainterImageProcessor"}
 
 
@@ -81,6 +82,8 @@ def add_remote_code(files: dict[str, Path | bytes]) -> dict[str, Path | bytes]:
             raise ValueError("The processor_config.json is another model's: it has no image_processor.")
         config["image_processor"] = {**config["image_processor"], "auto_map": _IMAGE_PROCESSOR_MAP}
         complete["processor_config.json"] = _mapped(config, _PROCESSOR_MAP)
+    if "tokenizer_config.json" in files:
+        complete["tokenizer_config.json"] = _mapped(_read(files, "tokenizer_config.json"), _TOKENIZER_MAP)
     if "preprocessor_config.json" in files:
         config = _read(files, "preprocessor_config.json")
         complete["preprocessor_config.json"] = _mapped(config, _IMAGE_PROCESSOR_MAP)
@@ -105,6 +108,6 @@ def _read(files: dict[str, Path | bytes], name: str) -> dict[str, Any]:
     return config
 
 
-def _mapped(config: dict[str, Any], auto_map: dict[str, str]) -> bytes:
+def _mapped(config: dict[str, Any], auto_map: dict[str, Any]) -> bytes:
     """A configuration with its `auto_map`, written as transformers writes it."""
     return (json.dumps({**config, "auto_map": auto_map}, indent=2, sort_keys=True) + "\n").encode()

@@ -202,7 +202,7 @@ class PainterModelArguments:
     )
     codec: str | None = field(default=None, metadata={"help": "With config_name: the trained codec's folder."})
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "With config_name: folder with vocab.txt; config_name's by default."}
+        default=None, metadata={"help": "With config_name: folder with the vocabulary; config_name's by default."}
     )
     attn_implementation: str = field(
         default="sdpa",

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the painter: captions and cached codes → a folder that `AutoModel` and the pipeline load."""
 
-import hashlib
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -81,11 +79,10 @@ def _settings_of(
 ) -> dict[str, Any]:
     """What of the model a run depends on, beside the weights that checkpoints hold."""
     names = ["attn_implementation", "gradient_checkpointing"]
-    vocabulary = json.dumps(processor.tokenizer.get_vocab(), sort_keys=True)
     settings: dict[str, Any] = {
         "config": architecture_of(painter.config),
         "codec": hash_of_model(codec),
-        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "vocabulary": processor.tokenizer.fingerprint,
         "image_processor": processor.image_processor.to_dict(),
     }
     if model.lora_rank is not None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from transformers import BertTokenizer
 
 from ..configuration_pai_painter import PaiPainterConfig
 from ..image_processing_pai_painter import PaiPainterImageProcessor
@@ -15,6 +14,7 @@ from ..modeling_pai_painter import PaiPainterForImageGeneration
 from ..modeling_vqgan import PaiPainterVQModel
 from ..painter_folder import find_file, load_processor, naming_damaged_weights, read_painter_folder
 from ..processing_pai_painter import PaiPainterProcessor
+from ..tokenization_pai_painter import PaiPainterTokenizer
 from .arguments import PainterModelArguments
 
 __all__ = ["build_painter", "take_codec", "with_codec"]
@@ -89,15 +89,11 @@ def _new(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImag
         codec = PaiPainterVQModel.from_pretrained(model.codec, dtype=torch.float32)
     config = _config_for(codec, str(model.config_name), str(model.codec))
     config.update(dropout)
+    tokenizer = _load_tokenizer(str(model.tokenizer_name or model.config_name), config)
+    processor = PaiPainterProcessor(PaiPainterImageProcessor(size=codec.config.resolution), tokenizer)
+    processor.check_model(config)
     painter = PaiPainterForImageGeneration._from_config(config, attn_implementation=model.attn_implementation)
     painter.vqgan.load_state_dict(codec.state_dict())
-    tokenizer = model.tokenizer_name or model.config_name
-    processor = PaiPainterProcessor(
-        PaiPainterImageProcessor(size=codec.config.resolution),
-        _load_tokenizer(str(tokenizer), config),
-        text_length=config.text_length,
-        image_vocab_size=config.image_vocab_size,
-    )
     return painter, processor
 
 
@@ -126,13 +122,9 @@ def _config_for(codec: PaiPainterVQModel, name: str, codec_name: str) -> PaiPain
     return config
 
 
-def _load_tokenizer(name: str, config: PaiPainterConfig) -> BertTokenizer:
+def _load_tokenizer(name: str, config: PaiPainterConfig) -> PaiPainterTokenizer:
     if not any(find_file(name, file) for file in ("tokenizer.json", "vocab.txt")):
         raise ValueError(f"{name} has no vocabulary (vocab.txt or tokenizer.json): please set `tokenizer_name`.")
-    tokenizer = BertTokenizer.from_pretrained(name)
-    if len(tokenizer) != config.text_vocab_size:
-        raise ValueError(
-            f"The vocabulary of {name} has {len(tokenizer)} tokens, but the configuration has "
-            f"`text_vocab_size` {config.text_vocab_size}; they must be equal."
-        )
-    return tokenizer
+    return PaiPainterTokenizer.from_pretrained(
+        name, image_vocab_size=config.image_vocab_size, model_max_length=config.text_length
+    )
