@@ -299,7 +299,7 @@ def _load_tokenizer(
     if vocabulary is not None:
         refuse_git_lfs_pointer(vocabulary)
     try:
-        tokenizer = PaiPainterTokenizer.from_pretrained(name_or_path, **sizes, **hub_options)
+        tokenizer = PaiPainterTokenizer.from_pretrained(name_or_path, **hub_options, **sizes)
         tokenizer("一")  # odd settings are met only now
         return tokenizer
     except (OSError, ValueError):
