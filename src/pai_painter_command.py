@@ -24,7 +24,7 @@ def main() -> None:
         spec = importlib.util.find_spec("pai_painter")
         if spec is None:
             raise ModuleNotFoundError("No module named 'pai_painter'", name="pai_painter")
-        sys.modules["pai_painter"] = importlib.util.module_from_spec(spec)  # not executed
+        sys.modules.setdefault("pai_painter", importlib.util.module_from_spec(spec))  # not executed
         from pai_painter.cli import main as run
     except KeyboardInterrupt:
         sys.exit(130)

@@ -84,7 +84,8 @@ def test_the_wheel_holds_the_package_with_its_model_and_font(wheel: Path) -> Non
         sizes = {info.filename: info.file_size for info in archive.infolist()}
     modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/pai_painter").rglob("*.py")}
     assert names >= ASSETS | modules
-    assert not [name for name in names if name.split("/")[0] not in {"pai_painter", "pai_painter-0.1.0.dist-info"}]
+    roots = {"pai_painter", "pai_painter-0.1.0.dist-info", "pai_painter_command.py"}
+    assert {name.split("/")[0] for name in names} == roots
     assert sizes["pai_painter/demo_model/model.safetensors"] < 16 * 2**20
     assert sizes["pai_painter/fonts/pai-painter-sans.otf"] < 2.5 * 2**20
 
@@ -96,7 +97,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         licences = {Path(name).name for name in archive.namelist() if "/licenses/" in name}
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.11" in metadata
-    assert "pai-painter = pai_painter.cli:main" in entry_points
+    assert "pai-painter = pai_painter_command:main" in entry_points
     assert licences >= {"LICENSE", "NOTICE", "OFL.txt"}
 
 

@@ -3,25 +3,32 @@
 
 import os
 import re
+import select
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
-__all__ = ["forget_empty_ranks", "second_signal_ends", "words_at_home"]
+__all__ = ["ended_by_signals", "forget_empty_ranks", "words_at_home"]
 
-_GRACE = 2.0  # seconds that Python has to end by itself after the second signal
+_GRACE = 2.0  # seconds that Python has to end by itself
+_OVER = b"\0"  # no signal has this number
 
 
 @contextmanager
-def second_signal_ends() -> Iterator[None]:
+def ended_by_signals(after: int = 2) -> Iterator[None]:
     """
-    While it lasts, the second SIGTERM or Ctrl-C ends the process, whatever it is doing.
+    While it lasts, SIGTERM and Ctrl-C end the process, whatever it is doing.
 
     Python's own handlers run between two instructions of Python: while native code waits, for another process say,
-    they don't, and no number of signals would end the wait. What is not over soon after the second signal is ended
-    here, with the status that a shell gives to the signal.
+    they don't, and no number of signals would end the wait. If this context isn't left soon after so many signals, the
+    process is ended here, with the status that a shell gives to the signal. In threads other than the main one, nothing
+    changes.
+
+    Args:
+        after: the number of signals that end it. Fewer are left to the handlers that Python has.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -29,37 +36,44 @@ def second_signal_ends() -> Iterator[None]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    # Processes that are forked, such as data loaders' workers, have signals of their own.
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-    threading.Thread(target=_watch, args=(reading,), daemon=True).start()
+    _keep_children_apart()
+    watch = threading.Thread(target=_watch, args=(reading, after), daemon=True)
+    watch.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        os.close(writing)  # ends the thread
+        os.write(writing, _OVER)  # closing it isn't enough: forked processes may hold it, too
+        watch.join()
+        os.close(writing)
+        os.close(reading)
 
 
-def _watch(reading: int) -> None:
-    asked = 0
-    while number := os.read(reading, 1):
-        asked += number[0] in (signal.SIGTERM, signal.SIGINT)
-        if asked == 2:
-            over = threading.Timer(_GRACE, _end, (number[0],))
-            over.daemon = True
-            over.start()
-    os.close(reading)
+@cache
+def _keep_children_apart() -> None:
+    """Signals of forked processes, such as data loaders' workers, are none of this one's."""
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
-def _end(number: int) -> None:
-    sys.stderr.write("Stopped while it waited; what was saved before is complete.\n")
-    sys.stderr.flush()
-    os._exit(128 + number)
+def _watch(reading: int, after: int) -> None:
+    asked, number = 0, 0
+    while True:
+        ready, _, _ = select.select([reading], [], [], _GRACE if asked >= after else None)
+        if not ready:
+            sys.stderr.write("Stopped while it waited; what was saved before is complete.\n")
+            sys.stderr.flush()
+            os._exit(128 + number)
+        (byte,) = os.read(reading, 1)
+        if byte == _OVER[0]:
+            return
+        if byte in (signal.SIGTERM, signal.SIGINT):
+            asked, number = asked + 1, byte
 
 
 def forget_empty_ranks() -> None:
     """Some launchers leave the variables of distributed runs empty: the libraries, too, must take that for unset."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        if not os.environ.get(name, "unset"):
+        if not os.environ.get(name, "unset").strip():
             del os.environ[name]
 
 

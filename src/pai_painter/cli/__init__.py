@@ -3,13 +3,14 @@
 
 import io
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from ..signals import forget_empty_ranks, second_signal_ends
+from ..signals import ended_by_signals
 from . import convert, data, easynlp, evaluation, hub, painting, predict, training
 from .common import home_in_paths
 
@@ -19,26 +20,30 @@ __all__ = ["app", "main"]
 class _Group(TyperGroup):
     """Usage errors are one sentence, as all other errors are."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        standalone = kwargs.pop("standalone_mode", True)
+    def main(self, args: Sequence[str] | None = None, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
         try:
-            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+            status = super().main(words or ["--help"], standalone_mode=False, **kwargs)
         except TyperException as error:
-            if not standalone:
+            if not standalone_mode:
                 raise
-            if type(error).__name__ == "NoArgsIsHelpError":
-                typer.echo(error.format_message(), err=True)  # the help itself
-                sys.exit(2)
-            context = getattr(error, "ctx", None)
-            command = context.command_path if context else "pai-painter"
-            reason = " ".join(error.format_message().split()).rstrip(".")
-            typer.echo(f"Error: {reason}; `{command} --help` shows what is allowed.", err=True)
+            typer.echo(f"Error: {self._sentence(error, words)}", err=True)
             sys.exit(error.exit_code)
         except typer.Abort:
             sys.exit(130)
-        if not standalone:
+        if not standalone_mode:
             return status
-        sys.exit(status or 0)
+        sys.exit(status or (0 if words else 2))
+
+    def _sentence(self, error: TyperException, words: list[str]) -> str:
+        from pydantic import ValidationError  # with which typer checks values
+
+        reason = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
+        reason = reason.replace(". Did you mean ", "; did you mean ").rstrip("?")
+        if isinstance(error.__cause__, ValidationError) and "is not one of" not in reason:
+            reason += f", got {error.__cause__.errors()[0]['input']!r}"
+        command = f"pai-painter {words[0]}" if words[0] in self.commands else "pai-painter"
+        return f"{reason}; `{command} --help` shows what is allowed."
 
 
 class _Command(TyperCommand):
@@ -52,7 +57,6 @@ class _Command(TyperCommand):
 app = typer.Typer(
     cls=_Group,
     help="Paints pictures from Chinese captions with PAI-Painter models.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -76,8 +80,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that can't show Chinese is no reason to fail
             stream.reconfigure(errors="backslashreplace")
-    forget_empty_ranks()
-    with second_signal_ends():
+    with ended_by_signals():
         app()
 
 

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
+from ..signals import forget_empty_ranks
+
 __all__ = [
     "ForceOption",
     "ModelOption",
@@ -31,6 +33,7 @@ __all__ = [
 
 _MACHINE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENFILE, errno.EMFILE, errno.ENOMEM)
 _LONGEST_ERROR = 700
+_TEXTS = ("prompts", "caption_separator", "message")  # options whose `~` is nobody's home
 # Libraries of an extra: without it, a command says which words install it.
 _EXTRAS = {"datasets": "train", "peft": "train", "pyarrow": "train"}
 
@@ -57,7 +60,7 @@ def load_package() -> None:
 
 
 def home_in_paths(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of options with `~` for the home folder, but for captions."""
+    """Values of options with `~` for the home folder, but for those that are text."""
 
     def at_home(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -66,7 +69,7 @@ def home_in_paths(values: dict[str, Any]) -> dict[str, Any]:
             return type(value)(os.path.expanduser(value))
         return value
 
-    return {name: value if name == "prompts" else at_home(value) for name, value in values.items()}
+    return {name: value if name in _TEXTS else at_home(value) for name, value in values.items()}
 
 
 def model_or_demo(model: str | None) -> str:
@@ -125,6 +128,7 @@ def one_sentence_errors(
         verbose: show the stack trace, too.
         stopped: what is said after Ctrl-C.
     """
+    forget_empty_ranks()
     try:
         yield
     except KeyboardInterrupt:

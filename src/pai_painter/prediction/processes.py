@@ -17,7 +17,7 @@ def this_process(rank: int | None = None, processes: int | None = None) -> tuple
     if (rank is None) != (processes is None):
         raise ValueError("Please give both `rank` and `processes`, or neither.")
     if rank is None or processes is None:
-        rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rank, processes = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if not 0 <= rank < processes:
         raise ValueError(f"With {processes} processes `rank` goes from 0 to {processes - 1}, got {rank}.")
     return rank, processes
@@ -25,4 +25,14 @@ def this_process(rank: int | None = None, processes: int | None = None) -> tuple
 
 def local_rank() -> int:
     """The number of this process on its machine: which of the accelerators it takes."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0)
+
+
+def _number(name: str, default: int) -> int:
+    """What a launcher says in the environment; an empty variable says nothing."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal():
+        raise ValueError(f"The environment's {name} must be a whole number, got {text!r}: please set or unset it.")
+    return int(text)

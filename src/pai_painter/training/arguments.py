@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `train.py` and `train_codec.py` can be told, as dataclasses for `HfArgumentParser`."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        _expand_home(self, "train_file", "validation_file", "dataset_name", "cache_dir")
         if bool(self.train_file) == (self.dataset_name is not None):
             raise ValueError("Please set one of `train_file` (your files) and `dataset_name` (a data set's name).")
         if self.dataset_name is None and (self.dataset_config_name is not None or self.validation_split is not None):
@@ -122,6 +124,7 @@ class TrainingArguments:
     )
 
     def __post_init__(self) -> None:
+        _expand_home(self, "output_dir", "resume_from_checkpoint")
         _require_at_least(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps")
         _require_at_least(self, 1, "save_steps", "save_total_limit", "eval_steps", "sample_steps", "num_samples")
         _require_at_least(self, 0, "warmup_steps", "weight_decay", "seed", "dataloader_num_workers")
@@ -157,6 +160,7 @@ class CodecModelArguments:
     revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a codec on the Hub."})
 
     def __post_init__(self) -> None:
+        _expand_home(self, "config_name", "model_name_or_path")
         if (self.config_name is None) == (self.model_name_or_path is None):
             raise ValueError("Please set one of `config_name` (a new codec) and `model_name_or_path` (a trained one).")
 
@@ -226,6 +230,7 @@ class PainterModelArguments:
     )
 
     def __post_init__(self) -> None:
+        _expand_home(self, "config_name", "model_name_or_path", "codec", "tokenizer_name")
         if (self.config_name is None) == (self.model_name_or_path is None):
             raise ValueError(
                 "Please set one of `config_name` (a new painter) and `model_name_or_path` (a trained one)."
@@ -316,6 +321,16 @@ class PainterTrainingArguments(TrainingArguments):
     def keeps_best(self) -> bool:
         """Whether the model of the best validation is kept."""
         return self.load_best_model_at_end or self.early_stopping_patience is not None
+
+
+def _expand_home(arguments: Any, *names: str) -> None:
+    """`~` in paths, which no shell has expanded in `--output_dir=~/out`, in a settings file, or in Python."""
+    for name in names:
+        value = getattr(arguments, name)
+        if isinstance(value, list):
+            setattr(arguments, name, [os.path.expanduser(path) for path in value])
+        elif value is not None:
+            setattr(arguments, name, os.path.expanduser(value))
 
 
 def _require_at_least(arguments: Any, least: int, *names: str) -> None:

@@ -2,6 +2,7 @@
 """From the words of a command line to a training run, and from its errors to one sentence."""
 
 import difflib
+import importlib.util
 import logging
 import os
 import signal
@@ -9,13 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from safetensors import SafetensorError
-from transformers.hf_argparser import HfArgumentParser
 
-from ..signals import forget_empty_ranks, second_signal_ends, words_at_home
+from ..signals import ended_by_signals, forget_empty_ranks
 from .stopping import Stopped
 
 __all__ = ["parse_arguments", "run_from_command_line"]
@@ -26,6 +27,22 @@ _ABOUT = (
     "The settings may stand in a YAML or JSON file, given first; flags behind it win over the file's lines. "
     "For example: %(prog)s settings.yaml --learning_rate 2e-5"
 )
+
+
+def _load_parser_class() -> Any:
+    """`HfArgumentParser` from its own file, which needs nothing else of transformers: all of it takes a second."""
+    package = importlib.util.find_spec("transformers")
+    (folder,) = package.submodule_search_locations  # type: ignore[union-attr, misc]  # a package, on which we depend
+    spec = importlib.util.spec_from_file_location("hf_argparser", Path(folder) / "hf_argparser.py")
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module.HfArgumentParser
+
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+else:
+    HfArgumentParser = _load_parser_class()
 
 
 class _Parser(HfArgumentParser):
@@ -61,13 +78,13 @@ def parse_arguments(
     Raises:
         ValueError: if a setting is unknown, missing or not allowed, or if the file can't be read.
     """
-    argv = words_at_home(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
     # Abbreviations are off: `--learning 1` would otherwise quietly be the learning rate.
     parser = _Parser(types, prog=program, description=_ABOUT, allow_abbrev=False)
     known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
     if argv and argv[0].endswith(_FILES):
         several = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
-        argv = words_at_home(_flags_of_file(argv[0], known, several)) + argv[1:]
+        argv = _flags_of_file(os.path.expanduser(argv[0]), known, several) + argv[1:]
     for word in argv:  # before argparse complains that a required setting, perhaps this one misspelt, is missing
         if word.startswith("--") and word.partition("=")[0] not in parser._option_string_actions:
             _refuse_unknown(word, known, "on the command line")
@@ -139,14 +156,15 @@ def run_from_command_line(
         argv: the words of the command line; `sys.argv[1:]` if not given.
         program: what was called, for the help and in front of errors; the script's name if not given.
     """
-    _set_up_logging()
     forget_empty_ranks()
+    _set_up_logging()
     program = program or os.path.basename(sys.argv[0])
     output_dir = None
     try:
         arguments = parse_arguments(types, argv, program)
         output_dir = arguments[-1].output_dir
-        with second_signal_ends(), _sigterm_interrupts():
+        # Up to the loop there is nothing to be saved: the first signal ends the run. The loop itself waits for two.
+        with ended_by_signals(after=1), _sigterm_interrupts():
             train(*arguments)
     except (ValueError, OSError, ImportError, SafetensorError) as error:  # imports: of what only some settings need
         _leave(program, str(error), 2, perhaps_alone=output_dir is not None)

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedType, is_deepspeed_available
 
+from ..signals import forget_empty_ranks
 from .arguments import TrainingArguments
 
 __all__ = ["build_accelerator", "is_sharded"]
@@ -21,6 +22,7 @@ def build_accelerator(training: TrainingArguments) -> Accelerator:
     Raises:
         ValueError: if the launcher was told something else than the arguments, or what this machine can't do.
     """
+    forget_empty_ranks()
     training.mixed_precision = _agreed_precision(training.mixed_precision)
     if _asked_for("MEGATRON_LM"):
         raise ValueError("MEGATRON_LM is not supported; please launch with DDP, FSDP or DeepSpeed.")

@@ -3,8 +3,11 @@
 
 import signal
 import threading
+from contextlib import ExitStack
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
+
+from ..signals import ended_by_signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,14 +31,17 @@ class Stopped(KeyboardInterrupt):
 class StopSignals:
     """
     While it lasts, the first SIGTERM or Ctrl-C is only noted, for the loop to ask about; the second raises
-    [`Stopped`] wherever the program is. In threads other than the main one, signals stay as they are.
+    [`Stopped`] wherever the program is, and ends the process if that is native code which waits, for another process
+    say. In threads other than the main one, signals stay as they are.
     """
 
     def __init__(self) -> None:
         self.number = 0
         self._before: dict[int, Any] = {}
+        self._watch = ExitStack()
 
     def __enter__(self) -> "StopSignals":
+        self._watch.enter_context(ended_by_signals(after=2))
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
@@ -44,6 +50,7 @@ class StopSignals:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._watch.close()
 
     def anywhere(self, accelerator: "Accelerator") -> int:
         """The signal that this or another process has got, or 0. All processes ask at the same step."""
