@@ -45,14 +45,16 @@ test-slow: $(DEV_STAMP) ## Run the slow tests, too: fresh environments, training
 # What stands on transformers, diffusers, torch and peft: numbers of the original programs, generation, loading and
 # saving, the pipeline, tokenizer and processors, adapters, resumed training, code that travels to the Hub.
 LIBRARY_TESTS = $(addprefix tests/,test_accelerators.py test_code_writer.py test_configuration.py test_demo_model.py \
-	test_generation.py test_guessing.py test_image_processing.py test_loading.py test_lora.py \
-	test_modeling_pai_painter.py test_modeling_vqgan.py test_pipeline.py test_processing.py test_quantization.py \
-	test_sampling.py test_speed.py training/test_trainer.py training/test_resume.py hub/test_remote_code.py)
+	test_generation.py test_guessing.py test_image_processing.py test_loading.py test_lora.py test_lora_pipeline.py \
+	test_modeling_pai_painter.py test_modeling_vqgan.py test_pipeline.py test_pipeline_loading.py test_processing.py \
+	test_quantization.py test_sampling.py test_speed.py test_tokenization.py test_unknown_keywords.py \
+	test_vocabulary_fits.py training/test_trainer.py training/test_resume.py hub/test_remote_code.py \
+	hub/test_custom_pipeline.py)
 
 test-newest: ## Run what depends on the libraries on the newest versions that setup.cfg allows
 	test -d $(VENV)-newest || $(PYTHON) -m venv $(VENV)-newest
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
-		--editable ".[train,test]"
+		--editable ".[train,test]" torchao
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -m "not slow" -n 2 $(LIBRARY_TESTS) $(PYTEST_ARGS)
 
 test-oldest: ## The same on the oldest: each `name>=version` of setup.cfg is taken as `name==version`

@@ -289,7 +289,7 @@ class PaiPainterProcessor(ProcessorMixin):
 
 
 def _load_tokenizer(
-    name_or_path: str | os.PathLike, sizes: dict[str, int], hub_options: dict[str, Any]
+    name_or_path: str | os.PathLike, sizes: dict[str, Any], hub_options: dict[str, Any]
 ) -> PaiPainterTokenizer:
     for name in _TOKENIZER_FILES:
         path = find_model_file(name_or_path, name, **hub_options)

@@ -20,7 +20,9 @@ __all__ = ["app", "main"]
 class _Group(TyperGroup):
     """Usage errors are one sentence, as all other errors are."""
 
-    def main(self, args: Sequence[str] | None = None, standalone_mode: bool = True, **kwargs: Any) -> Any:
+    def main(  # type: ignore[override]  # typer's other arguments are among the keywords
+        self, args: Sequence[str] | None = None, standalone_mode: bool = True, **kwargs: Any
+    ) -> Any:
         words = sys.argv[1:] if args is None else list(args)
         try:
             status = super().main(words or ["--help"], standalone_mode=False, **kwargs)
