@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
     SafetensorsParsingError,
 )
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its client, not in its __all__
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client's, whatever its version
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -35,6 +35,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 __all__ = [
     "HUB_OPTIONS",
+    "build_without_memory",
     "check_finite",
     "count_numbers",
     "find_model_file",
@@ -215,6 +216,25 @@ def read_json_object(path: str, name_or_path: str | os.PathLike) -> dict[str, An
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a JSON object, but holds {json.dumps(content)[:40]}.")
     return content
+
+
+def build_without_memory(model_class: Any, name: str, *args: Any) -> Any:
+    """
+    A model with the shapes of its weights alone, on PyTorch's device `meta`.
+
+    Args:
+        model_class: built with `args`, its configuration first.
+        name: of the model, for the error.
+
+    Raises:
+        ValueError: if the sizes are beyond all bounds.
+    """
+    try:
+        with torch.device("meta"):
+            return model_class(*args)
+    except (OverflowError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"The sizes in the config.json of {name} can't be built: {reason}.") from error
 
 
 def count_numbers(files: list[str]) -> int:

@@ -5,11 +5,11 @@ import math
 import os
 from typing import Any
 
-import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from .generation_config_pai_painter import read_generation_config
+from .model_files_pai_painter import build_without_memory
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .painter_folder import AdapterFolder, find_file, naming_damaged_weights, read_painter_folder
 from .sampling_pai_painter import default_generation_config
@@ -39,8 +39,7 @@ def describe_model(
     name = os.fspath(name_or_path)
     folder = read_painter_folder(name, base=base, revision=revision)
     config, vq_config = folder.config, folder.vq_config
-    with torch.device("meta"):  # shapes without memory
-        model = PaiPainterForImageGeneration(config)
+    model = build_without_memory(PaiPainterForImageGeneration, folder.name, config)
     codec = sum(parameter.numel() for parameter in model.vqgan.parameters())
     together = sum(parameter.numel() for parameter in model.parameters())
     settings = default_generation_config(config).to_dict()

@@ -15,6 +15,7 @@ from transformers.core_model_loading import WeightRenaming
 
 from .model_files_pai_painter import (
     HUB_OPTIONS,
+    build_without_memory,
     check_finite,
     count_numbers,
     find_model_file,
@@ -59,8 +60,6 @@ class StrictLoadingMixin:
     """`from_pretrained` that refuses weights which don't fit, and `save_pretrained` that writes native names."""
 
     _keys_to_ignore_on_load_unexpected: Any
-    config_class: Any
-    state_dict: Any
     _own_parts: tuple[str, ...]  # first words of the names of weights that must be there; a subclass may add others
 
     def post_init(self) -> None:
@@ -89,7 +88,7 @@ class StrictLoadingMixin:
             hub_options = {key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()}
             kwargs |= resolve_hub_options(pretrained_model_name_or_path, **hub_options)
             if not os.path.isfile(pretrained_model_name_or_path) and not _ELSEWHERE & kwargs.keys():
-                cls._check_files(pretrained_model_name_or_path, args, kwargs)
+                _check_files(cls, pretrained_model_name_or_path, args, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(  # type: ignore[misc]
@@ -112,37 +111,6 @@ class StrictLoadingMixin:
             )
         check_finite(model.state_dict(), str(pretrained_model_name_or_path))
         return (model, info) if wants_info else model
-
-    @classmethod
-    def _check_files(cls, name_or_path: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Finds what is wrong with a folder before memory is taken; with the arguments of `from_pretrained`."""
-        hub_options = {key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()}
-        if find_model_file(name_or_path, "adapter_config.json", **hub_options) is not None:
-            return  # an adapter, whose base transformers looks for
-        config, fields = kwargs.get("config"), {}
-        if config is None:
-            path = find_model_file(name_or_path, "config.json", **hub_options)
-            if path is not None:
-                read_json_object(path, name_or_path)
-            fields = {key: kwargs[key] for key in kwargs if hasattr(cls.config_class, key) or key == "vq_config"}
-        if not isinstance(config, PreTrainedConfig):
-            config = cls.config_class.from_pretrained(config or name_or_path, **hub_options, **fields)
-        files = find_weight_files(name_or_path, kwargs.get("variant"), kwargs.get("use_safetensors"), **hub_options)
-        # Quantised, several weights may stand in one number; the option is there to have them another size.
-        if hasattr(config, "quantization_config") or kwargs.get("ignore_mismatched_sizes"):
-            return
-        try:
-            with torch.device("meta"):
-                model = cls(config, *args)  # type: ignore[call-arg]
-        except (OverflowError, RuntimeError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise ValueError(f"The sizes in the config.json of {name_or_path} can't be built: {reason}.") from error
-        wanted, found = sum(weight.numel() for weight in model.state_dict().values()), count_numbers(files)
-        if wanted > 2 * found + _FEW:
-            raise ValueError(
-                f"The weights of {name_or_path} don't fit {cls.__name__} with its configuration, which describes "
-                f"{wanted:,} numbers; they hold {found:,}."
-            )
 
     def save_pretrained(
         self,
@@ -181,4 +149,30 @@ class StrictLoadingMixin:
             save_peft_format,
             save_original_format,
             **kwargs,
+        )
+
+
+def _check_files(cls: Any, name_or_path: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Finds what is wrong with a folder before memory is taken; with the arguments of `from_pretrained`."""
+    hub_options = {key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()}
+    if find_model_file(name_or_path, "adapter_config.json", **hub_options) is not None:
+        return  # whose base transformers loads instead
+    config, fields = kwargs.get("config"), {}
+    if config is None:
+        path = find_model_file(name_or_path, "config.json", **hub_options)
+        if path is not None:
+            read_json_object(path, name_or_path)
+        fields = {key: kwargs[key] for key in kwargs if hasattr(cls.config_class, key) or key == "vq_config"}
+    if not isinstance(config, PreTrainedConfig):
+        config = cls.config_class.from_pretrained(config or name_or_path, **hub_options, **fields)
+    files = find_weight_files(name_or_path, kwargs.get("variant"), kwargs.get("use_safetensors"), **hub_options)
+    # Quantised, several weights may stand in one number; the option is there to have them another size.
+    if hasattr(config, "quantization_config") or kwargs.get("ignore_mismatched_sizes"):
+        return
+    model = build_without_memory(cls, str(name_or_path), config, *args)
+    wanted, found = sum(weight.numel() for weight in model.state_dict().values()), count_numbers(files)
+    if wanted > 2 * found + _FEW:
+        raise ValueError(
+            f"The weights of {name_or_path} don't fit {cls.__name__} with its configuration, which describes "
+            f"{wanted:,} numbers; they hold {found:,}."
         )

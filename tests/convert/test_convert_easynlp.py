@@ -189,7 +189,7 @@ def test_a_program_in_the_weights(tmp_path: Path) -> None:
         ("n_layer", 900, "weights for 900 layers"),
         ("n_layer", 10**9, "must be at most 1,000"),
         ("n_layer", "2", "n_layer|num_hidden_layers|int"),
-        ("n_embd", 2 * 10**9, "can't be built|ill-shaped"),
+        ("n_embd", 5 * 10**8, "can't be built|ill-shaped"),
         ("n_embd", 10**15, "must be at most"),
         ("n_head", 5, "divisible"),
         ("block_size", "48", "no numbers"),
