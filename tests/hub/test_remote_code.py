@@ -5,6 +5,7 @@ import ast
 import hashlib
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,29 @@ def test_the_travelling_half_of_the_pipeline_needs_diffusers_and_the_model_only(
     others |= {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
     roots = {name.partition(".")[0] for name in others} - sys.stdlib_module_names
     assert roots == {"PIL", "diffusers", "numpy", "torch", "tqdm", "transformers"}
+
+
+ANOTHER_TRANSFORMERS = """
+import importlib.metadata, sys
+from transformers import AutoConfig
+found = importlib.metadata.version
+importlib.metadata.version = lambda name: sys.argv[2] if name == "transformers" else found(name)
+try:
+    AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)
+except ImportError as error:
+    print(" ".join(str(error).split()))
+"""
+
+
+@pytest.mark.parametrize("version", ["5.23.0", "6.0.0"])
+def test_another_transformers_is_told_which_one_is_needed(version: str, tiny_painter: Path, tmp_path: Path) -> None:
+    """In one sentence, rather than by what happens to be missing in it, or by wrong pictures."""
+    files = add_remote_code({path.name: path for path in tiny_painter.iterdir()})
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-c", ANOTHER_TRANSFORMERS, str(tmp_path), version], capture_output=True, text=True, check=True
+    )
+    assert "transformers" in done.stdout
+    assert f"found transformers=={version}" in done.stdout
+    assert "pip install 'transformers>=5.24,<6'" in done.stdout
