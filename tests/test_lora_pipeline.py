@@ -203,6 +203,10 @@ def test_what_can_not_be_loaded_is_named(
             "ill-shaped: lm_head.lora_A.weight",
         ),
         ({"lm_head.lora_A.weight": 7}, "has names and tensors"),
+        (
+            {"lm_head.lora_A.weight": torch.full((2, 16), torch.nan), "lm_head.lora_B.weight": torch.ones(64, 2)},
+            "hold NaN or infinity",
+        ),
     ],
 )
 def test_state_dicts_that_do_not_fit(pipe: PaiPainterPipeline, state_dict: dict, message: str) -> None:

@@ -362,7 +362,7 @@ def test_layer_by_layer_offload(pipe) -> None:
 
 def test_model_and_processor_must_belong_together(pipe) -> None:
     pipe.processor.tokenizer.model_max_length = 5
-    with pytest.raises(ValueError, match="`text_length` is 5, the model's is 8"):
+    with pytest.raises(ValueError, match="`text_length` is 5, but the model needs 8"):
         PaiPainterPipeline(pipe.model, pipe.processor)
 
 

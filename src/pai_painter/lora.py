@@ -27,7 +27,6 @@ from .lora_layers import (
     put_lora_in,
     take_lora_out,
 )
-from .model_files_pai_painter import check_finite
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .painter_folder import (
     AdapterFolder,
@@ -177,7 +176,6 @@ def load_lora(painter: PaiPainterForImageGeneration, adapter: AdapterFolder, ada
 
     with naming_damaged_weights(adapter.name):
         tensors = load_file(adapter.weights)
-    check_finite(tensors, adapter.name)
     weights = {name.removeprefix(_PREFIX): weight for name, weight in tensors.items()}
     folder = os.path.dirname(adapter.weights)
     put_lora_in(painter, weights, lambda: LoraConfig.from_pretrained(folder), adapter.name, adapter_name)

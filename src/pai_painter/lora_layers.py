@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .model_files_pai_painter import check_finite
 from .modeling_pai_painter import PaiPainterForImageGeneration
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def put_lora_in(
         raise ValueError(
             f"The painter has an adapter {adapter_name!r} already: please unload it, or give another `adapter_name`."
         )
+    check_finite(weights, adapter)
     with _taking_out_if_it_fails(painter, adapter_name):
         try:
             put_fresh_lora_in(painter, settings(), adapter_name)
