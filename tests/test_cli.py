@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 import pai_painter
 from pai_painter import PaiPainterForImageGeneration, PaiPainterVQModel
 from pai_painter.cli import app
+from pai_painter.cli.common import home_in_paths
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = ["paint", "encode", "decode", "info", "push", "pull"]
@@ -113,7 +114,10 @@ def test_the_command_is_installed() -> None:
     [
         (["paint"], "Error: Missing argument 'PROMPTS...'; `pai-painter paint --help` shows"),
         (["paint", "红", "--topk", "3"], "No such option: --topk"),
-        (["paint", "红", "--seed"], "Option '--seed' requires an argument"),
+        (["paint", "红", "--seed"], "Option '--seed' requires an argument; `pai-painter paint --help` shows"),
+        (["paint", "红", "--top-k", "many"], "parse string as an integer, got 'many'; `pai-painter paint --help` shows"),
+        (["paint", "红", "--num-images", "0"], "greater than or equal to 1, got '0';"),
+        (["pain", "红"], "No such command 'pain'; did you mean 'paint', 'train'; `pai-painter --help` shows"),
         (["paint", "红", "--speed", "warp"], "--speed"),
         (["draw", "红"], "No such command 'draw'; `pai-painter --help` shows"),
         (["--nothing"], "No such option: --nothing"),
@@ -130,7 +134,7 @@ import pai_painter_command
 try:
     pai_painter_command.main()
 except SystemExit as end:
-    heavy = [name for name in ("torch", "diffusers", "datasets", "accelerate") if name in sys.modules]
+    heavy = [name for name in ("torch", "transformers", "diffusers", "datasets", "accelerate") if name in sys.modules]
     print(json.dumps({"status": end.code, "heavy": heavy}))
 """
 
@@ -142,6 +146,8 @@ except SystemExit as end:
         *(([command, "--help"], 0) for command in [*COMMANDS, "predict", "evaluate", "merge", "convert", "prepare"]),
         (["paint", "红", "--topk", "3"], 2),
         (["train", "--lerning_rate", "1"], 2),
+        (["train", "nowhere.yaml"], 2),
+        (["train", "--output_dir=o", "--train_file=t", "--model_name_or_path=m", "--pkeep=0"], 2),
         (["easynlp", "--mood=train"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
@@ -169,11 +175,37 @@ def test_a_tilde_is_the_home_folder(tiny_painter, tmp_path) -> None:
     assert here() == []
 
 
+def test_a_tilde_that_is_text_stays_one() -> None:
+    given = {"prompts": ["~"], "caption_separator": "~", "message": "~/", "model": "~/m", "files": ["~/a", "b~"]}
+    home = os.path.expanduser("~")
+    assert home_in_paths(given) == {**given, "model": f"{home}/m", "files": [f"{home}/a", "b~"]}
+
+
 def test_empty_ranks_are_none(tiny_painter) -> None:
     Path("captions.txt").write_text("红苹果\n", encoding="utf-8")
     words = ["predict", "captions.txt", "--output", "out.tsv", "--model", str(tiny_painter)]
     done = as_typed(*words, RANK="", WORLD_SIZE="", LOCAL_RANK="")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+@pytest.mark.parametrize("command", [["evaluate", "--file"], ["easynlp", "--mode=evaluate", "--tables"], ["predict"]])
+def test_an_empty_rank_is_no_number_that_is_wrong(empty: str, command: list[str], tiny_painter, monkeypatch) -> None:
+    """Called from Python, too; what is complained about is the file."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, empty)
+    model = "--checkpoint_dir" if command[0] == "easynlp" else "--model"
+    output = ["--output", "out.tsv"] if command[0] == "predict" else []
+    result = run(*command, "nowhere.tsv", model, tiny_painter, *output)
+    assert result.exit_code == 2
+    assert "nowhere.tsv" in result.stderr
+    assert "literal" not in result.stderr
+
+
+def test_a_rank_that_is_no_number_is_named(monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "first")
+    sentence = one_sentence(run("predict", "captions.txt", "--output", "out.tsv"))
+    assert "The environment's RANK must be a whole number, got 'first'" in sentence
 
 
 # paint

@@ -34,7 +34,7 @@ MODEL_FILES = {
     "modeling_pai_painter": {"huggingface_hub", "torch", "transformers"},
     "modeling_vqgan": {"huggingface_hub", "torch", "transformers"},
     "processing_pai_painter": {"PIL", "huggingface_hub", "numpy", "torch", "transformers"},
-    "sampling_pai_painter": {"huggingface_hub", "torch", "transformers"},
+    "sampling_pai_painter": {"huggingface_hub", "numpy", "torch", "transformers"},
     "tokenization_pai_painter": {"transformers"},
     "weight_mapping": {"huggingface_hub", "torch", "transformers"},
 }

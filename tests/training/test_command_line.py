@@ -74,6 +74,22 @@ def test_a_yaml_file_and_flags_behind_it(file: Callable) -> None:
     assert (training.use_ema, training.mixed_precision) == (False, "bf16")
 
 
+def test_a_tilde_is_the_home_folder_in_paths_alone(file: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = file(
+        "model_name_or_path: ~/m\ntrain_file: [~/a.tsv, b.tsv]\noutput_dir: ~/out\ncache_dir: '~'\n"
+        "caption_separator: '~'\nvalidation_prompts: ['~/红']\n"
+    )
+    model, data, training = parse_arguments(PAINTER, ["~/settings.yaml", "--resume_from_checkpoint=~/out/checkpoint-1"])
+    assert path == str(tmp_path / "settings.yaml")
+    assert (model.model_name_or_path, data.train_file) == (f"{tmp_path}/m", [f"{tmp_path}/a.tsv", "b.tsv"])
+    assert (training.output_dir, data.cache_dir) == (f"{tmp_path}/out", str(tmp_path))
+    assert training.resume_from_checkpoint == f"{tmp_path}/out/checkpoint-1"
+    assert (data.caption_separator, training.validation_prompts) == ("~", ["~/红"])
+    made = PainterModelArguments(config_name="~/c", codec="~/codec", tokenizer_name="~/words")
+    assert (made.config_name, made.codec, made.tokenizer_name) == (f"{tmp_path}/c", f"{tmp_path}/codec", f"{tmp_path}/words")
+
+
 def test_lists(file: Callable) -> None:
     """In a file and as flags; flags replace the file's."""
     path = file("model_name_or_path: m\ntrain_file: [a.tsv, b.tsv]\nreport_to: tensorboard\noutput_dir: o\n")

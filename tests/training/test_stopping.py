@@ -4,6 +4,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -117,6 +118,34 @@ def test_stopped_as_a_user_or_a_cluster_does(processes: int, number: int, settin
     resumed = launch(*words, str(stopped), processes=processes)
     assert resumed.returncode == 0, resumed.stderr
     assert equal_weights(stopped, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_the_second_signal_ends_what_waits_for_a_peer_that_stands_still(settings: Callable, tmp_path: Path) -> None:
+    """The first asks for a checkpoint after the step, which never ends without the other process's gradients."""
+    words = ("train.py", settings(max_train_steps=100_000, save_steps=99_999), "--output_dir", str(tmp_path / "out"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = [{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    runs = [launch(*words, wait=False, environment=rank) for rank in ranks]
+    try:
+        while not (tmp_path / "out" / "metrics.jsonl").is_file():
+            assert runs[0].poll() is runs[1].poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        runs[1].send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        runs[0].send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            runs[0].wait(4)
+        runs[0].send_signal(signal.SIGTERM)
+        assert runs[0].wait(20) == 143
+        assert runs[0].stderr.read().endswith("Stopped while it waited; what was saved before is complete.\n")
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
 
 
 @pytest.mark.slow
