@@ -309,7 +309,7 @@ def test_what_transformers_passes_through_by_design(painter: PaiPainterForImageG
     outputs = painter(
         sequence,
         labels=sequence,
-        num_items_in_batch=torch.tensor(48),
+        num_items_in_batch=torch.tensor(3 * 47),
         output_hidden_states=True,
         output_attentions=None,
     )

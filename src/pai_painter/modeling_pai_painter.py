@@ -331,8 +331,8 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
                 ignored.
             logits_to_keep (`int` or `torch.LongTensor` of shape `(kept,)`, *optional*, defaults to 0): Compute the head
                 (and the loss) at the last positions only, or at these; 0 means all.
-            kwargs: `output_hidden_states` and `output_attentions`, `return_dict`, and `num_items_in_batch`, by which
-                the loss is divided instead of by the number of labels.
+            kwargs: `output_hidden_states` and `output_attentions`, `return_dict`, and `num_items_in_batch`, the labels
+                of the whole batch that aren't -100: what of them is predicted divides the loss.
 
         Returns:
             `CausalLMOutputWithPast`: `loss` (mean cross-entropy in nats, if there are labels) and `logits`
@@ -356,9 +356,17 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            targets = self._targets(labels)[:, kept].contiguous()
+            targets = self._targets(labels)
+            if kwargs.get("num_items_in_batch") is not None:
+                # `Trainer` counts labels that aren't -100, caption ids among them: of these the share that is predicted.
+                counted = (labels[:, 1:] != -100).sum().clamp(min=1)
+                kwargs["num_items_in_batch"] = kwargs["num_items_in_batch"] * (targets != -100).sum() / counted
             loss = self.loss_function(
-                logits, labels, vocab_size=self.config.image_vocab_size, shift_labels=targets, **kwargs
+                logits,
+                labels,
+                vocab_size=self.config.image_vocab_size,
+                shift_labels=targets[:, kept].contiguous(),
+                **kwargs,
             )
         return CausalLMOutputWithPast(
             loss=loss,
