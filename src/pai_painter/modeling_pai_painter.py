@@ -358,7 +358,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
         if labels is not None:
             targets = self._targets(labels)
             if kwargs.get("num_items_in_batch") is not None:
-                # `Trainer` counts labels that aren't -100, caption ids among them: of these the share that is predicted.
+                # `Trainer` counts labels that aren't -100, caption ids among them; a share of them is predicted.
                 counted = (labels[:, 1:] != -100).sum().clamp(min=1)
                 kwargs["num_items_in_batch"] = kwargs["num_items_in_batch"] * (targets != -100).sum() / counted
             loss = self.loss_function(
