@@ -118,7 +118,7 @@ def test_damaged_json_is_one_sentence_that_names_the_file(folder: Path, name: st
         ("tokenizer.json", {"added_tokens": 3}, "tokenizer"),
         ("processor_config.json", {"image_processor": []}, "processor_config.json"),
         ("processor_config.json", {"image_processor": {"size": "big"}}, "processor"),
-        ("processor_config.json", {"text_length": math.nan}, "processor"),
+        ("tokenizer_config.json", {"image_vocab_size": math.nan}, "tokenizer"),
         ("config.json", {"vq_config": []}, "config.json"),
         ("config.json", {"vq_config": {"resolution": "16"}}, "config.json"),
         ("config.json", {"hidden_size": None}, "config.json"),
@@ -239,13 +239,14 @@ def _train(folder: Path) -> Any:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"text_length": 9}, "`text_length` is 9, but the model needs 8"),
+        ({"model_max_length": 9}, "`text_length` is 9, but the model needs 8"),
         ({"image_vocab_size": 65}, "`image_vocab_size` is 65, but the model needs 64"),
         ({"image_processor": {"size": 8192}}, "`image_processor.size` is 8192, but the model needs 16"),
     ],
 )
 def test_the_processor_must_be_the_models(folder: Path, load: Callable, changes: dict, words: str) -> None:
-    edit(folder / "processor_config.json", **changes)
+    name = "processor_config.json" if "image_processor" in changes else "tokenizer_config.json"
+    edit(folder / name, **changes)
     with pytest.raises(ValueError, match=words):
         load(folder)
 

@@ -302,8 +302,11 @@ def _load_tokenizer(
         tokenizer = PaiPainterTokenizer.from_pretrained(name_or_path, **hub_options, **sizes)
         tokenizer("一")  # odd settings are met only now
         return tokenizer
-    except (OSError, ValueError):
+    except OSError:
         raise
+    except ValueError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"The tokenizer of {name_or_path} can't be made: {reason}.") from error
     except Exception as error:  # `tokenizers` raises bare ones, transformers whatever the content leads to
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
