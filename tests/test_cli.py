@@ -115,7 +115,10 @@ def test_the_command_is_installed() -> None:
         (["paint"], "Error: Missing argument 'PROMPTS...'; `pai-painter paint --help` shows"),
         (["paint", "红", "--topk", "3"], "No such option: --topk"),
         (["paint", "红", "--seed"], "Option '--seed' requires an argument; `pai-painter paint --help` shows"),
-        (["paint", "红", "--top-k", "many"], "parse string as an integer, got 'many'; `pai-painter paint --help` shows"),
+        (
+            ["paint", "红", "--top-k", "many"],
+            "parse string as an integer, got 'many'; `pai-painter paint --help` shows",
+        ),
         (["paint", "红", "--num-images", "0"], "greater than or equal to 1, got '0';"),
         (["pain", "红"], "No such command 'pain'; did you mean 'paint', 'train'; `pai-painter --help` shows"),
         (["paint", "红", "--speed", "warp"], "--speed"),

@@ -74,7 +74,9 @@ def test_a_yaml_file_and_flags_behind_it(file: Callable) -> None:
     assert (training.use_ema, training.mixed_precision) == (False, "bf16")
 
 
-def test_a_tilde_is_the_home_folder_in_paths_alone(file: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_home_folder_in_paths_alone(
+    file: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     path = file(
         "model_name_or_path: ~/m\ntrain_file: [~/a.tsv, b.tsv]\noutput_dir: ~/out\ncache_dir: '~'\n"
@@ -87,7 +89,11 @@ def test_a_tilde_is_the_home_folder_in_paths_alone(file: Callable, tmp_path: Pat
     assert training.resume_from_checkpoint == f"{tmp_path}/out/checkpoint-1"
     assert (data.caption_separator, training.validation_prompts) == ("~", ["~/红"])
     made = PainterModelArguments(config_name="~/c", codec="~/codec", tokenizer_name="~/words")
-    assert (made.config_name, made.codec, made.tokenizer_name) == (f"{tmp_path}/c", f"{tmp_path}/codec", f"{tmp_path}/words")
+    assert (made.config_name, made.codec, made.tokenizer_name) == (
+        f"{tmp_path}/c",
+        f"{tmp_path}/codec",
+        f"{tmp_path}/words",
+    )
 
 
 def test_lists(file: Callable) -> None:
