@@ -401,6 +401,21 @@ def test_the_base_may_have_moved(tiny_painter: Path, adapter: Path, tmp_path: Pa
         PaiPainterPipeline.from_pretrained(tiny_painter, base=tiny_painter)
 
 
+def test_the_bases_vocabulary_must_be_its_own(tiny_painter: Path, adapter: Path, tmp_path: Path) -> None:
+    fingerprint = PaiPainterProcessor.from_pretrained(tiny_painter).tokenizer.fingerprint
+    assert load(merge_lora(adapter, tmp_path / "merged")).config.vocabulary_fingerprint == fingerprint
+    PaiPainterPipeline.from_pretrained(tiny_painter).save_pretrained(tmp_path / "base")
+    vocabulary = (tmp_path / "base" / "tokenizer.json").read_text(encoding="utf-8")
+    for old, new in (('"红"', '"<red>"'), ('"绿"', '"红"'), ('"<red>"', '"绿"')):
+        vocabulary = vocabulary.replace(old, new)
+    (tmp_path / "base" / "tokenizer.json").write_text(vocabulary, encoding="utf-8")
+    with pytest.raises(ValueError, match="isn't the one that the model was trained with"):
+        PaiPainterPipeline.from_pretrained(adapter, base=tmp_path / "base")
+    with pytest.raises(ValueError, match="isn't the one that the model was trained with"):
+        merge_lora(adapter, tmp_path / "again", base=tmp_path / "base")
+    assert not (tmp_path / "again").exists()
+
+
 def test_the_adapters_recommended_settings_count(adapter: Path) -> None:
     file = adapter / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "top_k": 7}), encoding="utf-8")

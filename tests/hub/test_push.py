@@ -33,8 +33,8 @@ def test_one_commit_with_the_model_and_nothing_else(hub: HubStandIn, folder: Pat
     address = push_folder(folder, "painter/shop", commit_message="第一次")
     files = hub.repositories["painter/shop"].files()
     assert set(files) == belonging | CODE_FILES
-    # The code's files are the package's, whatever the folder holds under their names; two configurations name them.
-    same = belonging - {"config.json", "processor_config.json"}
+    # The code's files are the package's, whatever the folder holds under their names; three configurations name them.
+    same = belonging - {"config.json", "processor_config.json", "tokenizer_config.json"}
     assert {name: files[name] for name in same} == {name: (folder / name).read_bytes() for name in same}
     assert files["modeling_vqgan.py"] != (folder / "modeling_vqgan.py").read_bytes()
     (commit,) = commits_of(hub)
