@@ -102,7 +102,7 @@ def test_settings_that_change_the_ids(demo: Path, setting: str) -> None:
 def test_sizes_that_are_not_the_models(demo: Path, setting: str) -> None:
     settings = json.loads((demo / "tokenizer_config.json").read_bytes())
     (demo / "tokenizer_config.json").write_text(json.dumps({**settings, setting: 10}))
-    with pytest.raises(ValueError, match="is 10, the model's is"):
+    with pytest.raises(ValueError, match="is 10, but the model needs"):
         PaiPainterPipeline.from_pretrained(demo)
 
 
