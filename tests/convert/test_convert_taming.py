@@ -235,4 +235,6 @@ def test_the_original_program_computes_the_same(oracle: Any, tmp_path: Path, siz
     quantized, _, (_, _, codes) = original.encode(image)
     found = codec.encode(image)
     assert torch.equal(found.image_tokens.flatten(), codes)
-    torch.testing.assert_close(codec.decode(found.image_tokens), original.decode(quantized), atol=1e-5, rtol=0)
+    # In double precision: how sums of single ones are rounded depends on the version of torch.
+    pixels, wanted = codec.double().decode(found.image_tokens), original.double().decode(quantized.double())
+    torch.testing.assert_close(pixels, wanted, atol=1e-5, rtol=0)
