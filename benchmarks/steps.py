@@ -92,10 +92,11 @@ def build_painter(settings: StepSettings) -> PaiPainterForImageGeneration:
 
 
 def build_processor(config: PaiPainterConfig) -> PaiPainterProcessor:
-    """The demo model's vocabulary and the model's sizes."""
-    tokenizer = PaiPainterTokenizer.from_pretrained(
-        DEMO_MODEL, image_vocab_size=config.image_vocab_size, model_max_length=config.text_length
-    )
+    """The demo model's vocabulary, filled up with made-up pieces, and the model's sizes."""
+    pieces = PaiPainterTokenizer.from_pretrained(DEMO_MODEL).get_vocab()
+    vocabulary = sorted(pieces, key=pieces.__getitem__)
+    vocabulary += [f"##made-up-{number}" for number in range(config.text_vocab_size - len(vocabulary))]
+    tokenizer = PaiPainterTokenizer(vocabulary, config.image_vocab_size, config.text_length)
     return PaiPainterProcessor(PaiPainterImageProcessor(size=config.vq_config.resolution), tokenizer)
 
 
