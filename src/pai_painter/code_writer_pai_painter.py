@@ -56,6 +56,7 @@ def can_write_codes(model: PreTrainedModel) -> bool:
     linear = [part for part in parts if isinstance(part, nn.Linear)]
     return (
         all(type(part) is nn.Linear and part.weight.device.type == "cpu" for part in linear)
+        and all(type(part.weight) is nn.Parameter for part in linear)  # torchao quantises the weights, not the layers
         and len(linear) == 6 * model.config.num_hidden_layers + 1
         and all(type(part).forward in model.known_forwards for part in parts if part not in activations)
         # accelerate and diffusers put a `forward` of theirs into the module itself
