@@ -68,7 +68,7 @@ def test_figures_and_counts(tmp_path: Path) -> None:
     assert facts.best_perplexity == pytest.approx(7.3891, abs=1e-4)
     assert (facts.parameters, facts.trained_parameters) == (15, 12)
     assert facts.epochs == 4.8
-    assert facts.versions["torch"] == torch.__version__
+    assert facts.versions["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert facts.versions["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
     assert {"pai-painter", "transformers", "datasets", "accelerate"} <= set(facts.versions)
 
