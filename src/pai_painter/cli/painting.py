@@ -33,9 +33,13 @@ def paint(
     seed: Annotated[
         int | None, typer.Option(help="The same seed paints the same picture; by default a new one.")
     ] = None,
-    best_of: Annotated[int | None, typer.Option(help="Candidates for each picture; the likeliest is kept.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw each code from the so many likeliest.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw each code from the likeliest that add up to this.")] = None,
+    best_of: Annotated[
+        int | None, typer.Option(help="Candidates for each picture; the most likely one is kept.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw each token from the k most likely ones.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw each token from the most likely ones that add up to this.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="Above 0; below 1 is more careful, above 1 wilder.")] = None,
     output: Annotated[Path, typer.Option(help="A folder, or a .png file for a single picture.")] = Path("."),
     grid: Annotated[Path | None, typer.Option(help="Also draw all pictures side by side into this .png file.")] = None,

@@ -42,9 +42,13 @@ def predict(
     revision: RevisionOption = "main",
     num_images_per_prompt: Annotated[int, typer.Option(help="Pictures of each caption.")] = 1,
     seed: Annotated[int, typer.Option(help="With another one, all pictures are others.")] = 0,
-    best_of: Annotated[int | None, typer.Option(help="Candidates for each picture; the likeliest is kept.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw each code from the so many likeliest.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw each code from the likeliest that add up to this.")] = None,
+    best_of: Annotated[
+        int | None, typer.Option(help="Candidates for each picture; the most likely one is kept.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw each token from the k most likely ones.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw each token from the most likely ones that add up to this.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="Above 0; below 1 is more careful, above 1 wilder.")] = None,
     batch_size: Annotated[str, typer.Option(help="Pictures painted at once, or auto: what memory allows.")] = "8",
     shard_size: Annotated[
