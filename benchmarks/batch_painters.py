@@ -16,8 +16,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, StoppingCriteria
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration, PaiPainterProcessor
-from pai_painter.code_writer_pai_painter import CodeWriter
-from pai_painter.speed_pai_painter import SpeedName
+from pai_painter.cpu.decoding import CodeWriter
+from pai_painter.cpu.speed import SpeedName
 
 __all__ = [
     "GPT2",
@@ -141,7 +141,7 @@ class OurWay:
 
 
 class Gpt2Way:
-    """What one gets without this package: GPT-2's `generate` with its key/value cache, and the codec as it is."""
+    """What one gets without this package: GPT-2's `generate` with its key/value cache, and the VQGAN as it is."""
 
     def __init__(self, painter: PaiPainterForImageGeneration, top_k: int = TOP_K):
         self.gpt2, self.vqgan, self.top_k = build_gpt2(painter.config), painter.vqgan, top_k
@@ -164,7 +164,7 @@ class Gpt2Way:
 
 
 def build_gpt2(config: PaiPainterConfig) -> GPT2LMHeadModel:
-    """transformers' GPT-2 with as many parameters as a painter has without its codec, and with as many logits."""
+    """transformers' GPT-2 with as many parameters as a painter has without its VQGAN, and with as many logits."""
     same = GPT2Config(
         vocab_size=config.vocab_size,
         n_positions=config.max_position_embeddings,

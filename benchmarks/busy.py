@@ -19,7 +19,7 @@ from rich.table import Table
 from steps import CONFIGS
 
 from pai_painter import DEMO_MODEL
-from pai_painter.speed_pai_painter import SPEEDS
+from pai_painter.cpu.speed import SPEEDS
 from pai_painter_command import SPINS
 
 _BUSY_BAR, _QUIET_BAR = 1.6, 1.03

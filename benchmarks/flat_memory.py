@@ -105,7 +105,7 @@ def _write_rows(path: Path, size: int, side: int) -> int:
 
 def _write_models(work: Path) -> None:
     """A painter with random weights and its vocabulary: 32×32 pixels, 8×8 codes."""
-    codec = PaiPainterVQConfig(
+    vqgan = PaiPainterVQConfig(
         resolution=32,
         base_channels=8,
         channel_multiplier=[1, 2, 2],
@@ -119,7 +119,7 @@ def _write_models(work: Path) -> None:
     logging.disable_progress_bar()
     tokenizer = PaiPainterTokenizer.from_pretrained(DEMO_MODEL, image_vocab_size=64, model_max_length=32)
     config = PaiPainterConfig(
-        vq_config=codec,
+        vq_config=vqgan,
         image_vocab_size=64,
         text_vocab_size=len(tokenizer),
         hidden_size=32,
@@ -127,14 +127,14 @@ def _write_models(work: Path) -> None:
         num_attention_heads=2,
     )
     painter = PaiPainterForImageGeneration(config)
-    painter.vqgan.save_pretrained(work / "codec")
+    painter.vqgan.save_pretrained(work / "vqgan")
     config.save_pretrained(work / "painter")
     tokenizer.save_pretrained(work / "painter")
 
 
 def _train(work: Path, name: str, steps: int) -> dict[str, float]:
     """One run of train.py on the rows; both share a cache."""
-    words = ["--config_name", "painter", "--codec", "codec", "--train_file", "rows.tsv", "--cache_dir", "cache"]
+    words = ["--config_name", "painter", "--vqgan", "vqgan", "--train_file", "rows.tsv", "--cache_dir", "cache"]
     words += ["--output_dir", name, "--max_train_steps", str(steps), "--logging_steps", "1"]
     command = [sys.executable, str(_ROOT / "train.py"), *words]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

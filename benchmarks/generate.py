@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from steps import CONFIGS
 
-from pai_painter.speed_pai_painter import SPEEDS, SpeedName, find_speed
+from pai_painter.cpu.speed import SPEEDS, SpeedName, find_speed
 
 _WARM_UP_CODES = 8  # and one whole decoding: all that is made ready, is made ready by these
 _TABLE_ROWS = (1, 8)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from batch_painters import GPT2, PUBLISHED, Painted
-from hardware import codec_flops, decoding_dtype, step_bytes
+from hardware import decoding_dtype, step_bytes, vqgan_flops
 from measuring import GB, Measured
 
 from pai_painter import PaiPainterConfig
-from pai_painter.speed_pai_painter import SPEEDS, PaintingSpeed, find_speed
+from pai_painter.cpu.speed import SPEEDS, PaintingSpeed, find_speed
 
 __all__ = ["BARS", "Bar", "cell_figures", "lengths", "missed_bars", "reckon_published"]
 
@@ -109,7 +109,7 @@ def cell_figures(
         "captions": shape[0],
         "copies": shape[1],
         "hardware": {name: _median(taken["hardware"].result[name] for taken in rounds) for name in names},
-        "codec_flops": codec_flops(config),
+        "vqgan_flops": vqgan_flops(config),
         "ways": figures,
     }
 
@@ -134,7 +134,7 @@ def _way_figures(
     painted: list[Painted] = [each.result for each in steps]
     rates = [taken["hardware"].result for taken in rounds]
     a_step = [(each.written[-1] - each.written[0]) / each.steps for each in painted]
-    read, flops = step_bytes(config, speed, rows), codec_flops(config) * rows
+    read, flops = step_bytes(config, speed, rows), vqgan_flops(config) * rows
     dtype = str(decoding_dtype(speed))
     return {
         "seconds_a_picture": _spread(each.seconds / rows for each in steps),

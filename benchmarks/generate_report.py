@@ -112,7 +112,7 @@ def _hardware_sheet(figures: dict[str, Any]) -> Sheet:
     names = cells[0]["hardware"]
     rates = {name: statistics.median(cell["hardware"][name] for cell in cells) for name in names}
     products = ", ".join(f"{rates[name] / 1e9:,.0f} GFLOP/s in {name[6:]}" for name in rates if name != "read")
-    flops = cells[0]["codec_flops"] / 1e9
+    flops = cells[0]["vqgan_flops"] / 1e9
     return Sheet(
         "What the hardware alone would need",
         ("at once", "way", "codes a step", "a step", "must read", "share", "decoding a picture", "in", "share"),

@@ -17,10 +17,10 @@ from rich.table import Table
 from steps import CONFIGS, StepSettings, build_painter, build_processor, made_up_caption
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline, PaiPainterProcessor
-from pai_painter.code_writer_pai_painter import CodeWriter
-from pai_painter.guessing_pai_painter import GuessingCodeWriter
-from pai_painter.sampling_pai_painter import GumbelSampler
-from pai_painter.speed_pai_painter import PaintingSpeed, SpeedName, find_speed
+from pai_painter.cpu.decoding import CodeWriter
+from pai_painter.cpu.speculative_decoding import GuessingCodeWriter
+from pai_painter.cpu.speed import PaintingSpeed, SpeedName, find_speed
+from pai_painter.model.sampling_pai_painter import GumbelSampler
 
 _DEMO_CAPTIONS = ("红苹果", "一只熊猫", "蓝色的汽车", "生日蛋糕", "绿色的树", "猫")
 

@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration
-from pai_painter.speed_pai_painter import PaintingSpeed, has_bfloat16
+from pai_painter.cpu.speed import PaintingSpeed, has_bfloat16
 
-__all__ = ["build_hardware", "codec_flops", "count_transformer_parameters", "decoding_dtype", "step_bytes"]
+__all__ = ["build_hardware", "count_transformer_parameters", "decoding_dtype", "step_bytes", "vqgan_flops"]
 
 _REPETITIONS = 3
 _READ_BYTES, _SIDE = 512 * 2**20, 4096
@@ -54,7 +54,7 @@ def _without_memory(config: PaiPainterConfig) -> PaiPainterForImageGeneration:
 
 
 def count_transformer_parameters(config: PaiPainterConfig) -> int:
-    """Parameters of the painter without its codec."""
+    """Parameters of the painter without its VQGAN."""
     painter = _without_memory(config)
     return sum(each.numel() for part in (painter.model, painter.lm_head) for each in part.parameters())
 
@@ -86,11 +86,11 @@ def step_bytes(config: PaiPainterConfig, speed: PaintingSpeed, rows: int) -> int
 
 
 def decoding_dtype(speed: PaintingSpeed) -> torch.dtype:
-    """The codec's precision."""
+    """The VQGAN's precision."""
     return torch.float32 if speed.dtype is None else speed.dtype
 
 
-def codec_flops(config: PaiPainterConfig) -> int:
+def vqgan_flops(config: PaiPainterConfig) -> int:
     """Floating-point operations of decoding one picture, an addition and a multiplication counting as two."""
     codes = torch.zeros(1, config.num_image_tokens, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -11,12 +11,12 @@ import torch
 from steps import StepSettings, build_painter, build_processor, made_up_caption
 
 from pai_painter import PaiPainterForImageGeneration, PaiPainterPipeline, PaiPainterProcessor
-from pai_painter.painting import PaintingOptions
-from pai_painter.prediction.batches import ShardPainter
-from pai_painter.prediction.captions import CaptionRow
-from pai_painter.prediction.pictures import PictureEncoder
-from pai_painter.prediction.plan import Plan
-from pai_painter.sampling_pai_painter import warp_logits
+from pai_painter.batch.batches import ShardPainter
+from pai_painter.batch.captions import CaptionRow
+from pai_painter.batch.pictures import PictureEncoder
+from pai_painter.batch.plan import Plan
+from pai_painter.imaging.painting import PaintingOptions
+from pai_painter.model.sampling_pai_painter import warp_logits
 
 __all__ = ["OurPainter", "PainterSettings", "PublishedPainter", "build_part_of_painting", "prefix_weights"]
 
@@ -67,10 +67,10 @@ class OurPainter:
 class PublishedPainter:
     """
     Prediction the way EasyNLP's predictor does it: the whole prefix goes through the transformer again for every code,
-    logits are computed at all its positions, and the whole batch goes through the codec once for every row of it.
+    logits are computed at all its positions, and the whole batch goes through the VQGAN once for every row of it.
 
     The loop is favoured where it was easy: captions come as ids, and pictures aren't turned into base64; attention and
-    codec are ours, in the same operations.
+    VQGAN are ours, in the same operations.
     """
 
     def __init__(

@@ -19,15 +19,15 @@ from rich.table import Table
 from steps import StepSettings, build_painter, build_processor, made_up_caption
 
 from pai_painter import PaiPainterPipeline
+from pai_painter.batch.batches import ShardPainter
+from pai_painter.batch.captions import CaptionRow, find_captions
+from pai_painter.batch.formats import find_format
+from pai_painter.batch.pictures import PaintedRow, Picture, PictureEncoder
+from pai_painter.batch.plan import Plan, Survey, default_shard_size, row_seed, survey_captions
+from pai_painter.batch.run import Run
+from pai_painter.batch.work import Manifest, Work
 from pai_painter.data.tsv import BadRow
-from pai_painter.painting import PaintingOptions
-from pai_painter.prediction.batches import ShardPainter
-from pai_painter.prediction.captions import CaptionRow, find_captions
-from pai_painter.prediction.formats import find_format
-from pai_painter.prediction.pictures import PaintedRow, Picture, PictureEncoder
-from pai_painter.prediction.plan import Plan, Survey, default_shard_size, row_seed, survey_captions
-from pai_painter.prediction.run import Run
-from pai_painter.prediction.work import Manifest, Work
+from pai_painter.imaging.painting import PaintingOptions
 
 PHASES = ("survey", "shards", "joining")
 # What finding repeated ids may take.

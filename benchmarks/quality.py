@@ -17,12 +17,12 @@ from rich.table import Table
 from transformers.utils import logging
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline
-from pai_painter.code_writer_pai_painter import CodeWriter
+from pai_painter.cpu.decoding import CodeWriter
+from pai_painter.cpu.speed import PaintingSpeed, find_speed
 from pai_painter.data.pictures import open_picture
 from pai_painter.data.sources import find_source
-from pai_painter.grids import draw_grid
-from pai_painter.sampling_pai_painter import GumbelSampler
-from pai_painter.speed_pai_painter import PaintingSpeed, find_speed
+from pai_painter.imaging.grids import draw_grid
+from pai_painter.model.sampling_pai_painter import GumbelSampler
 
 _EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 _HELD_OUT, _LINES = _EXAMPLES / "emoji" / "data" / "heldout.tsv", _EXAMPLES / "line_style" / "heldout.tsv"
@@ -233,7 +233,7 @@ def _show(figures: dict[str, dict[str, float | None]], rows: int, data: Path, mo
         "greedy: whole pictures": ("same_greedy_pictures", "{:.1%}"),
         "drawn by seed: codes": ("same_drawn_codes", "{:.1%}"),
         "drawn by seed: whole pictures": ("same_drawn_pictures", "{:.1%}"),
-        "codec: PSNR": ("psnr", "{:.1f}"),
+        "VQGAN: PSNR": ("psnr", "{:.1f}"),
     }
     for label, (key, form) in lines.items():
         values = [row[key] for row in figures.values()]

@@ -23,7 +23,7 @@ from pai_painter.lora import add_lora
 from pai_painter.training.arguments import PainterTrainingArguments
 from pai_painter.training.objective import PainterObjective
 from pai_painter.training.optimizer import build_optimizer
-from pai_painter.training.painter_model import take_codec
+from pai_painter.training.painter_model import take_vqgan
 from pai_painter.training.painter_rows import CaptionedCodes, collate_rows, sequences
 
 __all__ = [
@@ -121,7 +121,7 @@ class OurStep:
         self._folder = tempfile.TemporaryDirectory(prefix="codes-")
         made_up_rows(config, 4 * settings.batch_size).save_to_disk(self._folder.name)
         self.rows = CaptionedCodes(datasets.load_from_disk(self._folder.name), build_processor(config))
-        self.codec = take_codec(painter)  # stays in memory, as in training
+        self.vqgan = take_vqgan(painter)  # stays in memory, as in training
         self.batch_size, self.done = settings.batch_size, 0
         training = PainterTrainingArguments(output_dir=self._folder.name)
         self.max_grad_norm = training.max_grad_norm
@@ -146,11 +146,11 @@ class OurStep:
 
 class PublishedStep:
     """
-    A step the way EasyNLP's trainer takes it: every picture goes through the codec again, logits are computed at all
+    A step the way EasyNLP's trainer takes it: every picture goes through the VQGAN again, logits are computed at all
     positions, everything is float32, and AdamW goes from weight to weight.
 
     The loop is favoured where it was easy: pictures lie in memory, decoded and scaled, and captions as ids; attention
-    and codec are ours, in the same operations.
+    and VQGAN are ours, in the same operations.
     """
 
     def __init__(self, painter: PaiPainterForImageGeneration, settings: StepSettings):

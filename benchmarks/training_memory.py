@@ -55,7 +55,7 @@ def main(
         ways = {name: ways[name] for name in ("full, float32", f"LoRA (rank {lora_rank}), bf16")}
     table = Table(
         title="Peak memory of an optimizer step, GB above the libraries' own (CPU)",
-        caption="Fixed: weights (with the frozen codec), gradients and AdamW's state, computed. In brackets: not "
+        caption="Fixed: weights (with the frozen VQGAN), gradients and AdamW's state, computed. In brackets: not "
         "measured, but expected from the smaller batches. A GPU's peaks differ.",
     )
     for heading in ("size", "trained", "parameters", "fixed", *(f"{batch} rows" for batch in batches)):

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A codec of taming-transformers → a folder for `PaiPainterVQModel.from_pretrained`.
+A VQGAN of taming-transformers → a folder for `PaiPainterVQModel.from_pretrained`.
 
-    python conversion/from_taming.py last.ckpt codec --config model.yaml
+    python conversion/from_taming.py last.ckpt VQGAN --config model.yaml
 """
 
 import argparse
 
 from pai_painter.convert import convert
 
-parser = argparse.ArgumentParser(description="A codec of taming-transformers to a folder for from_pretrained.")
+parser = argparse.ArgumentParser(description="A VQGAN of taming-transformers to a folder for from_pretrained.")
 parser.add_argument("source", help="the .ckpt")
 parser.add_argument("output", help="a new folder")
 parser.add_argument("--config", help="its YAML file, if it isn't the only one beside it")

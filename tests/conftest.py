@@ -44,7 +44,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture(autouse=True)
 def own_news() -> Iterator[None]:
     """A command sets up where our news go; it must not stay so for tests that look for them."""
-    logger, captions = logging.getLogger("pai_painter"), logging.getLogger("pai_painter.processing_pai_painter")
+    logger, captions = logging.getLogger("pai_painter"), logging.getLogger("pai_painter.model.processing_pai_painter")
     before, filters = (logger.handlers, logger.propagate, logger.level), captions.filters[:]
     yield
     logger.handlers, logger.propagate, logger.level = before

@@ -17,15 +17,15 @@ PAINTERS = ("easynlp_tiny", "easynlp_tiny_prefix")  # the second with n_unmasked
 TEXT_LENGTH, CODES = 32, 16
 
 
-def codec_config(folder: str = "easynlp_tiny") -> PaiPainterVQConfig:
-    """EasyNLP doesn't write its codec's sizes down; these are the golden painters'."""
+def vqgan_config(folder: str = "easynlp_tiny") -> PaiPainterVQConfig:
+    """EasyNLP doesn't write its VQGAN's sizes down; these are the golden painters'."""
     dims = json.loads((GOLDEN / folder / "dims.json").read_text(encoding="utf-8"))
     return PaiPainterVQConfig.from_ddconfig(dims["ddconfig"], dims["n_embed"], dims["embed_dim"])
 
 
 def golden_painter(folder: str = "easynlp_tiny", **options: Any) -> PaiPainterForImageGeneration:
     """A painter from an untouched EasyNLP folder."""
-    return AutoModel.from_pretrained(GOLDEN / folder, vq_config=codec_config(folder), **options)
+    return AutoModel.from_pretrained(GOLDEN / folder, vq_config=vqgan_config(folder), **options)
 
 
 @cache

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from transformers.cache_utils import StaticCache
 
 from pai_painter import PaiPainterForImageGeneration
-from pai_painter.sampling_pai_painter import GumbelSampler
+from pai_painter.model.sampling_pai_painter import GumbelSampler
 
 
 @torch.no_grad()

@@ -130,10 +130,10 @@ def test_a_batch_is_told_by_its_steps(way: str) -> None:
 
 
 def test_what_a_step_must_read() -> None:
-    from hardware import codec_flops, step_bytes
+    from hardware import step_bytes, vqgan_flops
 
     from pai_painter import PaiPainterConfig
-    from pai_painter.speed_pai_painter import PaintingSpeed
+    from pai_painter.cpu.speed import PaintingSpeed
 
     config = PaiPainterConfig()
     parameters = 126_669_312 - (37_512 + 288) * 768  # without what is looked up
@@ -144,7 +144,7 @@ def test_what_a_step_must_read() -> None:
     assert step_bytes(config, fastest, 5) == 2 * (parameters + 5 * kept)
     assert step_bytes(config, fastest, 4) == matrices + 4 * (parameters - matrices + outputs + 4 * kept)
     assert step_bytes(config, fastest, 1) == 2 * (parameters + kept)  # eight positions at once
-    assert codec_flops(config) == pytest.approx(252.7e9, rel=1e-3)
+    assert vqgan_flops(config) == pytest.approx(252.7e9, rel=1e-3)
 
 
 def test_the_machine_is_measured() -> None:
@@ -216,7 +216,7 @@ def test_ratios_are_taken_within_a_round(run_figures: dict) -> None:
     assert one["ways"]["fastest"]["against_published"] == {"median": 24.75, "lowest": 16.5, "highest": 33}
     assert one["ways"]["exact"]["seconds_until"] == pytest.approx({"16": 1.68, "32": 3.36, "64": 6.72})
     assert one["ways"]["exact"]["step_seconds"] == pytest.approx(0.105)
-    assert one["ways"]["exact"]["product_share"] == pytest.approx(0.75 * one["codec_flops"] / 3e11 / 2.1)
+    assert one["ways"]["exact"]["product_share"] == pytest.approx(0.75 * one["vqgan_flops"] / 3e11 / 2.1)
     assert eight["ways"]["published"]["seconds_a_picture"]["lowest"] == (64 + 8 * 2) / 8  # all decoded for every row
 
 

@@ -16,8 +16,8 @@ from model_fixtures import CODES, PAINTERS, expected, golden_painter, picture_la
 from PIL import Image
 
 from pai_painter import DEMO_MODEL, PaiPainterPipeline
-from pai_painter.grids import draw_grid
-from pai_painter.speed_pai_painter import PaintingSpeed, has_bfloat16
+from pai_painter.cpu.speed import PaintingSpeed, has_bfloat16
+from pai_painter.imaging.grids import draw_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS, LINES = ROOT / "benchmarks", ROOT / "examples" / "line_style" / "heldout.tsv"
@@ -131,7 +131,7 @@ def test_the_grid_shows_what_changed_most() -> None:
     )
     page = _draw(pipe, captions, {"exact": exact, "balanced": rounded}, 9)
     difference = np.asarray(page, dtype=int) - np.asarray(expected_page)
-    assert 0 < abs(difference).max() < 20  # the codec's numbers are rounded, too
+    assert 0 < abs(difference).max() < 20  # the VQGAN's numbers are rounded, too
     nothing_changed = _draw(pipe, captions, {"exact": exact, "balanced": exact}, 2)
     assert nothing_changed.height < expected_page.height * 2 / 3
 

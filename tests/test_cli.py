@@ -412,7 +412,7 @@ def test_info_of_easynlp(tmp_path) -> None:
     sizes = {"img_vocab_size": 16384, "text_vocab_size": 21128, "block_size": 288}
     (folder / "config.json").write_text(json.dumps({**config, **sizes, "n_layer": 12, "n_head": 12, "n_embd": 768}))
     text = run_well("info", folder)
-    for fact in ("EasyNLP", "126,669,312 transformer + 76,073,859 codec = 202,743,171", "811 MB", "256×256 pixels"):
+    for fact in ("EasyNLP", "126,669,312 transformer + 76,073,859 VQGAN = 202,743,171", "811 MB", "256×256 pixels"):
         assert fact in text
 
 
@@ -465,7 +465,7 @@ def test_encode_errors(apple, tiny_painter) -> None:
         ("[7]", "picture 1 must be an object"),
         ('[{"file": "a"}]', "picture 1 must be an object"),
         ('[{"file": 1, "image_tokens": []}]', "picture 1 must be an object"),
-        ('[{"file": "a", "image_tokens": [1, 2]}]', "has 2 codes, but a picture of this codec has 16"),
+        ('[{"file": "a", "image_tokens": [1, 2]}]', "has 2 codes, but a picture of this VQGAN has 16"),
         (json.dumps([{"file": "a", "image_tokens": [*range(15), 64]}]), "has the code 64, but"),
         (json.dumps([{"file": "a", "image_tokens": [*range(15), -1]}]), "has the code -1, but"),
         (json.dumps([{"file": "a", "image_tokens": [*range(15), True]}]), "has the code True, but"),

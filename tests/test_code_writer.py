@@ -7,15 +7,15 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers.hooks import apply_group_offloading
-from model_fixtures import CODES, PAINTERS, TEXT_LENGTH, codec_config, expected, golden_painter
+from model_fixtures import CODES, PAINTERS, TEXT_LENGTH, expected, golden_painter, vqgan_config
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration
-from pai_painter.code_writer_pai_painter import CodeWriter, can_write_codes
-from pai_painter.modeling_pai_painter import PaiPainterAttention, PaiPainterMLP
-from pai_painter.sampling_pai_painter import GumbelSampler
-from pai_painter.speed_pai_painter import SPEEDS, PaintingSpeed
+from pai_painter.cpu.decoding import CodeWriter, can_write_codes
+from pai_painter.cpu.speed import SPEEDS, PaintingSpeed
+from pai_painter.model.modeling_pai_painter import PaiPainterAttention, PaiPainterMLP
+from pai_painter.model.sampling_pai_painter import GumbelSampler
 
 CAPTIONS = expected()["text_ids"]
 EXACT = SPEEDS["exact"]
@@ -69,7 +69,7 @@ def test_the_same_seeds_give_the_codes_of_generate(attention: str, options: dict
 def test_other_sizes_and_prefix_masks(width: int, heads: int, act: str, num_unmasked: int) -> None:
     torch.manual_seed(0)
     config = PaiPainterConfig(
-        vq_config=codec_config(), image_vocab_size=64, text_vocab_size=256, text_length=TEXT_LENGTH, hidden_size=width,
+        vq_config=vqgan_config(), image_vocab_size=64, text_vocab_size=256, text_length=TEXT_LENGTH, hidden_size=width,
         num_hidden_layers=3, num_attention_heads=heads, num_unmasked=num_unmasked, hidden_act=act,
     )  # fmt: skip
     painter = PaiPainterForImageGeneration(config).eval()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_fixtures import GOLDEN, codec_config
+from model_fixtures import GOLDEN, vqgan_config
 from transformers import AutoConfig
 
 from pai_painter import PaiPainterConfig, PaiPainterVQConfig
@@ -22,17 +22,17 @@ def test_the_defaults_are_the_published_base_model() -> None:
     assert (config.text_length, config.num_image_tokens, config.image_grid) == (32, 256, 16)
     assert (config.intermediate_size, config.hidden_act, config.layer_norm_eps) == (3072, "gelu", 1e-5)
     assert config.num_unmasked == 0
-    codec = config.vq_config
-    assert isinstance(codec, PaiPainterVQConfig)
-    assert (codec.base_channels, codec.channel_multiplier, codec.num_res_blocks) == (128, (1, 1, 2, 2, 4), 2)
-    assert (codec.attn_resolutions, codec.latent_channels, codec.embed_dim) == ((16,), 256, 256)
-    assert (codec.norm_num_groups, codec.norm_eps, codec.resolution) == (32, 1e-6, 256)
+    vqgan = config.vq_config
+    assert isinstance(vqgan, PaiPainterVQConfig)
+    assert (vqgan.base_channels, vqgan.channel_multiplier, vqgan.num_res_blocks) == (128, (1, 1, 2, 2, 4), 2)
+    assert (vqgan.attn_resolutions, vqgan.latent_channels, vqgan.embed_dim) == ((16,), 256, 256)
+    assert (vqgan.norm_num_groups, vqgan.norm_eps, vqgan.resolution) == (32, 1e-6, 256)
 
 
 @pytest.mark.parametrize(
     "vq_config", [None, {}, {"resolution": 64}, PaiPainterVQConfig(resolution=64)], ids=["none", "empty", "dict", "own"]
 )
-def test_the_codec_can_be_given_in_every_form(vq_config: Any) -> None:
+def test_the_vqgan_can_be_given_in_every_form(vq_config: Any) -> None:
     config = PaiPainterConfig(vq_config=vq_config)
     assert isinstance(config.vq_config, PaiPainterVQConfig)
     side = 64 if vq_config else 256
@@ -57,7 +57,7 @@ def test_the_codec_can_be_given_in_every_form(vq_config: Any) -> None:
     ],
     ids=str,
 )
-def test_codecs_that_cannot_be_built_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_vqgans_that_cannot_be_built_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}") as error:
         PaiPainterVQConfig(**changes)
     assert "\n" not in str(error.value)
@@ -71,7 +71,7 @@ def test_codecs_that_cannot_be_built_are_refused(changes: dict[str, Any], messag
         ({"num_hidden_layers": 0}, "`num_hidden_layers` must be at least 1"),
         ({"intermediate_size": 0}, "`intermediate_size` must be at least 1"),
         ({"text_vocab_size": -5}, "`text_vocab_size` must be at least 1, got -5"),
-        ({"image_vocab_size": 100}, r"`image_vocab_size` \(100\) must be the codec's number of codes .* = 16384"),
+        ({"image_vocab_size": 100}, r"`image_vocab_size` \(100\) must be the VQGAN's number of codes .* = 16384"),
         ({"vq_config": {"num_embeddings": 8}}, r"`image_vocab_size` \(16384\) must be .* = 8"),
         ({"vq_config": PaiPainterConfig()}, "`vq_config` must be a PaiPainterVQConfig, got PaiPainterConfig"),
         ({"num_unmasked": 33}, r"`num_unmasked` must lie between 0 and `text_length` \(32\), got 33"),
@@ -144,11 +144,11 @@ def test_a_ddconfig_that_is_no_vqgans_is_refused(change: dict[str, Any], message
 
 @pytest.mark.parametrize("as_dict", [True, False])
 def test_easynlps_names_are_read(as_dict: bool) -> None:
-    codec = codec_config()
+    vqgan = vqgan_config()
     given = EASYNLP | {"n_unmasked": 7, "embd_pdrop": 0.1, "resid_pdrop": 0.2, "attn_pdrop": 0.3}
-    config = PaiPainterConfig.from_dict(given, vq_config=codec.to_dict() if as_dict else codec)
+    config = PaiPainterConfig.from_dict(given, vq_config=vqgan.to_dict() if as_dict else vqgan)
     wanted = PaiPainterConfig(
-        vq_config=codec, image_vocab_size=64, text_vocab_size=256, text_length=32, hidden_size=32,
+        vq_config=vqgan, image_vocab_size=64, text_vocab_size=256, text_length=32, hidden_size=32,
         num_hidden_layers=2, num_attention_heads=2, num_unmasked=7, embd_pdrop=0.1, resid_pdrop=0.2, attn_pdrop=0.3,
     )  # fmt: skip
     assert config.to_dict() == wanted.to_dict()
@@ -168,7 +168,7 @@ def test_the_published_config_needs_nothing_passed() -> None:
 def test_an_easynlp_config_that_lacks_a_size_is_refused(name: str) -> None:
     given = {key: value for key, value in EASYNLP.items() if key != name}
     with pytest.raises(ValueError, match=f"EasyNLP's .* but lacks {name}"):
-        PaiPainterConfig.from_dict(given, vq_config=codec_config())
+        PaiPainterConfig.from_dict(given, vq_config=vqgan_config())
 
 
 @pytest.mark.parametrize(
@@ -176,26 +176,26 @@ def test_an_easynlp_config_that_lacks_a_size_is_refused(name: str) -> None:
     [
         ({"n_unmasked": 33}, "`num_unmasked` must lie between 0"),
         ({"block_size": 16}, "16 positions and 64 image codes, which doesn't fit"),
-        ({"img_vocab_size": 128}, "128 image codes, which doesn't fit a codec of 16 codes a picture out of 64"),
+        ({"img_vocab_size": 128}, "128 image codes, which doesn't fit a VQGAN of 16 codes a picture out of 64"),
         ({"n_head": 3}, r"`hidden_size` \(32\) must be divisible by `num_attention_heads` \(3\)"),
     ],
     ids=str,
 )
 def test_an_easynlp_config_that_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PaiPainterConfig.from_dict(EASYNLP | change, vq_config=codec_config())
+        PaiPainterConfig.from_dict(EASYNLP | change, vq_config=vqgan_config())
 
 
-def test_the_codec_of_an_easynlp_folder_is_f16_16384_unless_given() -> None:
+def test_the_vqgan_of_an_easynlp_folder_is_f16_16384_unless_given() -> None:
     config = PaiPainterVQConfig.from_pretrained(GOLDEN / "easynlp_tiny")
     assert config.to_dict() == PaiPainterVQConfig().to_dict()
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
-    codec = codec_config()
-    codec.encoder_attention = False
+    vqgan = vqgan_config()
+    vqgan.encoder_attention = False
     config = PaiPainterConfig(
-        vq_config=codec, image_vocab_size=64, text_vocab_size=100, text_length=7, hidden_size=24,
+        vq_config=vqgan, image_vocab_size=64, text_vocab_size=100, text_length=7, hidden_size=24,
         num_hidden_layers=3, num_attention_heads=4, intermediate_size=50, num_unmasked=7, resid_pdrop=0.25,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
@@ -205,14 +205,14 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
         assert loaded.to_diff_dict() == config.to_diff_dict()
     saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert (saved["intermediate_size"], saved["vq_config"]["encoder_attention"]) == (50, False)
-    assert PaiPainterVQConfig.from_pretrained(tmp_path).to_diff_dict() == codec.to_diff_dict()
+    assert PaiPainterVQConfig.from_pretrained(tmp_path).to_diff_dict() == vqgan.to_diff_dict()
 
 
-def test_a_codec_config_is_saved_and_loaded_alone(tmp_path: Path) -> None:
-    codec_config().save_pretrained(tmp_path)
+def test_a_vqgan_config_is_saved_and_loaded_alone(tmp_path: Path) -> None:
+    vqgan_config().save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, PaiPainterVQConfig)
-    assert loaded.to_diff_dict() == codec_config().to_diff_dict()
+    assert loaded.to_diff_dict() == vqgan_config().to_diff_dict()
 
 
 def test_sizes_that_were_changed_are_checked_on_saving(tmp_path: Path) -> None:
@@ -223,10 +223,10 @@ def test_sizes_that_were_changed_are_checked_on_saving(tmp_path: Path) -> None:
 
 
 def test_values_can_be_changed_while_loading() -> None:
-    config = PaiPainterConfig.from_pretrained(GOLDEN / "easynlp_tiny", vq_config=codec_config(), resid_pdrop=0.3)
+    config = PaiPainterConfig.from_pretrained(GOLDEN / "easynlp_tiny", vq_config=vqgan_config(), resid_pdrop=0.3)
     assert config.resid_pdrop == 0.3
     config, unused = PaiPainterConfig.from_pretrained(
-        GOLDEN / "easynlp_tiny", vq_config=codec_config(), return_unused_kwargs=True, foo=1
+        GOLDEN / "easynlp_tiny", vq_config=vqgan_config(), return_unused_kwargs=True, foo=1
     )
     assert unused == {"foo": 1}
     assert config.image_grid == 4

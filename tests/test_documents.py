@@ -54,7 +54,7 @@ def test_commands_run_in_order(document: Path, tmp_path: Path) -> None:
     commands = [command for command in commands if not command.startswith(ELSEWHERE)]
     if not commands:
         pytest.skip("no command in this document")
-    for name in ("train.py", "train_codec.py", "examples"):
+    for name in ("train.py", "train_vqgan.py", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     run(["bash", "-euc", "\n".join(commands)], tmp_path)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from model_fixtures import CODES, PAINTERS, TEXT_LENGTH, codec_config, expected, golden_painter
+from model_fixtures import CODES, PAINTERS, TEXT_LENGTH, expected, golden_painter, vqgan_config
 from transformers import AutoModel, GenerationConfig
 from transformers.generation import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration
-from pai_painter.code_writer_pai_painter import can_write_codes
+from pai_painter.cpu.decoding import can_write_codes
 
 CAPTIONS = expected()["text_ids"]
 CACHES: list[dict[str, Any]] = [{}, {"cache_implementation": "static"}, {"use_cache": False}]
@@ -41,7 +41,7 @@ def test_the_likeliest_codes_are_easynlps(folder: str, attention: str, cache: di
 
 
 def test_by_default_a_whole_picture_is_sampled(painter: PaiPainterForImageGeneration, tmp_path: Path) -> None:
-    config = PaiPainterConfig(vq_config=codec_config(), image_vocab_size=64, text_vocab_size=256, hidden_size=24)
+    config = PaiPainterConfig(vq_config=vqgan_config(), image_vocab_size=64, text_vocab_size=256, hidden_size=24)
     new = PaiPainterForImageGeneration(config)
     painter.save_pretrained(tmp_path)
     with warnings.catch_warnings():
@@ -195,7 +195,7 @@ def test_best_of_keeps_the_likeliest_and_says_which_seed_it_had(painter: PaiPain
 
 
 @pytest.mark.parametrize("best_of", [1, 3])
-def test_the_codec_decodes_the_chosen_pictures_alone(painter: PaiPainterForImageGeneration, best_of: int) -> None:
+def test_the_vqgan_decodes_the_chosen_pictures_alone(painter: PaiPainterForImageGeneration, best_of: int) -> None:
     batches: list[int] = []
     handle = painter.vqgan.decoder.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     try:

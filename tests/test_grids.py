@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from pai_painter.grids import _font, draw_grid
+from pai_painter.imaging.grids import _font, draw_grid
 
 
 def square(size: int = 64, color: tuple[int, int, int] = (200, 30, 30)) -> Image.Image:

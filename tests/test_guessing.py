@@ -8,10 +8,10 @@ import torch
 from model_fixtures import CODES, PAINTERS, TEXT_LENGTH, expected, golden_painter
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline
-from pai_painter.code_writer_pai_painter import CodeWriter
-from pai_painter.guessing_pai_painter import GuessingCodeWriter
-from pai_painter.sampling_pai_painter import GumbelSampler, warp_logits
-from pai_painter.speed_pai_painter import PaintingSpeed, find_speed
+from pai_painter.cpu.decoding import CodeWriter
+from pai_painter.cpu.speculative_decoding import GuessingCodeWriter
+from pai_painter.cpu.speed import PaintingSpeed, find_speed
+from pai_painter.model.sampling_pai_painter import GumbelSampler, warp_logits
 
 CAPTIONS = expected()["text_ids"]
 OPTIONS: list[dict[str, Any]] = [

@@ -75,7 +75,7 @@ def modules() -> list[Path]:
 
 def test_the_files_are_found() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in repository_files()}
-    assert {"setup.cfg", "src/pai_painter/grids.py", "tests/test_house.py"} <= names
+    assert {"setup.cfg", "src/pai_painter/imaging/grids.py", "tests/test_house.py"} <= names
 
 
 def test_the_first_line_of_every_source_file_is_its_licence() -> None:

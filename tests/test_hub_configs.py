@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ROOT / "hub_configs"
 VOCABULARY = FOLDERS / "vocab.txt"  # of all published models
 BASE = (126_669_312, 76_073_859, 202_743_171)
-# Transformer, codec, together.
+# Transformer, VQGAN, together.
 PARAMETERS = {
     "pai-painter-base-zh": BASE,
     "pai-painter-large-zh": (357_795_840, 76_073_859, 433_869_699),
@@ -26,8 +26,8 @@ PARAMETERS = {
     "pai-painter-demo": (5_068_800, 2_737_651, 7_806_451),
 }
 PUBLISHED = [name for name in PARAMETERS if name != "pai-painter-demo"]
-CODEC = "vqgan-f16-16384"
-OF_A_CODEC = {"README.md", "config.json", "preprocessor_config.json"}
+VQGAN = "vqgan-f16-16384"
+OF_A_VQGAN = {"README.md", "config.json", "preprocessor_config.json"}
 OF_A_PAINTER = {
     *("README.md", "config.json", "generation_config.json", "processor_config.json"),
     "tokenizer_config.json",
@@ -44,23 +44,23 @@ def test_sizes(name: str) -> None:
         painter = AutoModel.from_config(AutoConfig.from_pretrained(FOLDERS / name))
     assert isinstance(painter, PaiPainterForImageGeneration)
     whole = painter.num_parameters()
-    codec = painter.vqgan.num_parameters()
-    assert (whole - codec, codec, whole) == PARAMETERS[name]
+    vqgan = painter.vqgan.num_parameters()
+    assert (whole - vqgan, vqgan, whole) == PARAMETERS[name]
 
 
-def test_size_of_the_codec() -> None:
+def test_size_of_the_vqgan() -> None:
     with torch.device("meta"):
-        codec = AutoModel.from_config(AutoConfig.from_pretrained(FOLDERS / CODEC))
-    assert isinstance(codec, PaiPainterVQModel)
-    assert codec.num_parameters() == 76_073_859
+        vqgan = AutoModel.from_config(AutoConfig.from_pretrained(FOLDERS / VQGAN))
+    assert isinstance(vqgan, PaiPainterVQModel)
+    assert vqgan.num_parameters() == 76_073_859
     inside = AutoConfig.from_pretrained(FOLDERS / "pai-painter-base-zh").vq_config
-    its_own = {"_name_or_path": str(FOLDERS / CODEC), "architectures": ["PaiPainterVQModel"]}
-    assert codec.config.to_dict() == {**inside.to_dict(), **its_own}
+    its_own = {"_name_or_path": str(FOLDERS / VQGAN), "architectures": ["PaiPainterVQModel"]}
+    assert vqgan.config.to_dict() == {**inside.to_dict(), **its_own}
 
 
 def test_the_folders_are_complete_but_for_the_weights() -> None:
     wanted = dict.fromkeys(PUBLISHED, OF_A_PAINTER)
-    wanted |= {"pai-painter-demo": OF_A_PAINTER | {"tokenizer.json", "vocab.txt"}, CODEC: OF_A_CODEC}
+    wanted |= {"pai-painter-demo": OF_A_PAINTER | {"tokenizer.json", "vocab.txt"}, VQGAN: OF_A_VQGAN}
     found = {path.name: set(content(path)) for path in FOLDERS.iterdir() if path.name != "space" and path.is_dir()}
     assert found == wanted
 
@@ -96,8 +96,8 @@ def test_settings_are_those_of_the_publication(name: str) -> None:
     assert (settings.max_length, settings.to_dict()["best_of"]) == (288, 1)
 
 
-def test_pictures_of_the_codec() -> None:
-    assert AutoImageProcessor.from_pretrained(FOLDERS / CODEC).size == {"shortest_edge": 256}
+def test_pictures_of_the_vqgan() -> None:
+    assert AutoImageProcessor.from_pretrained(FOLDERS / VQGAN).size == {"shortest_edge": 256}
 
 
 def test_the_demo_is_the_one_in_the_package() -> None:
@@ -111,6 +111,6 @@ def test_the_demo_is_the_one_in_the_package() -> None:
 def test_the_tool_writes_what_is_there(tmp_path: Path) -> None:
     words = ["tools/make_hub_configs.py", "--vocabulary", "tests/golden/vocab.txt", "--output", str(tmp_path)]
     subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
-    assert {path.name for path in tmp_path.iterdir()} == {*PARAMETERS, CODEC, "vocab.txt"}
-    for name in (*PARAMETERS, CODEC):
+    assert {path.name for path in tmp_path.iterdir()} == {*PARAMETERS, VQGAN, "vocab.txt"}
+    for name in (*PARAMETERS, VQGAN):
         assert content(tmp_path / name) == content(FOLDERS / name), name

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pai_painter.image_processing_pai_painter import PaiPainterImageProcessor, to_rgb
+from pai_painter.model.image_processing_pai_painter import PaiPainterImageProcessor, to_rgb
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

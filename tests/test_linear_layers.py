@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pai_painter.linear_layers_pai_painter import Int8Linear, PackedLinear, PlainLinear, can_pack
+from pai_painter.cpu.linear_layers import Int8Linear, PackedLinear, PlainLinear, can_pack
 
 SHAPES = [(16, 16), (48, 16), (16384, 32), (7, 5)]
 

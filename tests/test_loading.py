@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_fixtures import GOLDEN, PAINTERS, codec_config, expected, golden_painter, whole_sequence
+from model_fixtures import GOLDEN, PAINTERS, expected, golden_painter, vqgan_config, whole_sequence
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -101,7 +101,7 @@ def changed(native_folder: Path, tmp_path: Path) -> Callable[[str, Callable[[Wei
 
 def load(folder: Path, layout: str, **options: Any) -> Any:
     if layout == "easynlp":
-        options["vq_config"] = codec_config()
+        options["vq_config"] = vqgan_config()
     return AutoModel.from_pretrained(folder, **options)
 
 
@@ -259,7 +259,7 @@ def test_the_original_format_has_exactly_easynlps_names_and_loads_again(
     assert same_weights(AutoModel.from_pretrained(tmp_path / "original"), painter)
     # EasyNLP's own config.json beside it makes the whole an EasyNLP folder
     shutil.copy(GOLDEN / folder / "config.json", tmp_path / "original")
-    again = AutoModel.from_pretrained(tmp_path / "original", vq_config=codec_config(folder))
+    again = AutoModel.from_pretrained(tmp_path / "original", vq_config=vqgan_config(folder))
     assert same_weights(again, painter)
 
 
@@ -281,7 +281,7 @@ def test_the_transformer_is_loaded_from_a_painters_folder(
     if layout == "native":
         model = PaiPainterModel.from_pretrained(native_folder)
     else:
-        model = PaiPainterModel.from_pretrained(GOLDEN / "easynlp_tiny", vq_config=codec_config())
+        model = PaiPainterModel.from_pretrained(GOLDEN / "easynlp_tiny", vq_config=vqgan_config())
     assert same_weights(model, painter.model)
     model.save_pretrained(tmp_path)
     assert same_weights(PaiPainterModel.from_pretrained(tmp_path), painter.model)
@@ -290,16 +290,16 @@ def test_the_transformer_is_loaded_from_a_painters_folder(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_codec_is_loaded_from_a_painters_folder(
+def test_the_vqgan_is_loaded_from_a_painters_folder(
     painter: PaiPainterForImageGeneration, native_folder: Path, layout: str, tmp_path: Path
 ) -> None:
     if layout == "native":
-        codec = PaiPainterVQModel.from_pretrained(native_folder)
+        vqgan = PaiPainterVQModel.from_pretrained(native_folder)
     else:
-        codec = PaiPainterVQModel.from_pretrained(GOLDEN / "easynlp_tiny", config=codec_config())
-    assert same_weights(codec, painter.vqgan)
-    codec.save_pretrained(tmp_path)
-    assert set(load_file(tmp_path / "model.safetensors")) == set(codec.state_dict())
+        vqgan = PaiPainterVQModel.from_pretrained(GOLDEN / "easynlp_tiny", config=vqgan_config())
+    assert same_weights(vqgan, painter.vqgan)
+    vqgan.save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) == set(vqgan.state_dict())
     alone = AutoModel.from_pretrained(tmp_path)
     assert isinstance(alone, PaiPainterVQModel)
     assert same_weights(alone, painter.vqgan)
@@ -322,14 +322,14 @@ def test_the_auto_classes_read_a_native_folder(painter: PaiPainterForImageGenera
 
 def test_the_auto_classes_read_an_untouched_easynlp_folder(painter: PaiPainterForImageGeneration) -> None:
     folder = GOLDEN / "easynlp_tiny"
-    for vq_config in (codec_config(), codec_config().to_dict()):
+    for vq_config in (vqgan_config(), vqgan_config().to_dict()):
         config = AutoConfig.from_pretrained(folder, vq_config=vq_config)
         assert isinstance(config, PaiPainterConfig)
         for auto in (AutoModel, AutoModelForCausalLM):
             model = auto.from_pretrained(folder, vq_config=vq_config)
             assert type(model) is PaiPainterForImageGeneration
             assert same_weights(model, painter)
-    for options in ({}, {"vq_config": codec_config()}):
+    for options in ({}, {"vq_config": vqgan_config()}):
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         assert type(tokenizer) is PaiPainterTokenizer
         assert (tokenizer.model_max_length, tokenizer.pad_token_id) == (32, 64)
@@ -339,7 +339,7 @@ def test_the_auto_classes_read_an_untouched_easynlp_folder(painter: PaiPainterFo
 
 
 @pytest.mark.parametrize("cls", [AutoModel, AutoModelForCausalLM, PaiPainterForImageGeneration, PaiPainterModel])
-def test_an_easynlp_folder_of_another_codec_asks_for_it(cls: Any) -> None:
+def test_an_easynlp_folder_of_another_vqgan_asks_for_it(cls: Any) -> None:
     with pytest.raises(ValueError, match=r"48 positions.*please pass `vq_config=.*pai-painter convert") as error:
         cls.from_pretrained(GOLDEN / "easynlp_tiny")
     assert "\n" not in str(error.value)

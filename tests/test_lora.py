@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from model_fixtures import codec_config, golden_painter
+from model_fixtures import golden_painter, vqgan_config
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -112,7 +112,7 @@ def test_the_formula_gives_the_number_of_trained_parameters(tiny_painter: Path) 
         (["embed_tokens"], {"model.embed_tokens"}),
     ],
 )
-def test_targets_are_what_was_named_and_never_the_codec(
+def test_targets_are_what_was_named_and_never_the_vqgan(
     tiny_painter: Path, target_modules: list[str], layers: set[str]
 ) -> None:
     painter = load(tiny_painter)
@@ -120,7 +120,7 @@ def test_targets_are_what_was_named_and_never_the_codec(
     assert {name.split(".lora_")[0] for name in trained_of(painter)} == layers
 
 
-def test_a_layer_of_the_codec_with_an_adapted_name_stays_as_it_is(tiny_painter: Path) -> None:
+def test_a_layer_of_the_vqgan_with_an_adapted_name_stays_as_it_is(tiny_painter: Path) -> None:
     painter = load(tiny_painter)
     painter.vqgan.encoder.attn = torch.nn.Module()
     painter.vqgan.encoder.attn.q_proj = torch.nn.Linear(2, 2)
@@ -352,7 +352,7 @@ def test_an_adapter_over_an_easynlp_folder(tmp_path: Path) -> None:
     add_lora(painter, RANK)
     make_noticeable(painter)
     save_lora(painter, tmp_path / "adapter")
-    loaded, processor = load_painter(tmp_path / "adapter", vq_config=codec_config())
+    loaded, processor = load_painter(tmp_path / "adapter", vq_config=vqgan_config())
     assert torch.equal(logits_of(loaded), logits_of(painter))
     assert processor.text_length == painter.config.text_length
 
@@ -641,7 +641,7 @@ def test_merged_paints_what_the_adapter_paints(tiny_painter: Path, adapter: Path
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 
-def test_merging_leaves_the_codec_bit_for_bit(tiny_painter: Path, adapter: Path, tmp_path: Path) -> None:
+def test_merging_leaves_the_vqgan_bit_for_bit(tiny_painter: Path, adapter: Path, tmp_path: Path) -> None:
     merged = load_file(merge_lora(adapter, tmp_path / "merged") / "model.safetensors")
     base = load_file(tiny_painter / "model.safetensors")
     changed = {name for name in base if not torch.equal(base[name], merged[name])}

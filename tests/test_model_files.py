@@ -26,7 +26,7 @@ from pai_painter import (
     PaiPainterVQModel,
 )
 from pai_painter.cli import app
-from pai_painter.codes_files import PictureCodec
+from pai_painter.codes_files import PictureVQGAN
 from pai_painter.convert import convert
 from pai_painter.lora import load_painter, read_adapter_folder
 from pai_painter.model_info import describe_model
@@ -199,7 +199,7 @@ def test_settings_out_of_range_are_noticed_on_loading(folder: Path, settings: di
     [
         ("model.layers.1.mlp.fc_1.weight", [PaiPainterForImageGeneration, PaiPainterModel, AutoModel]),
         ("lm_head.weight", [PaiPainterForImageGeneration, PaiPainterPipeline, load_painter]),
-        ("vqgan.quantize.embedding.weight", [PaiPainterForImageGeneration, PaiPainterVQModel, PictureCodec]),
+        ("vqgan.quantize.embedding.weight", [PaiPainterForImageGeneration, PaiPainterVQModel, PictureVQGAN]),
     ],
 )
 def test_weights_that_are_not_finite_are_named(folder: Path, name: str, ways: list, number: float) -> None:
@@ -234,7 +234,7 @@ def _train(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    "load", [PaiPainterPipeline.from_pretrained, load_painter, PictureCodec.from_pretrained, _train]
+    "load", [PaiPainterPipeline.from_pretrained, load_painter, PictureVQGAN.from_pretrained, _train]
 )
 @pytest.mark.parametrize(
     ("changes", "words"),

@@ -10,11 +10,11 @@ from pai_painter.model_hash import architecture_of, hash_of_model
 
 
 def test_hash_of_model(pipe: PaiPainterPipeline, tmp_path: Path) -> None:
-    codec = pipe.model.vqgan
-    before = hash_of_model(codec)
-    codec.save_pretrained(tmp_path / "elsewhere")
+    vqgan = pipe.model.vqgan
+    before = hash_of_model(vqgan)
+    vqgan.save_pretrained(tmp_path / "elsewhere")
     assert hash_of_model(PaiPainterVQModel.from_pretrained(tmp_path / "elsewhere")) == before
-    assert hash_of_model(codec.to(torch.bfloat16)) != before
+    assert hash_of_model(vqgan.to(torch.bfloat16)) != before
 
 
 def test_architecture_of() -> None:

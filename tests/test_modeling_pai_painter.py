@@ -9,10 +9,10 @@ from model_fixtures import (
     CODES,
     PAINTERS,
     TEXT_LENGTH,
-    codec_config,
     expected,
     golden_painter,
     picture_labels,
+    vqgan_config,
     whole_sequence,
 )
 from transformers.cache_utils import DynamicCache, StaticCache
@@ -40,7 +40,7 @@ def new_painter(**changes: Any) -> PaiPainterForImageGeneration:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"image_vocab_size": 64, "text_vocab_size": 256, "hidden_size": 32}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
-    return PaiPainterForImageGeneration(PaiPainterConfig(vq_config=codec_config(), **(sizes | changes)))
+    return PaiPainterForImageGeneration(PaiPainterConfig(vq_config=vqgan_config(), **(sizes | changes)))
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> None:

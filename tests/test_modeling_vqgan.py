@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The codec, held against taming-transformers' numbers (golden data) and against itself."""
+"""The VQGAN, held against taming-transformers' numbers (golden data) and against itself."""
 
 import copy
 import pickle
@@ -12,7 +12,7 @@ import accelerate
 import pytest
 import torch
 import yaml
-from model_fixtures import CODES, GOLDEN, PAINTERS, codec_config, expected, golden_painter
+from model_fixtures import CODES, GOLDEN, PAINTERS, expected, golden_painter, vqgan_config
 from safetensors.torch import load_file
 
 from pai_painter import PaiPainterVQConfig, PaiPainterVQModel
@@ -41,64 +41,64 @@ class InertUnpickler(pickle.Unpickler):
 
 
 @pytest.fixture(scope="module")
-def taming_codec() -> PaiPainterVQModel:
+def taming_vqgan() -> PaiPainterVQModel:
     params = yaml.safe_load((GOLDEN / "taming_tiny/model.yaml").read_text(encoding="utf-8"))["model"]["params"]
     config = PaiPainterVQConfig.from_ddconfig(params["ddconfig"], params["n_embed"], params["embed_dim"])
     with zipfile.ZipFile(GOLDEN / "taming_tiny/last.ckpt") as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         weights = InertUnpickler(archive, name).load()["state_dict"]
-    codec = PaiPainterVQModel(config).eval()
-    codec.load_state_dict({name: weight for name, weight in weights.items() if not name.startswith("loss.")})
-    return codec
+    vqgan = PaiPainterVQModel(config).eval()
+    vqgan.load_state_dict({name: weight for name, weight in weights.items() if not name.startswith("loss.")})
+    return vqgan
 
 
 @pytest.fixture(scope="module")
-def codec() -> PaiPainterVQModel:
+def vqgan() -> PaiPainterVQModel:
     return golden_painter().vqgan
 
 
-def test_a_lightning_checkpoint_of_taming_gives_its_codes_latents_and_pixels(taming_codec: PaiPainterVQModel) -> None:
+def test_a_lightning_checkpoint_of_taming_gives_its_codes_latents_and_pixels(taming_vqgan: PaiPainterVQModel) -> None:
     golden = load_file(GOLDEN / "taming_tiny/expected.safetensors")
     with torch.no_grad():
-        encoded = taming_codec.encode(golden["image"])
-        decoded = taming_codec.decode(golden["codes"])
+        encoded = taming_vqgan.encode(golden["image"])
+        decoded = taming_vqgan.decode(golden["codes"])
     assert torch.equal(encoded.image_tokens, golden["codes"])
     torch.testing.assert_close(encoded.quantized, golden["quantized"], atol=1e-5, rtol=0)
     torch.testing.assert_close(decoded, golden["reconstruction"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("folder", PAINTERS)
-def test_an_easynlp_codec_gives_its_codes_and_pixels(folder: str) -> None:
-    golden, codec = expected(folder), golden_painter(folder).vqgan
+def test_an_easynlp_vqgan_gives_its_codes_and_pixels(folder: str) -> None:
+    golden, vqgan = expected(folder), golden_painter(folder).vqgan
     with torch.no_grad():
-        codes = codec.encode(golden["image"]).image_tokens
+        codes = vqgan.encode(golden["image"]).image_tokens
         assert torch.equal(codes, golden["codes"])
-        torch.testing.assert_close(codec.decode(codes), golden["reconstruction"], atol=1e-5, rtol=0)
-        torch.testing.assert_close(codec.decode(golden["greedy_codes"]), golden["generated"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(vqgan.decode(codes), golden["reconstruction"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(vqgan.decode(golden["greedy_codes"]), golden["generated"], atol=1e-5, rtol=0)
 
 
-def test_calling_the_codec_encodes_and_decodes(codec: PaiPainterVQModel) -> None:
-    output = codec(expected()["image"])
+def test_calling_the_vqgan_encodes_and_decodes(vqgan: PaiPainterVQModel) -> None:
+    output = vqgan(expected()["image"])
     assert torch.equal(output.image_tokens, expected()["codes"])
-    assert torch.equal(output.pixel_values, codec.decode(expected()["codes"]))
+    assert torch.equal(output.pixel_values, vqgan.decode(expected()["codes"]))
 
 
-def test_a_batch_of_pictures_has_the_codes_of_each_alone(codec: PaiPainterVQModel) -> None:
+def test_a_batch_of_pictures_has_the_codes_of_each_alone(vqgan: PaiPainterVQModel) -> None:
     image = expected()["image"]
-    alone = torch.cat([codec.encode(picture[None]).image_tokens for picture in image])
-    assert torch.equal(codec.encode(image).image_tokens, alone)
-    together = codec.decode(alone)
-    singles = torch.cat([codec.decode(codes[None]) for codes in alone])
+    alone = torch.cat([vqgan.encode(picture[None]).image_tokens for picture in image])
+    assert torch.equal(vqgan.encode(image).image_tokens, alone)
+    together = vqgan.decode(alone)
+    singles = torch.cat([vqgan.decode(codes[None]) for codes in alone])
     torch.testing.assert_close(together, singles, atol=1e-5, rtol=0)
 
 
-def test_codes_are_in_raster_order(codec: PaiPainterVQModel) -> None:
-    grid = codec.config.image_grid
+def test_codes_are_in_raster_order(vqgan: PaiPainterVQModel) -> None:
+    grid = vqgan.config.image_grid
     codes = torch.arange(CODES)[None]
-    entries = codec.quantize(codes, grid)
+    entries = vqgan.quantize(codes, grid)
     row, column = 1, 3
-    assert torch.equal(entries[0, :, row, column], codec.quantize.embedding.weight[row * grid + column])
-    assert torch.equal(codec.quantize.nearest(entries), codes)
+    assert torch.equal(entries[0, :, row, column], vqgan.quantize.embedding.weight[row * grid + column])
+    assert torch.equal(vqgan.quantize.nearest(entries), codes)
 
 
 def test_the_nearest_entry_is_that_of_smallest_squared_distance_and_the_first_of_equals() -> None:
@@ -126,26 +126,26 @@ def test_the_nearest_entry_is_that_of_smallest_squared_distance_and_the_first_of
         ((1, 1, 8, 8), r"must have the shape \(batch, 3, height, width\), got \(1, 1, 8, 8\)"),
     ],
 )
-def test_pixels_of_another_shape_are_refused(codec: PaiPainterVQModel, shape: tuple[int, ...], message: str) -> None:
+def test_pixels_of_another_shape_are_refused(vqgan: PaiPainterVQModel, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        codec.encode(torch.zeros(shape))
+        vqgan.encode(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(1, CODES - 1), (1, CODES + 1), (CODES,), (1, 4, 4)])
-def test_too_few_or_too_many_codes_are_refused(codec: PaiPainterVQModel, shape: tuple[int, ...]) -> None:
+def test_too_few_or_too_many_codes_are_refused(vqgan: PaiPainterVQModel, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"decodes \(batch, 16\) codes"):
-        codec.decode(torch.zeros(shape, dtype=torch.long))
+        vqgan.decode(torch.zeros(shape, dtype=torch.long))
 
 
 def test_f16_16384_has_its_76_073_859_parameters() -> None:
     with torch.device("meta"):
-        codec = PaiPainterVQModel(PaiPainterVQConfig())
-    assert codec.num_parameters() == 76_073_859
-    assert (codec.config.image_grid, codec.config.num_image_tokens) == (16, 256)
+        vqgan = PaiPainterVQModel(PaiPainterVQConfig())
+    assert vqgan.num_parameters() == 76_073_859
+    assert (vqgan.config.image_grid, vqgan.config.num_image_tokens) == (16, 256)
 
 
 def test_an_encoder_without_attention_has_none_and_its_decoder_keeps_it() -> None:
-    config = codec_config()
+    config = vqgan_config()
     config.encoder_attention = False
     names = [name for name, _ in PaiPainterVQModel(config).named_parameters() if ".attn" in name]
     assert names
@@ -158,47 +158,47 @@ def test_a_code_says_nothing_of_distant_pixels_when_the_encoder_has_no_attention
     reach = {}
     for attention in (True, False):
         torch.manual_seed(0)
-        codec = PaiPainterVQModel(PaiPainterVQConfig(attn_resolutions=[32], encoder_attention=attention, **sizes))
-        for module in codec.modules():
+        vqgan = PaiPainterVQModel(PaiPainterVQConfig(attn_resolutions=[32], encoder_attention=attention, **sizes))
+        for module in vqgan.modules():
             if isinstance(module, torch.nn.GroupNorm):
                 module.forward = torch.nn.Identity().forward  # it sees the whole picture, too
         pixels = torch.zeros(1, 3, 64, 64, requires_grad=True)
-        codec.encode_latents(pixels)[0, :, 0, 0].sum().backward()
+        vqgan.encode_latents(pixels)[0, :, 0, 0].sum().backward()
         reach[attention] = pixels.grad[0, :, 48:, 48:].abs().max().item()
     assert reach[False] == 0
     assert reach[True] > 0
 
 
 def test_new_weights_are_those_that_taming_starts_from() -> None:
-    codec = PaiPainterVQModel(codec_config())
-    entries = codec.quantize.embedding.weight
+    vqgan = PaiPainterVQModel(vqgan_config())
+    entries = vqgan.quantize.embedding.weight
     assert entries.abs().max() <= 1 / 64
     assert entries.std() > 0.5 / 64
-    conv = codec.encoder.conv_in
+    conv = vqgan.encoder.conv_in
     bound = (3 * 9) ** -0.5
     assert 0.9 * bound < conv.weight.abs().max() <= bound
     assert 0 < conv.bias.abs().max() <= bound
-    assert torch.equal(codec.encoder.norm_out.weight, torch.ones(64))
+    assert torch.equal(vqgan.encoder.norm_out.weight, torch.ones(64))
 
 
 def test_gradients_reach_every_weight_on_the_way_through_latents() -> None:
-    codec = PaiPainterVQModel(codec_config())
-    codec.decode_latents(codec.encode_latents(expected()["image"])).pow(2).mean().backward()
-    without = [name for name, weight in codec.named_parameters() if weight.grad is None]
+    vqgan = PaiPainterVQModel(vqgan_config())
+    vqgan.decode_latents(vqgan.encode_latents(expected()["image"])).pow(2).mean().backward()
+    without = [name for name, weight in vqgan.named_parameters() if weight.grad is None]
     assert without == ["quantize.embedding.weight"]
 
 
 def test_dropout_is_for_training_only() -> None:
-    config = codec_config()
+    config = vqgan_config()
     config.dropout = 0.5
-    codec, image = PaiPainterVQModel(config), expected()["image"]
-    assert not torch.equal(codec.train().encode_latents(image), codec.encode_latents(image))
-    assert torch.equal(codec.eval().encode_latents(image), codec.encode_latents(image))
+    vqgan, image = PaiPainterVQModel(config), expected()["image"]
+    assert not torch.equal(vqgan.train().encode_latents(image), vqgan.encode_latents(image))
+    assert torch.equal(vqgan.eval().encode_latents(image), vqgan.encode_latents(image))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_codec_in_half_precision_paints_nearly_the_same(codec: PaiPainterVQModel, tmp_path: Path, dtype: Any) -> None:
-    codec.save_pretrained(tmp_path)
+def test_a_vqgan_in_half_precision_paints_nearly_the_same(vqgan: PaiPainterVQModel, tmp_path: Path, dtype: Any) -> None:
+    vqgan.save_pretrained(tmp_path)
     half = PaiPainterVQModel.from_pretrained(tmp_path, dtype=dtype)
     assert half.dtype == dtype
     with torch.no_grad():
@@ -209,10 +209,10 @@ def test_a_codec_in_half_precision_paints_nearly_the_same(codec: PaiPainterVQMod
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_nearest_entry_is_found_in_single_precision(codec: PaiPainterVQModel, dtype: torch.dtype) -> None:
+def test_the_nearest_entry_is_found_in_single_precision(vqgan: PaiPainterVQModel, dtype: torch.dtype) -> None:
     """In half precision hundreds of entries are equally far from a latent."""
-    codebook = copy.deepcopy(codec.quantize)
-    codebook.embedding = torch.nn.Embedding(4096, codec.config.embed_dim)
+    codebook = copy.deepcopy(vqgan.quantize)
+    codebook.embedding = torch.nn.Embedding(4096, vqgan.config.embed_dim)
     torch.nn.init.normal_(codebook.embedding.weight, mean=3.0, std=0.02, generator=torch.Generator().manual_seed(0))
     codebook.to(dtype)
     latents = codebook.embedding.weight[:64].T.reshape(1, -1, 8, 8)
@@ -222,21 +222,21 @@ def test_the_nearest_entry_is_found_in_single_precision(codec: PaiPainterVQModel
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("offload", [accelerate.cpu_offload, lambda codec, device: hook_the_whole(codec)])
-def test_encode_and_decode_work_under_offloading_hooks(codec: PaiPainterVQModel, offload: Any) -> None:
-    pixels = torch.rand(1, 3, codec.config.resolution, codec.config.resolution) * 2 - 1
-    tokens, decoded = codec.encode(pixels).image_tokens, codec.decode(codec.encode(pixels).image_tokens)
-    offloaded = copy.deepcopy(codec)
+@pytest.mark.parametrize("offload", [accelerate.cpu_offload, lambda vqgan, device: hook_the_whole(vqgan)])
+def test_encode_and_decode_work_under_offloading_hooks(vqgan: PaiPainterVQModel, offload: Any) -> None:
+    pixels = torch.rand(1, 3, vqgan.config.resolution, vqgan.config.resolution) * 2 - 1
+    tokens, decoded = vqgan.encode(pixels).image_tokens, vqgan.decode(vqgan.encode(pixels).image_tokens)
+    offloaded = copy.deepcopy(vqgan)
     offload(offloaded, torch.device("cpu"))
     assert torch.equal(offloaded.encode(pixels).image_tokens, tokens)
     assert torch.equal(offloaded.decode(tokens), decoded)
 
 
-def hook_the_whole(codec: PaiPainterVQModel) -> None:
+def hook_the_whole(vqgan: PaiPainterVQModel) -> None:
     """As `enable_model_cpu_offload` does: weights are elsewhere until the hook runs, here as float64."""
 
     class BringHome(accelerate.hooks.ModelHook):
         def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple:
             return (module.float() and args), kwargs
 
-    accelerate.hooks.add_hook_to_module(codec.double(), BringHome())
+    accelerate.hooks.add_hook_to_module(vqgan.double(), BringHome())

@@ -26,8 +26,8 @@ DEMO_MODEL = {
     "vocab.txt",
 }
 ASSETS = {f"pai_painter/demo_model/{name}" for name in DEMO_MODEL} | {
-    "pai_painter/fonts/OFL.txt",
-    "pai_painter/fonts/pai-painter-sans.otf",
+    "pai_painter/imaging/fonts/OFL.txt",
+    "pai_painter/imaging/fonts/pai-painter-sans.otf",
     "pai_painter/training/model_card_template.md",
 }
 # What a build reads. It happens in a copy, so that it neither sees nor leaves anything in the work tree.
@@ -46,7 +46,7 @@ BUILD_INPUTS = [
     "tests",
     "tools",
     "train.py",
-    "train_codec.py",
+    "train_vqgan.py",
 ]
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.cfg").is_file(), reason="needs the repository, not an installation")
@@ -87,7 +87,7 @@ def test_the_wheel_holds_the_package_with_its_model_and_font(wheel: Path) -> Non
     roots = {"pai_painter", "pai_painter-0.1.0.dist-info", "pai_painter_command.py"}
     assert {name.split("/")[0] for name in names} == roots
     assert sizes["pai_painter/demo_model/model.safetensors"] < 16 * 2**20
-    assert sizes["pai_painter/fonts/pai-painter-sans.otf"] < 2.5 * 2**20
+    assert sizes["pai_painter/imaging/fonts/pai-painter-sans.otf"] < 2.5 * 2**20
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_sdist_holds_what_a_clone_needs(archives: Path) -> None:
         "NOTICE",
         "setup.cfg",
     }
-    assert names >= wanted | {"tests/test_packaging.py", "tools/make_font.py", "train.py", "train_codec.py"}
+    assert names >= wanted | {"tests/test_packaging.py", "tools/make_font.py", "train.py", "train_vqgan.py"}
 
 
 def declared_requirements() -> list[Requirement]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pai_painter.picture_files import (
+from pai_painter.imaging.png_files import (
     check_new_files,
     enlarge,
     file_stem,

@@ -22,7 +22,7 @@ from pai_painter import (
     PaiPainterProcessor,
     PaiPainterVQConfig,
 )
-from pai_painter.sampling_pai_painter import GumbelSampler
+from pai_painter.model.sampling_pai_painter import GumbelSampler
 
 GOLDEN = Path(__file__).parent / "golden"
 CODES, SIDE = 16, 16
@@ -101,7 +101,7 @@ def test_options_left_out_are_the_models_recommendation(pipe) -> None:
     assert output.seeds[0] in (5, 6)
 
 
-def test_the_codec_runs_once_a_batch(pipe) -> None:
+def test_the_vqgan_runs_once_a_batch(pipe) -> None:
     calls = []
     pipe.model.vqgan.decoder.register_forward_hook(lambda *_: calls.append(1))
     pipe(["红苹果", "熊猫"], num_images_per_prompt=2, best_of=2, seed=1)

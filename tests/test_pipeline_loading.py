@@ -100,7 +100,7 @@ def test_precision_by_component(tiny_painter: Path) -> None:
 def test_options_that_make_no_sense_are_named(
     tiny_painter: Path, options: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pai_painter.pipeline_loading.get_device", lambda: "cpu")
+    monkeypatch.setattr("pai_painter.model.pipeline_loading.get_device", lambda: "cpu")
     with pytest.raises(ValueError, match=sentence):
         PaiPainterPipeline.from_pretrained(tiny_painter, **options)
 
@@ -110,7 +110,7 @@ def test_devices(tiny_painter: Path, pipe: PaiPainterPipeline, monkeypatch: pyte
     assert on_cpu.device.type == "cpu"
     assert on_cpu.hf_device_map == "cpu"
     assert torch.equal(tokens_of(on_cpu), tokens_of(pipe))
-    monkeypatch.setattr("pai_painter.pipeline_loading.get_max_memory", lambda given: given)
+    monkeypatch.setattr("pai_painter.model.pipeline_loading.get_max_memory", lambda given: given)
     balanced = PaiPainterPipeline.from_pretrained(tiny_painter, device_map="balanced", max_memory={"cpu": "1GB"})
     assert torch.equal(tokens_of(balanced), tokens_of(pipe))
 

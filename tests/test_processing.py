@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, BertTokenizer
 
-from pai_painter.image_processing_pai_painter import PaiPainterImageProcessor
-from pai_painter.processing_pai_painter import PaiPainterProcessor
-from pai_painter.tokenization_pai_painter import PaiPainterTokenizer
+from pai_painter.model.image_processing_pai_painter import PaiPainterImageProcessor
+from pai_painter.model.processing_pai_painter import PaiPainterProcessor
+from pai_painter.model.tokenization_pai_painter import PaiPainterTokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 CAPTIONS = json.loads((GOLDEN / "captions.json").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterProcessor
-from pai_painter.code_writer_pai_painter import can_write_codes
+from pai_painter.cpu.decoding import can_write_codes
 
 torchao = pytest.importorskip("torchao", reason="torchao isn't installed")
 

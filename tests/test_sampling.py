@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_fixtures import PAINTERS, TEXT_LENGTH, codec_config, expected
+from model_fixtures import PAINTERS, TEXT_LENGTH, expected, vqgan_config
 from transformers import (
     GenerationConfig,
     TemperatureLogitsWarper,
@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from pai_painter import PaiPainterConfig
-from pai_painter.sampling_pai_painter import (
+from pai_painter.model.sampling_pai_painter import (
     GumbelSampler,
     check_captions,
     check_sampling_options,
@@ -336,14 +336,14 @@ def test_good_options_are_accepted(options: dict[str, Any]) -> None:
     ],
 )
 def test_ids_that_are_no_captions_of_this_model_are_refused(input_ids: torch.Tensor, message: str) -> None:
-    config = PaiPainterConfig(vq_config=codec_config(), image_vocab_size=64, text_vocab_size=256)
+    config = PaiPainterConfig(vq_config=vqgan_config(), image_vocab_size=64, text_vocab_size=256)
     with pytest.raises(ValueError, match=message):
         check_captions(input_ids, config)
     check_captions(torch.tensor([[64] * 16 + [319] * 16]), config)
 
 
 def test_a_recommendation_is_completed_but_not_changed() -> None:
-    config = PaiPainterConfig(vq_config=codec_config(), image_vocab_size=64, text_vocab_size=256)
+    config = PaiPainterConfig(vq_config=vqgan_config(), image_vocab_size=64, text_vocab_size=256)
     completed = complete_generation_config(GenerationConfig(top_k=7, best_of=16, do_sample=True), config)
     assert (completed.max_length, completed.temperature, completed.best_of) == (48, 1.0, 16)
     assert (completed.top_k, completed.top_p, completed.do_sample) == (7, None, True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Codec and transformer held against taming-transformers itself, at random weights and sizes."""
+"""VQGAN and transformer held against taming-transformers itself, at random weights and sizes."""
 
 import importlib
 import json
@@ -66,7 +66,7 @@ def shake(model: torch.nn.Module, scale: float) -> None:
     ids=["two attentions", "other channels", "one level"],
 )
 @torch.no_grad()
-def test_the_codec_is_tamings(
+def test_the_vqgan_is_tamings(
     taming: types.SimpleNamespace, sizes: dict[str, Any], n_embed: int, embed_dim: int
 ) -> None:
     ddconfig: dict[str, Any] = {"double_z": False, "z_channels": 48, "resolution": 16, "in_channels": 3, "out_ch": 3}
@@ -75,20 +75,20 @@ def test_the_codec_is_tamings(
     oracle = taming.VQModel(ddconfig, lossconfig=None, n_embed=n_embed, embed_dim=embed_dim).eval()
     shake(oracle, 0.05)
     oracle.quantize.embedding.weight.normal_()
-    codec = PaiPainterVQModel(PaiPainterVQConfig.from_ddconfig(ddconfig, n_embed, embed_dim)).eval()
-    codec.load_state_dict(oracle.state_dict())
+    vqgan = PaiPainterVQModel(PaiPainterVQConfig.from_ddconfig(ddconfig, n_embed, embed_dim)).eval()
+    vqgan.load_state_dict(oracle.state_dict())
 
     image = torch.rand(3, ddconfig["in_channels"], ddconfig["resolution"], ddconfig["resolution"]) * 2 - 1
     quantized, _, (_, _, codes) = oracle.encode(image)
-    found = codec.encode(image)
+    found = vqgan.encode(image)
     assert torch.equal(found.image_tokens.flatten(), codes)
     assert len(codes.unique()) > 5  # else it says little
     torch.testing.assert_close(found.quantized, quantized, atol=1e-5, rtol=0)
 
-    pixels = codec.decode(found.image_tokens)
+    pixels = vqgan.decode(found.image_tokens)
     assert pixels.abs().max() > 0.1
     torch.testing.assert_close(pixels, oracle.decode(found.quantized), atol=1e-5, rtol=0)
-    torch.testing.assert_close(codec(image).pixel_values, oracle(image)[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(vqgan(image).pixel_values, oracle(image)[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("n_unmasked", [0, 5, 9])
@@ -98,11 +98,11 @@ def test_the_transformer_is_mingpts(
     taming: types.SimpleNamespace, tmp_path: Path, n_unmasked: int, attention: str
 ) -> None:
     """By way of an EasyNLP folder, which holds minGPT's weights with a head for the image codes only."""
-    codec = PaiPainterVQConfig(
+    vqgan = PaiPainterVQConfig(
         resolution=8, base_channels=4, channel_multiplier=[1, 1], num_res_blocks=1, attn_resolutions=[],
         latent_channels=4, embed_dim=4, num_embeddings=30, norm_num_groups=2,
     )  # fmt: skip
-    text_length, codes, text_vocab = 9, codec.num_image_tokens, 21
+    text_length, codes, text_vocab = 9, vqgan.num_image_tokens, 21
     sizes = {"block_size": text_length + codes, "n_layer": 3, "n_head": 3, "n_embd": 24, "n_unmasked": n_unmasked}
     torch.manual_seed(0)
     oracle = taming.GPT(vocab_size=30 + text_vocab, **sizes).eval()
@@ -110,11 +110,11 @@ def test_the_transformer_is_mingpts(
 
     weights = {f"transformer.{name}": weight for name, weight in oracle.state_dict().items()}
     weights["transformer.head.weight"] = weights["transformer.head.weight"][:30].clone()
-    weights |= {f"first_stage_model.{name}": weight for name, weight in PaiPainterVQModel(codec).state_dict().items()}
+    weights |= {f"first_stage_model.{name}": weight for name, weight in PaiPainterVQModel(vqgan).state_dict().items()}
     torch.save(weights, tmp_path / "pytorch_model.bin")
     config = sizes | {"model_type": "artist", "vocab_size": 51, "img_vocab_size": 30, "text_vocab_size": text_vocab}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    painter = PaiPainterForImageGeneration.from_pretrained(tmp_path, vq_config=codec, attn_implementation=attention)
+    painter = PaiPainterForImageGeneration.from_pretrained(tmp_path, vq_config=vqgan, attn_implementation=attention)
     assert isinstance(painter.config, PaiPainterConfig)
 
     ids = torch.randint(51, (4, text_length + codes))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from model_fixtures import GOLDEN, codec_config
+from model_fixtures import GOLDEN, vqgan_config
 from typer.testing import CliRunner
 
 from pai_painter import DEMO_MODEL, PaiPainterConfig, PaiPainterPipeline, PaiPainterTokenizer
@@ -121,15 +121,15 @@ def test_an_easynlp_folder_gets_what_can_be_checked(change: str, tmp_path: Path)
     folder = Path(shutil.copytree(GOLDEN / "easynlp_tiny", tmp_path / "easynlp"))
     write_vocabulary(folder, "vocab.txt", CHANGES[change])
     if change in UNKNOWABLE:
-        PaiPainterPipeline.from_pretrained(folder, vq_config=codec_config())
+        PaiPainterPipeline.from_pretrained(folder, vq_config=vqgan_config())
         return
     with pytest.raises(ValueError, match="ocabulary"):
-        PaiPainterPipeline.from_pretrained(folder, vq_config=codec_config())
+        PaiPainterPipeline.from_pretrained(folder, vq_config=vqgan_config())
 
 
 def test_what_is_saved_says_which_vocabulary_is_its_own(demo: Path, tmp_path: Path) -> None:
     wanted = PaiPainterTokenizer.from_pretrained(GOLDEN / "easynlp_tiny").fingerprint
-    PaiPainterPipeline.from_pretrained(GOLDEN / "easynlp_tiny", vq_config=codec_config()).save_pretrained(
+    PaiPainterPipeline.from_pretrained(GOLDEN / "easynlp_tiny", vq_config=vqgan_config()).save_pretrained(
         tmp_path / "a"
     )
     convert(GOLDEN / "easynlp_tiny", tmp_path / "b", vq_config=GOLDEN / "easynlp_tiny" / "dims.json")

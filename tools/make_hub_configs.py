@@ -31,7 +31,7 @@ from pai_painter import (
 
 CARDS = Path(__file__).parent / "hub_cards"
 OWNER = "alibaba-pai"  # where EasyNLP's commands and EasyNLP's users look for the models
-CODEC = "vqgan-f16-16384"
+VQGAN = "vqgan-f16-16384"
 DEMO = "pai-painter-demo"
 LARGE = {"num_hidden_layers": 24, "num_attention_heads": 16, "hidden_size": 1024}
 
@@ -105,12 +105,12 @@ def write_painter(name: str, folder: Path, vocabulary: Path) -> None:
     (folder / "README.md").write_text(painter_card(name, config), encoding="utf-8")
 
 
-def write_codec(folder: Path) -> None:
+def write_vqgan(folder: Path) -> None:
     """config.json, preprocessor_config.json and the card."""
     config = PaiPainterVQConfig(architectures=["PaiPainterVQModel"])
     config.save_pretrained(folder)
     PaiPainterImageProcessor(size=config.resolution).save_pretrained(folder)
-    (folder / "README.md").write_text(codec_card(config), encoding="utf-8")
+    (folder / "README.md").write_text(vqgan_card(config), encoding="utf-8")
 
 
 def write_demo(folder: Path) -> None:
@@ -150,24 +150,24 @@ def painter_card(name: str, config: PaiPainterConfig) -> str:
     return _card("painter.md", metadata, fields)
 
 
-def codec_card(config: PaiPainterVQConfig) -> str:
-    """README.md of the published codec."""
+def vqgan_card(config: PaiPainterVQConfig) -> str:
+    """README.md of the published VQGAN."""
     metadata = ModelCardData(
         license="mit",
         library_name="transformers",
         pipeline_tag="image-to-image",  # by itself it makes no picture of a text
-        tags=["pai-painter", "vqgan", "codec"],
+        tags=["pai-painter", "vqgan", "vqgan"],
     )
     fields = {
-        "name": CODEC,
-        "repository": f"{OWNER}/{CODEC}",
+        "name": VQGAN,
+        "repository": f"{OWNER}/{VQGAN}",
         "side": config.resolution,
         "grid": config.image_grid,
         "codes": config.num_image_tokens,
         "vocabulary": f"{config.num_embeddings:,}",
-        "sizes": codec_sizes(config),
+        "sizes": vqgan_sizes(config),
     }
-    return _card("codec.md", metadata, fields)
+    return _card("vqgan.md", metadata, fields)
 
 
 def _card(template: str, metadata: ModelCardData, fields: dict[str, Any]) -> str:
@@ -176,17 +176,17 @@ def _card(template: str, metadata: ModelCardData, fields: dict[str, Any]) -> str
 
 
 def painter_sizes(config: PaiPainterConfig) -> str:
-    """A table of parameters and bytes: the transformer, the codec, both, and the cache of a picture while painting."""
+    """A table of parameters and bytes: the transformer, the VQGAN, both, and the cache of a picture while painting."""
     with torch.device("meta"):
         model = PaiPainterForImageGeneration(config)
-    together, codec = model.num_parameters(), model.vqgan.num_parameters()
+    together, vqgan = model.num_parameters(), model.vqgan.num_parameters()
     cache = 2 * config.num_hidden_layers * config.max_position_embeddings * config.hidden_size
-    rows = [("transformer", together - codec), ("codec (VQGAN)", codec), ("together", together)]
+    rows = [("transformer", together - vqgan), ("VQGAN (VQGAN)", vqgan), ("together", together)]
     return _table(rows) + f"\n| cache of keys and values | | {_bytes(cache * 4)} | {_bytes(cache * 2)} |"
 
 
-def codec_sizes(config: PaiPainterVQConfig) -> str:
-    """A table of parameters and bytes: the two halves of the codec, its codebook, and all of it."""
+def vqgan_sizes(config: PaiPainterVQConfig) -> str:
+    """A table of parameters and bytes: the two halves of the VQGAN, its codebook, and all of it."""
     with torch.device("meta"):
         model = PaiPainterVQModel(config)
     parts = {"encoder": 0, "codebook": 0, "decoder": 0}
@@ -216,7 +216,7 @@ def main() -> None:
     for name in PAINTERS:
         write_painter(name, arguments.output / name, arguments.vocabulary)
     shutil.copyfile(arguments.vocabulary, arguments.output / "vocab.txt")
-    write_codec(arguments.output / CODEC)
+    write_vqgan(arguments.output / VQGAN)
     write_demo(arguments.output / DEMO)
 
 

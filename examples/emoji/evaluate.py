@@ -24,8 +24,8 @@ from pai_painter import DEMO_MODEL, PaiPainterPipeline
 from pai_painter.data.pictures import open_picture
 from pai_painter.data.rows import load_rows
 from pai_painter.data.sources import find_source
-from pai_painter.grids import draw_grid
-from pai_painter.training.codec import validate_codec
+from pai_painter.imaging.grids import draw_grid
+from pai_painter.training.vqgan import validate_vqgan
 
 DATA = Path(__file__).parent / "data"
 
@@ -77,7 +77,7 @@ def hits(gallery: Gallery, images: list, things: list[str]) -> list[bool]:
 
 
 def draw_reconstructions(pipe: PaiPainterPipeline, gallery: Gallery, idxs: list[str]) -> Image.Image:
-    """Held-out pictures beside what the codec makes of them."""
+    """Held-out pictures beside what the VQGAN makes of them."""
     originals = [gallery.pictures[idx] for idx in idxs]
     images = pipe.processor.image_processor
     with torch.no_grad():
@@ -105,20 +105,20 @@ def main() -> None:
     gallery = Gallery.load(arguments.data)
     questions = json.loads((arguments.data / "evaluation.json").read_text(encoding="utf-8"))
     table = Table("measure", "figure")
-    codec = validate_codec(
+    vqgan = validate_vqgan(
         pipe.model.vqgan,
         _rows(arguments.data / "heldout.tsv"),
         pipe.processor.image_processor,
     )
-    table.add_row("codec: PSNR of held-out pictures", f"{codec['psnr']:.2f} dB")
-    everything = validate_codec(
+    table.add_row("VQGAN: PSNR of held-out pictures", f"{vqgan['psnr']:.2f} dB")
+    everything = validate_vqgan(
         pipe.model.vqgan,
         _rows(arguments.data / "train.tsv"),
         pipe.processor.image_processor,
     )
-    table.add_row("codec: PSNR of trained pictures", f"{everything['psnr']:.2f} dB")
-    table.add_row("codec: codes in use", f"{100 * everything['codes_used']:.1f} %")
-    table.add_row("codec: perplexity of the codes", f"{everything['perplexity']:.0f}")
+    table.add_row("VQGAN: PSNR of trained pictures", f"{everything['psnr']:.2f} dB")
+    table.add_row("VQGAN: codes in use", f"{100 * everything['codes_used']:.1f} %")
+    table.add_row("VQGAN: perplexity of the codes", f"{everything['perplexity']:.0f}")
 
     grids = {}
     asked = {

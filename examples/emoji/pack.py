@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from pai_painter import PaiPainterForImageGeneration, PaiPainterProcessor
-from pai_painter.sampling_pai_painter import default_generation_config
+from pai_painter.model.sampling_pai_painter import default_generation_config
 
 HERE = Path(__file__).parent
 # Found with evaluate.py: see this folder's README.
@@ -50,7 +50,7 @@ def pack(painter: Path, output: Path) -> None:
 def state_loading_precision(config_file: Path) -> None:
     """
     The weights are stored in half precision; this has transformers load them in float32, since half precision is slow,
-    or not there, on the CPUs that a demo runs on. Also drops the name of the folder that the codec was trained in.
+    or not there, on the CPUs that a demo runs on. Also drops the name of the folder that the VQGAN was trained in.
     """
     config = json.loads(config_file.read_text(encoding="utf-8"))
     config["dtype"] = config["vq_config"]["dtype"] = "float32"

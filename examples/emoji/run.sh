@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The demo model from nothing: data, codec, painter, evaluation. Every step is skipped or taken up again where it
+# The demo model from nothing: data, VQGAN, painter, evaluation. Every step is skipped or taken up again where it
 # stopped, so the script may be started again after any interruption. `make demo-model` calls it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -11,7 +11,7 @@ export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1
 train() { torchrun --standalone --nproc_per_node 2 "$@" --resume_from_checkpoint latest; }
 
 [ -f $here/data/evaluation.json ] || python $here/build_dataset.py --output $here/data
-[ -f $here/runs/codec/model.safetensors ] || train train_codec.py $here/codec.yaml
+[ -f $here/runs/vqgan/model.safetensors ] || train train_vqgan.py $here/vqgan.yaml
 [ -f $here/runs/painter/model.safetensors ] || train train.py $here/painter.yaml
 grep -E '^(noto|twemoji|fluent-emoji-flat)/' $here/data/train.tsv > $here/data/complete_sets.tsv
 [ -f $here/runs/painter_by_heart/model.safetensors ] || train train.py $here/painter_by_heart.yaml

@@ -21,7 +21,7 @@ from rich.table import Table
 from pai_painter import DEMO_MODEL, PaiPainterPipeline
 from pai_painter.data.pictures import open_picture
 from pai_painter.data.sources import find_source
-from pai_painter.grids import draw_grid
+from pai_painter.imaging.grids import draw_grid
 
 HERE = Path(__file__).resolve().parent
 KINDS = {
@@ -32,7 +32,7 @@ KINDS = {
     "plain": "plain captions, not rehearsed",
 }
 PLAIN = ("rehearsed", "plain")
-# The codec tints black ink, but its copies of line drawings stay below 0.05; half of the coloured pictures exceed 0.2.
+# The VQGAN tints black ink, but its copies of line drawings stay below 0.05; half of the coloured pictures exceed 0.2.
 GREY_BELOW = 0.07
 # Which captions of each kind are in the grid: the first, but each thing once.
 SHOWN = {"trained": range(3), "words": range(3, 6), "things": range(2), "rehearsed": range(2), "plain": range(2, 3)}

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from pai_painter import DEMO_MODEL, PaiPainterPipeline
-from pai_painter.painting import Painting, PaintingOptions, random_seed
+from pai_painter.imaging.painting import Painting, PaintingOptions, random_seed
 
 MODEL = os.environ.get("PAI_PAINTER_MODEL")
 REVISION = os.environ.get("PAI_PAINTER_REVISION", "main")

@@ -11,17 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .auto_classes import register_auto_classes
-from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
-from .image_processing_pai_painter import PaiPainterImageProcessor
-from .modeling_pai_painter import PaiPainterForImageGeneration, PaiPainterModel
-from .modeling_vqgan import PaiPainterVQModel
-from .processing_pai_painter import PaiPainterProcessor
+from .model.auto_classes import register_auto_classes
+from .model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from .model.image_processing_pai_painter import PaiPainterImageProcessor
+from .model.modeling_pai_painter import PaiPainterForImageGeneration, PaiPainterModel
+from .model.modeling_vqgan import PaiPainterVQModel
+from .model.processing_pai_painter import PaiPainterProcessor
+from .model.tokenization_pai_painter import PaiPainterTokenizer
 from .push_to_hub import register_push_to_hub
-from .tokenization_pai_painter import PaiPainterTokenizer
 
 if TYPE_CHECKING:
-    from .pipeline_pai_painter import PaiPainterPipeline
+    from .model.pipeline_pai_painter import PaiPainterPipeline
 
 __version__ = version("pai-painter")
 __all__ = [

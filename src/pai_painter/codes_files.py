@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Pictures ⇄ codes in files: what the codec alone makes of a picture.
+Pictures ⇄ codes in files: what the VQGAN alone makes of a picture.
 
 The codes' file is JSON, a list with one object for each picture: `{"file": "apple.png", "image_tokens": [17, 4, …]}`,
 the codes in raster order.
@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .configuration_pai_painter import PaiPainterVQConfig
 from .data.pictures import open_picture
-from .image_processing_pai_painter import PaiPainterImageProcessor
-from .modeling_vqgan import PaiPainterVQModel
+from .imaging.png_files import file_stem, unique_names, write_atomically
+from .model.configuration_pai_painter import PaiPainterVQConfig
+from .model.image_processing_pai_painter import PaiPainterImageProcessor
+from .model.modeling_vqgan import PaiPainterVQModel
 from .painter_folder import load_processor, naming_damaged_weights, read_painter_folder
-from .picture_files import file_stem, unique_names, write_atomically
 
-__all__ = ["CodedPicture", "PictureCodec", "decoded_names", "read_codes", "write_codes"]
+__all__ = ["CodedPicture", "PictureVQGAN", "decoded_names", "read_codes", "write_codes"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class CodedPicture:
     image_tokens: list[int]
 
 
-class PictureCodec:
+class PictureVQGAN:
     """
-    The codec of a painter, from files to codes and from codes to pictures.
+    The VQGAN of a painter, from files to codes and from codes to pictures.
 
     Args:
-        vqgan ([`PaiPainterVQModel`]): The codec.
+        vqgan ([`PaiPainterVQModel`]): The VQGAN.
         image_processor ([`PaiPainterImageProcessor`]): The painter's.
     """
 
@@ -53,9 +53,9 @@ class PictureCodec:
         self.vqgan, self.image_processor = vqgan, image_processor
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike, revision: str = "main") -> "PictureCodec":
+    def from_pretrained(cls, name_or_path: str | os.PathLike, revision: str = "main") -> "PictureVQGAN":
         """
-        Loads the codec alone from a painter's folder or Hub repository.
+        Loads the VQGAN alone from a painter's folder or Hub repository.
 
         Raises:
             OSError: if there is no such folder or repository.
@@ -122,7 +122,7 @@ def read_codes(path: Path, config: PaiPainterVQConfig) -> list[CodedPicture]:
 
     Raises:
         OSError: if the file can't be read.
-        ValueError: if it isn't such a list, if a picture has too few or too many codes for this codec, or if a code
+        ValueError: if it isn't such a list, if a picture has too few or too many codes for this VQGAN, or if a code
             is out of range.
     """
     try:
@@ -143,7 +143,7 @@ def _checked_rows(rows: list, path: Path, config: PaiPainterVQConfig) -> Iterato
         codes = row["image_tokens"]
         if len(codes) != config.num_image_tokens:
             raise ValueError(
-                f"{place} has {len(codes)} codes, but a picture of this codec has {config.num_image_tokens}."
+                f"{place} has {len(codes)} codes, but a picture of this VQGAN has {config.num_image_tokens}."
             )
         for code in codes:
             if type(code) is not int or not 0 <= code < config.num_embeddings:  # a bool is an int, too

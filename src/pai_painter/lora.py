@@ -16,8 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import is_peft_available
 
-from .configuration_pai_painter import PaiPainterVQConfig
-from .generation_config_pai_painter import read_generation_config
 from .lora_layers import (
     active_adapters,
     active_lora,
@@ -27,7 +25,10 @@ from .lora_layers import (
     put_lora_in,
     take_lora_out,
 )
-from .modeling_pai_painter import PaiPainterForImageGeneration
+from .model.configuration_pai_painter import PaiPainterVQConfig
+from .model.generation_config_pai_painter import read_generation_config
+from .model.modeling_pai_painter import PaiPainterForImageGeneration
+from .model.processing_pai_painter import PaiPainterProcessor
 from .painter_folder import (
     AdapterFolder,
     PainterFolder,
@@ -37,7 +38,6 @@ from .painter_folder import (
     read_adapter_folder,
     read_painter_folder,
 )
-from .processing_pai_painter import PaiPainterProcessor
 
 __all__ = [
     "add_lora",
@@ -51,7 +51,7 @@ __all__ = [
     "take_lora_out",
 ]
 
-# Whole paths as regular expressions: the codec, whose layers have names like these, is never meant.
+# Whole paths as regular expressions: the VQGAN, whose layers have names like these, is never meant.
 _TARGETS = {
     "q_proj": r"model\.layers\.\d+\.attn\.q_proj",
     "k_proj": r"model\.layers\.\d+\.attn\.k_proj",
@@ -75,7 +75,7 @@ def add_lora(
     base_revision: str | None = None,
 ) -> None:
     """
-    Puts a fresh adapter into a painter, in place; everything else in it, the codec too, is frozen.
+    Puts a fresh adapter into a painter, in place; everything else in it, the VQGAN too, is frozen.
 
     The painter still computes what it did, since the second of each pair of matrices starts at zero. The first one is
     drawn by PyTorch: set its seed before. The adapter is float32, whatever the painter is.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .model_files_pai_painter import check_finite
-from .modeling_pai_painter import PaiPainterForImageGeneration
+from .model.model_files_pai_painter import check_finite
+from .model.modeling_pai_painter import PaiPainterForImageGeneration
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -8,11 +8,11 @@ from typing import Any
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
-from .generation_config_pai_painter import read_generation_config
-from .model_files_pai_painter import build_without_memory
-from .modeling_pai_painter import PaiPainterForImageGeneration
+from .model.generation_config_pai_painter import read_generation_config
+from .model.model_files_pai_painter import build_without_memory
+from .model.modeling_pai_painter import PaiPainterForImageGeneration
+from .model.sampling_pai_painter import default_generation_config
 from .painter_folder import AdapterFolder, find_file, naming_damaged_weights, read_painter_folder
-from .sampling_pai_painter import default_generation_config
 
 __all__ = ["describe_model"]
 
@@ -40,7 +40,7 @@ def describe_model(
     folder = read_painter_folder(name, base=base, revision=revision)
     config, vq_config = folder.config, folder.vq_config
     model = build_without_memory(PaiPainterForImageGeneration, folder.name, config)
-    codec = sum(parameter.numel() for parameter in model.vqgan.parameters())
+    vqgan = sum(parameter.numel() for parameter in model.vqgan.parameters())
     together = sum(parameter.numel() for parameter in model.parameters())
     settings = default_generation_config(config).to_dict()
     for part in (folder, folder.adapter):  # an adapter's settings come before its base's
@@ -51,13 +51,13 @@ def describe_model(
         "layout": folder.layout,
         "transformer": f"{config.num_hidden_layers} layers, {config.num_attention_heads} heads, "
         f"{config.hidden_size} wide",
-        "parameters": f"{together - codec:,} transformer + {codec:,} codec = {together:,}",
+        "parameters": f"{together - vqgan:,} transformer + {vqgan:,} VQGAN = {together:,}",
         "memory of the weights": f"{_megabytes(together * 4)} in float32, {_megabytes(together * 2)} in bfloat16",
         "captions": f"{config.text_length} word pieces of {config.text_vocab_size:,}",
         "pictures": f"{vq_config.resolution}×{vq_config.resolution} pixels",
         "codes": f"{config.num_image_tokens} a picture ({config.image_grid}×{config.image_grid}), "
         f"out of {config.image_vocab_size:,}",
-        **({} if vq_config.has_encoder else {"codec": "decoder only: it paints, but can't encode pictures"}),
+        **({} if vq_config.has_encoder else {"vqgan": "decoder only: it paints, but can't encode pictures"}),
         "recommended settings": ", ".join(
             f"{option} {settings[option]}" for option in _SETTINGS if settings.get(option) is not None
         ),

@@ -13,10 +13,15 @@ from typing import Any, Literal, cast
 from httpx2 import HTTPError  # huggingface_hub's own client
 from safetensors import SafetensorError
 
-from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 from .hub.folder import DEMO_NAME
-from .model_files_pai_painter import find_model_file, read_json_object, refuse_git_lfs_pointer, resolve_hub_options
-from .processing_pai_painter import PaiPainterProcessor
+from .model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from .model.model_files_pai_painter import (
+    find_model_file,
+    read_json_object,
+    refuse_git_lfs_pointer,
+    resolve_hub_options,
+)
+from .model.processing_pai_painter import PaiPainterProcessor
 
 __all__ = [
     "AdapterFolder",
@@ -73,7 +78,7 @@ class PainterFolder:
 
     @property
     def vq_config(self) -> PaiPainterVQConfig:
-        """The codec's configuration."""
+        """The VQGAN's configuration."""
         return cast(PaiPainterVQConfig, self.config.vq_config)
 
 
@@ -88,7 +93,7 @@ def read_painter_folder(
 
     Args:
         name_or_path: a folder, or the name (`owner/name`) of a Hub repository.
-        vq_config: the codec's configuration, for an EasyNLP folder whose codec isn't VQGAN f16_16384.
+        vq_config: the VQGAN's configuration, for an EasyNLP folder whose VQGAN isn't VQGAN f16_16384.
         base: for an adapter's folder, the model under it, if it isn't where the adapter says.
         hub_options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
 
@@ -133,7 +138,7 @@ def _read_whole_painter(name: str, vq_config: PaiPainterVQConfig | dict | None, 
             f"{PaiPainterConfig.model_type!r}, or 'artist' for a checkpoint of EasyNLP."
         )
     if vq_config is not None:
-        raise ValueError(f"{name} says itself what its codec is; `vq_config` is for EasyNLP's checkpoints only.")
+        raise ValueError(f"{name} says itself what its VQGAN is; `vq_config` is for EasyNLP's checkpoints only.")
     try:
         config = PaiPainterConfig.from_dict(config_dict)
     except (TypeError, ValueError) as error:

@@ -15,11 +15,11 @@ from typing import Any
 from .hub.folder import planned_files
 from .hub.push import push_files
 from .hub.remote_code import add_remote_code
-from .image_processing_pai_painter import PaiPainterImageProcessor
 from .lora import has_lora
-from .modeling_pai_painter import PaiPainterForImageGeneration, PaiPainterModel
-from .modeling_vqgan import PaiPainterVQModel
-from .processing_pai_painter import PaiPainterProcessor
+from .model.image_processing_pai_painter import PaiPainterImageProcessor
+from .model.modeling_pai_painter import PaiPainterForImageGeneration, PaiPainterModel
+from .model.modeling_vqgan import PaiPainterVQModel
+from .model.processing_pai_painter import PaiPainterProcessor
 
 __all__ = ["DEFAULT_SHARD_SIZE", "push_pipeline", "register_push_to_hub"]
 

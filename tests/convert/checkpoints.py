@@ -14,10 +14,10 @@ from pai_painter import PaiPainterVQConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EASYNLP, PADDLE, TAMING = GOLDEN / "easynlp_tiny", GOLDEN / "paddlenlp_tiny", GOLDEN / "taming_tiny"
-DIMS = EASYNLP / "dims.json"  # the codec's sizes
+DIMS = EASYNLP / "dims.json"  # the VQGAN's sizes
 
 
-def codec_config() -> PaiPainterVQConfig:
+def vqgan_config() -> PaiPainterVQConfig:
     dims = json.loads(DIMS.read_text(encoding="utf-8"))
     return PaiPainterVQConfig.from_ddconfig(dims["ddconfig"], dims["n_embed"], dims["embed_dim"])
 

@@ -46,7 +46,7 @@ def test_the_report(tmp_path: Path) -> None:
         f"{tmp_path}/out: a painter, from a checkpoint of EasyNLP",
         "Read: config.json, pytorch_model.bin, vocab.txt",
         "Ignored: transformer.blocks.N.attn.mask (2)",
-        "Parameters: 39,296 transformer + 742,723 codec = 782,019, in float32",
+        "Parameters: 39,296 transformer + 742,723 VQGAN = 782,019, in float32",
         "Verified: read again: 192 weights, 782,019 numbers, bit for bit as they were converted",
         result.stdout.splitlines()[5],
     ]
@@ -59,7 +59,7 @@ def test_the_report(tmp_path: Path) -> None:
 
 def test_all_options(tmp_path: Path) -> None:
     run(EASYNLP, tmp_path / "whole", "--vq-config", DIMS)
-    options = ["--config", PADDLE / "dims.json", "--vq-config", DIMS, "--codec", tmp_path / "whole"]
+    options = ["--config", PADDLE / "dims.json", "--vq-config", DIMS, "--vqgan", tmp_path / "whole"]
     options += ["--dtype", "bfloat16", "--reference", PADDLE / "expected.safetensors", "--to", "easynlp"]
     result = run(PADDLE, tmp_path / "out", *options)
     assert result.exit_code == 0, result.output
@@ -77,11 +77,11 @@ def test_all_options(tmp_path: Path) -> None:
         ([EASYNLP], "--vq-config|vq_config"),
         ([EASYNLP, "--vq-config", "missing"], "missing: No such file"),
         ([EASYNLP, "--vq-config", GOLDEN / "captions.json"], "captions.json"),
-        ([EASYNLP, "--vq-config", TAMING / "model.yaml"], "doesn't fit a codec of 64 codes"),
+        ([EASYNLP, "--vq-config", TAMING / "model.yaml"], "doesn't fit a VQGAN of 64 codes"),
         ([EASYNLP, "--vq-config", DIMS, "--config", DIMS], "needs no --config"),
         ([TAMING / "last.ckpt", "--vq-config", DIMS], "needs no --vq-config"),
-        ([TAMING / "last.ckpt", "--to", "easynlp"], "a codec alone"),
-        ([TAMING / "last.ckpt", "--codec", DEMO_MODEL], "is a codec itself"),
+        ([TAMING / "last.ckpt", "--to", "easynlp"], "a VQGAN alone"),
+        ([TAMING / "last.ckpt", "--vqgan", DEMO_MODEL], "is a VQGAN itself"),
         ([TAMING], "has 2 files"),
         ([DEMO_MODEL], "native layout already"),
         ([DEMO_MODEL, "--to", "easynlp"], "intermediate_size|attention in its encoder"),
@@ -224,7 +224,7 @@ def script(name: str, *arguments: object) -> str:
 def test_every_script(tmp_path: Path) -> None:
     assert "Verified" in script("from_easynlp.py", EASYNLP, tmp_path / "a", "--vq-config", DIMS)
     assert "Verified" in script("from_taming.py", TAMING / "last.ckpt", tmp_path / "b")
-    options = ["--config", PADDLE / "dims.json", "--vq-config", DIMS, "--codec", tmp_path / "a"]
+    options = ["--config", PADDLE / "dims.json", "--vq-config", DIMS, "--vqgan", tmp_path / "a"]
     assert "Verified" in script("from_paddlenlp.py", PADDLE, tmp_path / "c", *options)
     assert "Verified" in script("to_easynlp.py", tmp_path / "c", tmp_path / "d")
     tested = {"from_easynlp.py", "from_taming.py", "from_paddlenlp.py", "to_easynlp.py"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import DIMS, EASYNLP, GOLDEN, changed_easynlp, codec_config, files_of, making
+from checkpoints import DIMS, EASYNLP, GOLDEN, changed_easynlp, files_of, making, vqgan_config
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
@@ -28,7 +28,7 @@ def test_a_golden_folder_becomes_a_native_one(golden: Path, tmp_path: Path) -> N
     report = convert(golden, tmp_path / "out", vq_config=golden / "dims.json")
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".safetensors"}
     assert report.transformer_parameters == 39_296
-    assert report.codec_parameters == 742_723
+    assert report.vqgan_parameters == 742_723
     assert report.ignored == ["transformer.blocks.N.attn.mask (2)"]
     assert "logits within" in report.verification[1]
     assert "codes equal" in report.verification[1]
@@ -44,7 +44,7 @@ def test_a_golden_folder_becomes_a_native_one(golden: Path, tmp_path: Path) -> N
     assert torch.equal(greedy[:, 32:], expected["greedy_codes"])
     processor = PaiPainterProcessor.from_pretrained(tmp_path / "out")
     assert processor(images=Image.new("RGB", (30, 20)), return_tensors="pt")["pixel_values"].shape == (1, 3, 8, 8)
-    wanted = AutoTokenizer.from_pretrained(golden, vq_config=codec_config())
+    wanted = AutoTokenizer.from_pretrained(golden, vq_config=vqgan_config())
     assert processor.tokenizer.get_vocab() == wanted.get_vocab()
     assert len(PaiPainterPipeline.from_pretrained(tmp_path / "out")("a", generator=[torch.Generator()]).images) == 1
 
@@ -62,7 +62,7 @@ def test_there_and_back_is_the_same_to_the_bit(golden: Path, tmp_path: Path) -> 
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (golden, tmp_path / "back"))
     assert after == {name: value for name, value in before.items() if name != "transformers_version"}
     assert (tmp_path / "back/vocab.txt").read_bytes() == (golden / "vocab.txt").read_bytes()
-    assert "no other" in report.notes[0]  # about the codec
+    assert "no other" in report.notes[0]  # about the VQGAN
     convert(tmp_path / "back", tmp_path / "again", vq_config=tmp_path / "native")
     for name in files_of(tmp_path / "native"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "native" / name).read_bytes(), name
@@ -211,7 +211,7 @@ def test_files_that_do_not_fit(tmp_path: Path, name: str, content: Any, reason: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
-def test_the_codec_of_a_small_model_must_be_described(tmp_path: Path) -> None:
+def test_the_vqgan_of_a_small_model_must_be_described(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vq_config"):
         convert(EASYNLP, tmp_path / "out")
 

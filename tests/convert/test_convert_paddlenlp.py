@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PaddleNLP's painters, whose codec only paints."""
+"""PaddleNLP's painters, whose VQGAN only paints."""
 
 import json
 import pickle
@@ -49,7 +49,7 @@ def changed(tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], Any]], Path]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A painter with the same codec, encoder included."""
+    """A painter with the same VQGAN, encoder included."""
     folder = tmp_path_factory.mktemp("whole") / "painter"
     convert(EASYNLP, folder, vq_config=DIMS)
     return folder
@@ -78,14 +78,14 @@ def test_the_golden_folder(tmp_path: Path) -> None:
 def test_such_a_model_says_that_it_has_no_encoder(tmp_path: Path) -> None:
     convert(PADDLE, tmp_path / "out", **OPTIONS)
     painter = AutoModel.from_pretrained(tmp_path / "out")
-    codec = PaiPainterVQModel.from_pretrained(tmp_path / "out")
-    assert not hasattr(codec, "encoder")
-    assert not hasattr(codec, "quant_conv")
-    for call in (painter.vqgan.encode, codec.encode_latents, codec.encode, codec):
+    vqgan = PaiPainterVQModel.from_pretrained(tmp_path / "out")
+    assert not hasattr(vqgan, "encoder")
+    assert not hasattr(vqgan, "quant_conv")
+    for call in (painter.vqgan.encode, vqgan.encode_latents, vqgan.encode, vqgan):
         with pytest.raises(ValueError, match="no encoder: it paints codes"):
             call(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="no encoder"):
-        codec.encode(torch.zeros(1))  # said before anything else
+        vqgan.encode(torch.zeros(1))  # said before anything else
     weights = load_file(tmp_path / "out/model.safetensors")
     weights.pop("vqgan.decoder.conv_in.bias")
     weights["vqgan.quant_conv.bias"] = torch.zeros(32)
@@ -119,16 +119,16 @@ def test_encode_says_it_in_one_sentence(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 2
-    assert re.fullmatch(r"Error: This codec has no encoder: .+\n", result.stderr)
+    assert re.fullmatch(r"Error: This VQGAN has no encoder: .+\n", result.stderr)
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
-def test_the_whole_codec_is_taken(tmp_path: Path, whole: Path, later: bool) -> None:
+def test_the_whole_vqgan_is_taken(tmp_path: Path, whole: Path, later: bool) -> None:
     if later:
         convert(PADDLE, tmp_path / "first", **OPTIONS)
-        convert(tmp_path / "first", tmp_path / "out", codec=whole)
+        convert(tmp_path / "first", tmp_path / "out", vqgan=whole)
     else:
-        convert(PADDLE, tmp_path / "out", codec=whole, **OPTIONS)
+        convert(PADDLE, tmp_path / "out", vqgan=whole, **OPTIONS)
     painter = PaiPainterForImageGeneration.from_pretrained(tmp_path / "out")
     expected = load_file(EASYNLP / "expected.safetensors")
     assert torch.equal(painter.vqgan.encode(expected["image"]).image_tokens, expected["codes"])
@@ -138,26 +138,26 @@ def test_the_whole_codec_is_taken(tmp_path: Path, whole: Path, later: bool) -> N
 
 
 @pytest.mark.parametrize("name", ["quantize.embedding.weight", "decoder.conv_out.bias", "post_quant_conv.weight"])
-def test_another_codec_is_refused(tmp_path: Path, whole: Path, name: str) -> None:
-    codec = PaiPainterVQModel.from_pretrained(whole)
+def test_another_vqgan_is_refused(tmp_path: Path, whole: Path, name: str) -> None:
+    vqgan = PaiPainterVQModel.from_pretrained(whole)
     with torch.no_grad():
-        codec.get_parameter(name).view(-1)[0] += 0.01
-    codec.save_pretrained(tmp_path / "codec")
+        vqgan.get_parameter(name).view(-1)[0] += 0.01
+    vqgan.save_pretrained(tmp_path / "vqgan")
     with pytest.raises(ValueError, match=f"isn't the model's: {name} has other numbers"):
-        convert(PADDLE, tmp_path / "out", codec=tmp_path / "codec", **OPTIONS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["codec"]
+        convert(PADDLE, tmp_path / "out", vqgan=tmp_path / "vqgan", **OPTIONS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vqgan"]
 
 
-def test_codecs_that_cannot_be_taken(tmp_path: Path, whole: Path, tiny_painter: Path) -> None:
+def test_vqgans_that_cannot_be_taken(tmp_path: Path, whole: Path, tiny_painter: Path) -> None:
     convert(PADDLE, tmp_path / "first", **OPTIONS)
     with pytest.raises(ValueError, match="has no encoder either"):
-        convert(PADDLE, tmp_path / "out", codec=tmp_path / "first", **OPTIONS)
+        convert(PADDLE, tmp_path / "out", vqgan=tmp_path / "first", **OPTIONS)
     with pytest.raises(ValueError, match="other sizes"):
-        convert(PADDLE, tmp_path / "out", codec=tiny_painter, **OPTIONS)
-    with pytest.raises(OSError, match="holds no codec"):
-        convert(PADDLE, tmp_path / "out", codec=tmp_path, **OPTIONS)
-    with pytest.raises(ValueError, match="has a whole codec already"):
-        convert(EASYNLP, tmp_path / "out", vq_config=DIMS, codec=whole)
+        convert(PADDLE, tmp_path / "out", vqgan=tiny_painter, **OPTIONS)
+    with pytest.raises(OSError, match="holds no VQGAN"):
+        convert(PADDLE, tmp_path / "out", vqgan=tmp_path, **OPTIONS)
+    with pytest.raises(ValueError, match="has a whole VQGAN already"):
+        convert(EASYNLP, tmp_path / "out", vq_config=DIMS, vqgan=whole)
 
 
 @pytest.mark.parametrize(

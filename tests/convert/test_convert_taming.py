@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""taming-transformers' codecs."""
+"""taming-transformers' VQGANs."""
 
 import importlib
 import shutil
@@ -40,7 +40,7 @@ def changed(tmp_path: Path) -> Callable[..., Path]:
         if change is None:
             shutil.copy(TAMING / "last.ckpt", folder)
         else:
-            weights = dict(PaiPainterVQModel.from_pretrained(codec_folder(tmp_path)).state_dict())
+            weights = dict(PaiPainterVQModel.from_pretrained(vqgan_folder(tmp_path)).state_dict())
             change(weights)
             torch.save({"state_dict": weights}, folder / "last.ckpt")
         return folder / "last.ckpt"
@@ -48,8 +48,8 @@ def changed(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def codec_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "codec"
+def vqgan_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "vqgan"
     convert(TAMING / "last.ckpt", folder)
     return folder
 
@@ -64,17 +64,17 @@ def test_both_golden_pickles(tmp_path: Path, name: str) -> None:
     assert {"callbacks", "optimizer_states", "loss.discriminator.main.N.weight"} <= set(report.ignored)
     assert "codes equal" in report.verification[1]
     expected = load_file(TAMING / "expected.safetensors")
-    codec = AutoModel.from_pretrained(tmp_path / "out")
-    assert isinstance(codec, PaiPainterVQModel)
-    found = codec.encode(expected["image"])
+    vqgan = AutoModel.from_pretrained(tmp_path / "out")
+    assert isinstance(vqgan, PaiPainterVQModel)
+    found = vqgan.encode(expected["image"])
     assert torch.equal(found.image_tokens, expected["codes"])
     torch.testing.assert_close(found.quantized, expected["quantized"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(codec.decode(expected["codes"]), expected["reconstruction"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(vqgan.decode(expected["codes"]), expected["reconstruction"], atol=1e-5, rtol=0)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert processor(torch.zeros(3, 50, 40, dtype=torch.uint8))["pixel_values"][0].shape == (3, 32, 32)
 
 
-def test_both_golden_pickles_are_the_same_codec(tmp_path: Path) -> None:
+def test_both_golden_pickles_are_the_same_vqgan(tmp_path: Path) -> None:
     for name in PICKLES:
         convert(TAMING / name, tmp_path / name)
     for file in files_of(tmp_path / PICKLES[0]):
@@ -166,7 +166,7 @@ def test_settings_are_read_as_data(tmp_path: Path, text: str, monkeypatch: pytes
 
 def test_a_program_in_a_callback(tmp_path: Path) -> None:
     shutil.copy(TAMING / "model.yaml", tmp_path)
-    weights = PaiPainterVQModel.from_pretrained(codec_folder(tmp_path)).state_dict()
+    weights = PaiPainterVQModel.from_pretrained(vqgan_folder(tmp_path)).state_dict()
     content = {"state_dict": weights, "callbacks": {"ModelCheckpoint": making(tmp_path / "ran")}}
     for zipped in (True, False):
         torch.save(content, tmp_path / "last.ckpt", _use_new_zipfile_serialization=zipped)
@@ -230,11 +230,11 @@ def test_the_original_program_computes_the_same(oracle: Any, tmp_path: Path, siz
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     report = convert(tmp_path / "a.ckpt", tmp_path / "out")
     assert report.ignored == ["loss.weight", "loss.bias"]
-    codec = PaiPainterVQModel.from_pretrained(tmp_path / "out")
+    vqgan = PaiPainterVQModel.from_pretrained(tmp_path / "out")
     image = torch.rand(2, ddconfig["in_channels"], ddconfig["resolution"], ddconfig["resolution"]) * 2 - 1
     quantized, _, (_, _, codes) = original.encode(image)
-    found = codec.encode(image)
+    found = vqgan.encode(image)
     assert torch.equal(found.image_tokens.flatten(), codes)
     # In double precision: how sums of single ones are rounded depends on the version of torch.
-    pixels, wanted = codec.double().decode(found.image_tokens), original.double().decode(quantized.double())
+    pixels, wanted = vqgan.double().decode(found.image_tokens), original.double().decode(quantized.double())
     torch.testing.assert_close(pixels, wanted, atol=1e-5, rtol=0)

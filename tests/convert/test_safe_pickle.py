@@ -216,7 +216,7 @@ def test_an_object_gets_no_state(tmp_path: Path) -> None:
         b"\x80\x02]r\xff\xff\xff\xff.",  # a memo of four thousand millions
         b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}(U\x0c__defaults__)utb.",
         b"\x80\x02\x8b\xff\xff\xff\x7f.",  # a number of two thousand million bytes
-        b"\x80\x02c_codecs\nencode\nU\x01aU\x06rot-13\x86R.",
+        b"\x80\x02c_vqgans\nencode\nU\x01aU\x06rot-13\x86R.",
     ],
 )
 def test_no_instruction_runs_anything_or_reserves_memory(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Codes on the disk: those of the codec, and never stale."""
+"""Codes on the disk: those of the VQGAN, and never stale."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ from pai_painter.data.codes import CodesOnDisk, load_codes
 from pai_painter.data.rows import PictureRows, load_rows
 from pai_painter.data.sources import find_source
 
-CODEC = {
+VQGAN = {
     "resolution": 8,
     "base_channels": 4,
     "channel_multiplier": [1, 1],
@@ -32,11 +32,11 @@ CODEC = {
 
 
 @pytest.fixture
-def codec() -> PaiPainterVQModel:
+def vqgan() -> PaiPainterVQModel:
     torch.manual_seed(0)
-    codec = PaiPainterVQModel(PaiPainterVQConfig(**CODEC))
-    codec.quantize.embedding.weight.data.normal_(std=0.3)
-    return codec
+    vqgan = PaiPainterVQModel(PaiPainterVQConfig(**VQGAN))
+    vqgan.quantize.embedding.weight.data.normal_(std=0.3)
+    return vqgan
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def rows(tmp_path: Path) -> Callable[..., datasets.Dataset]:
 
 @pytest.fixture
 def encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[datasets.Dataset, int]]:
-    """`load_codes`, and how many batches the codec had to encode for it."""
+    """`load_codes`, and how many batches the VQGAN had to encode for it."""
     encoded = []
     encode_batch = codes_module._encode
 
@@ -81,16 +81,16 @@ def encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
     return run
 
 
-def test_codes_are_the_codecs(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
+def test_codes_are_the_vqgans(rows: Callable, vqgan: PaiPainterVQModel, processor, encode: Callable) -> None:
     table = rows()
-    codes, batches = encode(table, codec.train(), processor)
+    codes, batches = encode(table, vqgan.train(), processor)
     assert batches == 2
     assert codes.column_names == ["idx", "captions", "image_tokens"]
     assert codes["idx"][:] == table["idx"][:]
     assert codes["captions"][:] == table["captions"][:]
     pictures = torch.stack([PictureRows(table, processor)[row] for row in range(40)])
     with torch.no_grad():
-        expected = torch.cat([codec.eval().encode(part).image_tokens for part in pictures.split(32)])
+        expected = torch.cat([vqgan.eval().encode(part).image_tokens for part in pictures.split(32)])
     found = torch.tensor(codes["image_tokens"][:])
     assert found.shape == (40, 1, 16)
     assert torch.equal(found[:, 0], expected)
@@ -98,51 +98,51 @@ def test_codes_are_the_codecs(rows: Callable, codec: PaiPainterVQModel, processo
 
 
 def test_the_second_time_they_are_read(
-    rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable, tmp_path: Path
+    rows: Callable, vqgan: PaiPainterVQModel, processor, encode: Callable, tmp_path: Path
 ) -> None:
-    first, batches = encode(rows(), codec, processor)
-    again, more = encode(rows(), codec, processor)
+    first, batches = encode(rows(), vqgan, processor)
+    again, more = encode(rows(), vqgan, processor)
     assert (batches, more) == (2, 0)
     assert first.to_list() == again.to_list()
     # A resumed run compares it, be its cache the old one or built anew.
-    anew = load_codes(rows(), codec, processor, cache_dir=tmp_path / "another")
+    anew = load_codes(rows(), vqgan, processor, cache_dir=tmp_path / "another")
     assert first._fingerprint == again._fingerprint == anew._fingerprint
 
 
-def test_another_file(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
-    first, _ = encode(rows(seed=0), codec, processor)
-    second, batches = encode(rows(seed=1), codec, processor)
+def test_another_file(rows: Callable, vqgan: PaiPainterVQModel, processor, encode: Callable) -> None:
+    first, _ = encode(rows(seed=0), vqgan, processor)
+    second, batches = encode(rows(seed=1), vqgan, processor)
     assert batches == 2
     assert first._fingerprint != second._fingerprint
     assert first["image_tokens"][:] != second["image_tokens"][:]
 
 
 @pytest.mark.parametrize("name", ["quantize.embedding.weight", "encoder.conv_in.bias", "decoder.conv_out.bias"])
-def test_another_weight(name: str, rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
-    encode(rows(), codec, processor)
+def test_another_weight(name: str, rows: Callable, vqgan: PaiPainterVQModel, processor, encode: Callable) -> None:
+    encode(rows(), vqgan, processor)
     with torch.no_grad():
-        codec.get_parameter(name).view(-1)[-1] += 1e-4
-    assert encode(rows(), codec, processor)[1] == 2
+        vqgan.get_parameter(name).view(-1)[-1] += 1e-4
+    assert encode(rows(), vqgan, processor)[1] == 2
 
 
-def test_another_codec_configuration(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
-    encode(rows(), codec, processor)
-    other = PaiPainterVQModel(PaiPainterVQConfig(**{**CODEC, "norm_eps": 1e-3}))
-    other.load_state_dict(codec.state_dict())
+def test_another_vqgan_configuration(rows: Callable, vqgan: PaiPainterVQModel, processor, encode: Callable) -> None:
+    encode(rows(), vqgan, processor)
+    other = PaiPainterVQModel(PaiPainterVQConfig(**{**VQGAN, "norm_eps": 1e-3}))
+    other.load_state_dict(vqgan.state_dict())
     assert encode(rows(), other, processor)[1] == 2
 
 
 @pytest.mark.parametrize("options", [{"resample": 0}, {"random_crop": True}])
-def test_other_image_settings(options: dict, rows: Callable, codec, processor, encode: Callable) -> None:
-    first, _ = encode(rows(), codec, processor)
-    second, batches = encode(rows(), codec, PaiPainterImageProcessor(size=8, **options))
+def test_other_image_settings(options: dict, rows: Callable, vqgan, processor, encode: Callable) -> None:
+    first, _ = encode(rows(), vqgan, processor)
+    second, batches = encode(rows(), vqgan, PaiPainterImageProcessor(size=8, **options))
     assert batches == 2
     assert first["image_tokens"][:] != second["image_tokens"][:]
 
 
-def test_variants(rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable) -> None:
-    plain = torch.tensor(encode(rows(), codec, processor)[0]["image_tokens"][:])
-    codes, batches = encode(rows(), codec, processor, variants=3, augmentation=Augmentation(max_shift=2))
+def test_variants(rows: Callable, vqgan: PaiPainterVQModel, processor, encode: Callable) -> None:
+    plain = torch.tensor(encode(rows(), vqgan, processor)[0]["image_tokens"][:])
+    codes, batches = encode(rows(), vqgan, processor, variants=3, augmentation=Augmentation(max_shift=2))
     assert batches == 2
     variants = torch.tensor(codes["image_tokens"][:])
     assert variants.shape == (40, 3, 16)
@@ -150,20 +150,20 @@ def test_variants(rows: Callable, codec: PaiPainterVQModel, processor, encode: C
     assert (variants[:, 1] != variants[:, 0]).any(1).float().mean() > 0.6
     assert (variants[:, 1] != variants[:, 2]).any(1).float().mean() > 0.6
     # Each of these is another table.
-    assert encode(rows(), codec, processor, variants=2, augmentation=Augmentation(max_shift=2))[1] == 2
+    assert encode(rows(), vqgan, processor, variants=2, augmentation=Augmentation(max_shift=2))[1] == 2
     for other in (Augmentation(max_shift=1), Augmentation(max_shift=2, random_flip=True)):
-        assert encode(rows(), codec, processor, variants=3, augmentation=other)[1] == 2
-    assert encode(rows(), codec, processor, variants=3, augmentation=Augmentation(max_shift=2))[1] == 0
+        assert encode(rows(), vqgan, processor, variants=3, augmentation=other)[1] == 2
+    assert encode(rows(), vqgan, processor, variants=3, augmentation=Augmentation(max_shift=2))[1] == 0
     # And none is a matter of chance.
     torch.manual_seed(7)
     for file in (Path(codes.cache_files[0]["filename"]).parent).glob("*.arrow"):
         file.unlink()
-    again, _ = encode(rows(), codec, processor, variants=3, augmentation=Augmentation(max_shift=2))
+    again, _ = encode(rows(), vqgan, processor, variants=3, augmentation=Augmentation(max_shift=2))
     assert again["image_tokens"][:] == variants.tolist()
 
 
 def test_encoding_that_was_stopped_is_not_taken(
-    rows: Callable, codec: PaiPainterVQModel, processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: Callable, vqgan: PaiPainterVQModel, processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode_batch = codes_module._encode
 
@@ -175,14 +175,14 @@ def test_encoding_that_was_stopped_is_not_taken(
     with monkeypatch.context() as patch:
         patch.setattr(codes_module, "_encode", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
-            load_codes(rows(), codec, processor, cache_dir=tmp_path / "cache")
+            load_codes(rows(), vqgan, processor, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache" / "pai_painter_codes").rglob("*.arrow"))
-    assert len(load_codes(rows(), codec, processor, cache_dir=tmp_path / "cache")) == 40
+    assert len(load_codes(rows(), vqgan, processor, cache_dir=tmp_path / "cache")) == 40
 
 
 def test_parts(
     rows: Callable,
-    codec: PaiPainterVQModel,
+    vqgan: PaiPainterVQModel,
     processor,
     encode: Callable,
     monkeypatch: pytest.MonkeyPatch,
@@ -190,9 +190,9 @@ def test_parts(
 ) -> None:
     """The same codes; what is done is kept when the rest isn't, and processes share the work."""
     options = {"variants": 2, "augmentation": Augmentation(random_flip=True)}
-    whole, _ = encode(rows(), codec, processor, **options)
+    whole, _ = encode(rows(), vqgan, processor, **options)
     monkeypatch.setattr(codes_module, "_PART", 32)
-    arguments = (rows(), codec, processor, *options.values())
+    arguments = (rows(), vqgan, processor, *options.values())
     for rank in (0, 1):
         CodesOnDisk(*arguments, tmp_path / "shared").encode_share(rank, processes=2)
         parts = sorted((tmp_path / "shared" / "pai_painter_codes").rglob("*.arrow"))
@@ -216,7 +216,7 @@ def test_parts(
 
 
 @pytest.mark.parametrize("changes", [{"random_crop": True}, {"random_flip": True}, {"max_shift": 2}])
-def test_every_change_changes(changes: dict, rows: Callable, codec: PaiPainterVQModel, processor, encode: Callable):
-    codes, _ = encode(rows(), codec, processor, variants=2, augmentation=Augmentation(**changes))
+def test_every_change_changes(changes: dict, rows: Callable, vqgan: PaiPainterVQModel, processor, encode: Callable):
+    codes, _ = encode(rows(), vqgan, processor, variants=2, augmentation=Augmentation(**changes))
     variants = torch.tensor(codes["image_tokens"][:])
     assert (variants[:, 1] != variants[:, 0]).any(1).float().mean() > 0.3

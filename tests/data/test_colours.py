@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from pai_painter import PaiPainterImageProcessor
 from pai_painter.data import open_picture
-from pai_painter.image_processing_pai_painter import to_rgb
+from pai_painter.model.image_processing_pai_painter import to_rgb
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 PROFILES = {"RGB": rgb_profile(), "L": grey_profile(), "CMYK": cmyk_profile()}

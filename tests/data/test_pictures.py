@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pai_painter.data import BadPicture, decode_base64_picture, open_picture
-from pai_painter.image_processing_pai_painter import to_rgb
+from pai_painter.model.image_processing_pai_painter import to_rgb
 
 FORMATS = {"PNG": {}, "JPEG": {}, "WEBP": {"lossless": True}, "GIF": {}, "BMP": {}, "TIFF": {}}
 # Bytes whose base64 holds all of the alphabet's last two letters, in each of the three lengths of padding.

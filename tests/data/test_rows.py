@@ -25,7 +25,7 @@ from pai_painter.data import rows as rows_module
 from pai_painter.data.pictures import PICTURE_FORMATS, open_picture
 from pai_painter.data.rows import PictureRows, load_rows
 from pai_painter.data.sources import find_source
-from pai_painter.image_processing_pai_painter import PaiPainterImageProcessor
+from pai_painter.model.image_processing_pai_painter import PaiPainterImageProcessor
 
 SCHEMA = "idx:str:1,text:str:1,imgbase64:str:1"
 

@@ -147,7 +147,7 @@ def test_a_flag_and_its_value_may_be_two_words_and_the_last_of_equals_counts(pla
         ({"user_defined_parameters": "img_vocab_size=16384"}, "which has 64"),
         ({"user_defined_parameters": "img_len=256"}, "which has 16"),
         ({"sequence_length": "288"}, "which has 24"),
-        ({"user_defined_parameters": "vqgan_ckpt_path=vqgan.bin"}, "--config_name CONFIG --codec CODEC"),
+        ({"user_defined_parameters": "vqgan_ckpt_path=vqgan.bin"}, "--config_name CONFIG --vqgan VQGAN"),
         ({"user_defined_parameters": "max_generated_nun=4"}, "did you mean `max_generated_num`?"),
         ({"user_defined_parameters": "max_generated_num=0"}, "at least 1"),
         ({"user_defined_parameters": "text_len"}, "list of name=value"),

@@ -26,7 +26,7 @@ class NotInstalled(MetaPathFinder):
 
 def uninstall() -> None:
     sys.meta_path.insert(0, NotInstalled())
-    for name in ("pai_painter", "pai_painter.modeling_pai_painter"):
+    for name in ("pai_painter", "pai_painter.model.modeling_pai_painter"):
         try:
             importlib.import_module(name)
         except ModuleNotFoundError:
@@ -79,15 +79,15 @@ def paint_by_transformers(repository: str, saved: str, options: dict[str, Any]) 
     }
 
 
-def use_codec(repository: str, saved: str, options: dict[str, Any]) -> dict[str, Any]:
+def use_vqgan(repository: str, saved: str, options: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoImageProcessor, AutoModel
 
-    codec = AutoModel.from_pretrained(repository, **options)
+    vqgan = AutoModel.from_pretrained(repository, **options)
     processor = AutoImageProcessor.from_pretrained(repository, **options)
-    codec.save_pretrained(saved)
+    vqgan.save_pretrained(saved)
     processor.save_pretrained(saved)
-    codes = torch.arange(codec.config.num_image_tokens)[None]
-    images = processor.postprocess(codec.decode(codes))
+    codes = torch.arange(vqgan.config.num_image_tokens)[None]
+    images = processor.postprocess(vqgan.decode(codes))
     return {"images": [hashlib.sha256(image.tobytes()).hexdigest() for image in images]}
 
 
@@ -106,7 +106,7 @@ def paint_by_diffusers(repository: str, saved: str, options: dict[str, Any]) -> 
     }
 
 
-WAYS = {"transformers": paint_by_transformers, "codec": use_codec, "diffusers": paint_by_diffusers}
+WAYS = {"transformers": paint_by_transformers, "vqgan": use_vqgan, "diffusers": paint_by_diffusers}
 
 if __name__ == "__main__":
     installed, jobs = json.loads(sys.argv[1])

@@ -21,12 +21,12 @@ from pai_painter.model_info import describe_model
 
 sys.path.append(str(ROOT / "tools"))
 
-from make_hub_configs import codec_sizes, painter_sizes
+from make_hub_configs import painter_sizes, vqgan_sizes
 
 FOLDERS = ROOT / "hub_configs"
-CODEC = "vqgan-f16-16384"
+VQGAN = "vqgan-f16-16384"
 PAINTERS = sorted(path.name for path in FOLDERS.glob("pai-painter-*"))
-MODELS = [*PAINTERS, CODEC]
+MODELS = [*PAINTERS, VQGAN]
 SIDE = 16  # of the tiny painter's pictures
 FOREIGN_CODE = "trust_remote_code=True"
 
@@ -42,16 +42,16 @@ def sections(name: str) -> dict[str, str]:
 
 @pytest.fixture
 def full_hub(hub: HubStandIn, tiny_painter: Path, tmp_path: Path) -> HubStandIn:
-    """All published names; under each is what was pushed once: a tiny painter, or its codec."""
+    """All published names; under each is what was pushed once: a tiny painter, or its VQGAN."""
     close_session()  # a connection that is kept open would lead to the Hub of the test before
-    codec = tmp_path / "codec"
-    PaiPainterVQModel.from_pretrained(tiny_painter).save_pretrained(codec)
-    PaiPainterImageProcessor(size=SIDE).save_pretrained(codec)
-    push_folder(codec, f"alibaba-pai/{CODEC}", token="hf_alibaba")
+    vqgan = tmp_path / "vqgan"
+    PaiPainterVQModel.from_pretrained(tiny_painter).save_pretrained(vqgan)
+    PaiPainterImageProcessor(size=SIDE).save_pretrained(vqgan)
+    push_folder(vqgan, f"alibaba-pai/{VQGAN}", token="hf_alibaba")
     push_folder(tiny_painter, f"alibaba-pai/{PAINTERS[0]}", token="hf_alibaba")
     for name in PAINTERS[1:]:
         hub.repositories[f"alibaba-pai/{name}"] = hub.repositories[f"alibaba-pai/{PAINTERS[0]}"]
-    for name, published in (("your-painter", PAINTERS[0]), ("your-vqgan", CODEC)):
+    for name, published in (("your-painter", PAINTERS[0]), ("your-vqgan", VQGAN)):
         own = hub.repositories[f"your-name/{name}"] = hub.repositories[f"alibaba-pai/{published}"]
         own.tags["COMMIT"] = own.branches["main"][-1].oid
     return hub
@@ -68,8 +68,8 @@ def test_metadata_of_a_painter(name: str) -> None:
     assert base == (scenery if name == "pai-painter-scenery-base-zh" else (None, None))
 
 
-def test_metadata_of_the_codec() -> None:
-    data = card(CODEC).data
+def test_metadata_of_the_vqgan() -> None:
+    data = card(VQGAN).data
     assert (data.pipeline_tag, data.library_name, data.license) == ("image-to-image", "transformers", "mit")
 
 
@@ -78,7 +78,7 @@ def test_a_card_says_what_one_must_know(name: str) -> None:
     found = sections(name)
     assert {"Use", "Trained on", "Size and memory", "Limits and risks"} <= set(found)
     assert "{{" not in card(name).content
-    if name not in ("pai-painter-demo", CODEC):
+    if name not in ("pai-painter-demo", VQGAN):
         assert "licence is not stated separately" in found["Licence"]
         assert not re.search(r"\d[.,]\d|FID|%", found["Figures"])  # they are published as a picture only
 
@@ -86,8 +86,8 @@ def test_a_card_says_what_one_must_know(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_table_of_sizes_is_the_computed_one(name: str) -> None:
     folder = FOLDERS / name
-    if name == CODEC:
-        table = codec_sizes(PaiPainterVQConfig.from_pretrained(folder))
+    if name == VQGAN:
+        table = vqgan_sizes(PaiPainterVQConfig.from_pretrained(folder))
     else:
         table = painter_sizes(PaiPainterConfig.from_pretrained(folder))
         (whole,) = re.findall(r"^\| together \| ([\d,]+) \| (.+) \| (.+) \|$", table, re.MULTILINE)
@@ -124,8 +124,8 @@ def test_what_runs_without_the_package(full_hub: HubStandIn, tmp_path: Path, mon
         block = blocks(FOLDERS / name / "README.md", "python")[2]
         assert block.count(FOREIGN_CODE) == block.count('revision="COMMIT", trust_remote_code=True') == 2
         assert block.count('"your-name/your-') == 2
-        script += [block, "print('pai_painter' in type(model if 'image' in dir() else codec).__module__, image.size)"]
-    script[-1] = "print(type(codec).__name__)"
+        script += [block, "print('pai_painter' in type(model if 'image' in dir() else VQGAN).__module__, image.size)"]
+    script[-1] = "print(type(VQGAN).__name__)"
     (tmp_path / "card.py").write_text("\n".join(script), encoding="utf-8")
     done = subprocess.run([sys.executable, "card.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -80,7 +80,7 @@ def test_diffusers_with_the_package(hub: HubStandIn, tiny_painter: Path, tmp_pat
     ]
     pushed, again = elsewhere(tmp_path, jobs, installed=True)[0]
     assert pushed == again
-    assert pushed["pipeline"] == "pai_painter.pipeline_pai_painter.PaiPainterPipeline"
+    assert pushed["pipeline"] == "pai_painter.model.pipeline_pai_painter.PaiPainterPipeline"
     assert pushed["images"] == hashes(PaiPainterPipeline.from_pretrained(tiny_painter))
     assert [path.name for path in Path(saved[1]).rglob("*.py")] == ["pipeline.py"]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import Result
 from hub_stand_in import Fault, HubStandIn
-from model_fixtures import codec_config, expected, whole_sequence
+from model_fixtures import expected, vqgan_config, whole_sequence
 from transformers import AutoModel, AutoProcessor
 from typer.testing import CliRunner
 
@@ -36,7 +36,7 @@ def test_an_untouched_easynlp_folder_loads_by_its_published_name(hub: HubStandIn
     files = ["config.json", "pytorch_model.bin", "vocab.txt"]
     api.upload_folder(repo_id=PUBLISHED, folder_path=GOLDEN / "easynlp_tiny", allow_patterns=files)
     assert set(hub.repositories[PUBLISHED].files()) == set(files)
-    painter = AutoModel.from_pretrained(PUBLISHED, vq_config=codec_config())
+    painter = AutoModel.from_pretrained(PUBLISHED, vq_config=vqgan_config())
     with torch.no_grad():
         logits = painter(whole_sequence()[:, :-1]).logits
     torch.testing.assert_close(logits, expected()["all_logits"], atol=1e-4, rtol=1e-4)

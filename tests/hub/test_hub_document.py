@@ -25,7 +25,7 @@ __all__ = ["fresh_accelerate"]  # a fixture of each test here
 
 DOCUMENT = ROOT / "docs" / "hub.md"
 GOLDEN = ROOT / "tests" / "golden" / "easynlp_tiny"
-# What makes a command short, or takes the place of the published codec.
+# What makes a command short, or takes the place of the published VQGAN.
 BESIDES = {
     "train": "--max_train_steps 2 --num_samples 1 --per_device_train_batch_size 2",
     "convert": f"--vq-config {GOLDEN / 'dims.json'}",

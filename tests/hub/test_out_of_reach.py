@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from pai_painter import PaiPainterForImageGeneration, PaiPainterPipeline, PaiPainterProcessor
 from pai_painter.cli import app
-from pai_painter.codes_files import PictureCodec
+from pai_painter.codes_files import PictureVQGAN
 from pai_painter.lora import load_painter
 from pai_painter.model_info import describe_model
 
@@ -24,7 +24,7 @@ WAYS: dict[str, Callable[[str], object]] = {
     "pipeline": PaiPainterPipeline.from_pretrained,
     "model": PaiPainterForImageGeneration.from_pretrained,
     "processor": PaiPainterProcessor.from_pretrained,
-    "codec": PictureCodec.from_pretrained,
+    "vqgan": PictureVQGAN.from_pretrained,
     "info": describe_model,
     "lora": load_painter,
 }
@@ -97,14 +97,14 @@ def test_automodel_finds_its_files_in_the_cache(hub: HubStandIn, tiny_painter: P
 
 
 def test_an_easynlp_model_from_the_cache(hub: HubStandIn, tmp_path: Path, no_waiting: list[float]) -> None:
-    from model_fixtures import codec_config
+    from model_fixtures import vqgan_config
 
     for name in ("config.json", "pytorch_model.bin", "vocab.txt"):
         shutil.copy(GOLDEN / "easynlp_tiny" / name, tmp_path)
     hub.add(NAME, tmp_path)
-    PaiPainterPipeline.from_pretrained(NAME, vq_config=codec_config())
+    PaiPainterPipeline.from_pretrained(NAME, vq_config=vqgan_config())
     close(hub)
-    PaiPainterPipeline.from_pretrained(NAME, vq_config=codec_config())
+    PaiPainterPipeline.from_pretrained(NAME, vq_config=vqgan_config())
     assert no_waiting == []
 
 

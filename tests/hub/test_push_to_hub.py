@@ -147,7 +147,7 @@ def test_large_weights_are_split(hub: HubStandIn, pipe: PaiPainterPipeline) -> N
     assert same_weights(AutoModel.from_pretrained(NAME), pipe.model)
 
 
-def test_a_codec_and_its_image_processor(hub: HubStandIn, pipe: PaiPainterPipeline) -> None:
+def test_a_vqgan_and_its_image_processor(hub: HubStandIn, pipe: PaiPainterPipeline) -> None:
     pipe.model.vqgan.push_to_hub(NAME)
     pipe.processor.image_processor.push_to_hub(NAME)
     assert same_weights(PaiPainterVQModel.from_pretrained(NAME), pipe.model.vqgan)

@@ -38,8 +38,8 @@ pytestmark = pytest.mark.usefixtures("token")
 
 
 @pytest.fixture
-def codec_folder(tiny_painter: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "codec"
+def vqgan_folder(tiny_painter: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "vqgan"
     PaiPainterVQModel.from_pretrained(tiny_painter).save_pretrained(folder)
     PaiPainterImageProcessor.from_pretrained(tiny_painter).save_pretrained(folder)
     return folder
@@ -61,24 +61,24 @@ def painted_here(folder: Path) -> dict[str, Any]:
 
 
 def test_without_the_package_and_saved_again_from_there(
-    hub: HubStandIn, tiny_painter: Path, codec_folder: Path, tmp_path: Path
+    hub: HubStandIn, tiny_painter: Path, vqgan_folder: Path, tmp_path: Path
 ) -> None:
     convert(GOLDEN / "easynlp_tiny", tmp_path / "converted", vq_config=GOLDEN / "easynlp_tiny" / "dims.json")
     folders = {"painter/tiny": tiny_painter, "painter/from-easynlp": tmp_path / "converted"}
-    for name, folder in (folders | {"painter/codec": codec_folder}).items():
+    for name, folder in (folders | {"painter/vqgan": vqgan_folder}).items():
         push_folder(folder, name)
     again = {name: str(tmp_path / "again" / name.replace("/", "-")) for name in folders}
 
     jobs = [("transformers", name, again[name], TRUST) for name in folders]
-    jobs.append(("codec", "painter/codec", str(tmp_path / "again" / "codec"), TRUST))
+    jobs.append(("vqgan", "painter/vqgan", str(tmp_path / "again" / "vqgan"), TRUST))
     results, _ = elsewhere(tmp_path, jobs)
     expected = [painted_here(folder) for folder in folders.values()]
     assert results[:2] == expected
     assert expected[0]["images"][0] != expected[0]["images"][1]
 
-    saved_codec = str(tmp_path / "again" / "codec")
+    saved_vqgan = str(tmp_path / "again" / "vqgan")
     jobs = [("transformers", folder, str(tmp_path / "third"), TRUST) for folder in again.values()]
-    jobs.append(("codec", saved_codec, str(tmp_path / "third-codec"), TRUST))
+    jobs.append(("vqgan", saved_vqgan, str(tmp_path / "third-vqgan"), TRUST))
     (tmp_path / "elsewhere").mkdir()
     assert elsewhere(tmp_path / "elsewhere", jobs)[0] == results
     # And so does whoever has the package.
@@ -86,13 +86,13 @@ def test_without_the_package_and_saved_again_from_there(
 
 
 def test_with_the_package_nobody_is_asked_and_nothing_is_run(
-    hub: HubStandIn, tiny_painter: Path, codec_folder: Path, tmp_path: Path
+    hub: HubStandIn, tiny_painter: Path, vqgan_folder: Path, tmp_path: Path
 ) -> None:
     push_folder(tiny_painter, "painter/tiny")
-    push_folder(codec_folder, "painter/codec")
+    push_folder(vqgan_folder, "painter/vqgan")
     jobs = [
         ("transformers", "painter/tiny", str(tmp_path / "again"), {}),
-        ("codec", "painter/codec", str(tmp_path / "again-codec"), {}),
+        ("vqgan", "painter/vqgan", str(tmp_path / "again-vqgan"), {}),
         ("transformers", "painter/tiny", str(tmp_path / "trusted"), TRUST),
     ]
     results, said = elsewhere(tmp_path, jobs, installed=True)
@@ -138,8 +138,8 @@ def test_what_was_saved_elsewhere_is_described_anew(tiny_painter: Path, tmp_path
     assert add_remote_code(older) == once
 
 
-def test_a_codec_brings_its_own_files_alone(codec_folder: Path) -> None:
-    before = files_of(codec_folder)
+def test_a_vqgan_brings_its_own_files_alone(vqgan_folder: Path) -> None:
+    before = files_of(vqgan_folder)
     files = add_remote_code(before)
     assert set(files) - set(before) == {
         "configuration_pai_painter.py",
@@ -186,11 +186,11 @@ def references(config: Any) -> list[str]:
     return named + [name for part in config.values() for name in references(part)]
 
 
-@pytest.mark.parametrize("kind", ["painter", "codec"])
+@pytest.mark.parametrize("kind", ["painter", "vqgan"])
 def test_all_that_the_files_import_goes_along(
-    kind: str, tiny_painter: Path, codec_folder: Path, tmp_path: Path
+    kind: str, tiny_painter: Path, vqgan_folder: Path, tmp_path: Path
 ) -> None:
-    files = add_remote_code(files_of(tiny_painter if kind == "painter" else codec_folder))
+    files = add_remote_code(files_of(tiny_painter if kind == "painter" else vqgan_folder))
     folder = written(tmp_path / "repository", files)
     for name in files:
         if name.endswith(".py") and "/" not in name:

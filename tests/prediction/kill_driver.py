@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from pai_painter import PaiPainterPipeline
-from pai_painter.predict import PredictOptions, find_captions, predict_file
+from pai_painter.batch.predict import PredictOptions, find_captions, predict_file
 
 CALLS = [(os, "replace"), (os, "link"), (os, "fsync"), (shutil, "rmtree"), (os, "unlink"), (os, "rmdir")]
 

@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from pai_painter.batch.captions import CaptionRow, find_captions, from_stream
 from pai_painter.data.tsv import BadRow
-from pai_painter.prediction.captions import CaptionRow, find_captions, from_stream
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -14,10 +14,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from pai_painter.batch.formats import OutputFormat, find_format
+from pai_painter.batch.pictures import PaintedRow, Picture, PictureEncoder
 from pai_painter.data.sources import find_source
-from pai_painter.painting import PaintingOptions
-from pai_painter.prediction.formats import OutputFormat, find_format
-from pai_painter.prediction.pictures import PaintedRow, Picture, PictureEncoder
+from pai_painter.imaging.painting import PaintingOptions
 
 OPTIONS = PaintingOptions(best_of=2, temperature=1.0, top_k=100, top_p=None)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pai_painter.batch.captions import find_captions
+from pai_painter.batch.plan import Plan, default_shard_size, row_seed, rows_of_shards, survey_captions
+from pai_painter.batch.processes import this_process
 from pai_painter.data.tsv import BadRow
-from pai_painter.prediction.captions import find_captions
-from pai_painter.prediction.plan import Plan, default_shard_size, row_seed, rows_of_shards, survey_captions
-from pai_painter.prediction.processes import this_process
 
 
 def test_seeds_never_change() -> None:
@@ -65,7 +65,7 @@ def test_an_id_is_not_taken_for_another_with_the_same_hash(tmp_path: Path) -> No
     source = find_captions(path)
     survey = survey_captions(source)
     assert len(survey.repeated) == 0
-    from pai_painter.prediction.plan import RepeatWatch
+    from pai_painter.batch.plan import RepeatWatch
 
     watch = RepeatWatch(np.array([7], dtype=np.uint64))
     watch.ids.add = lambda idx: watch.ids.hashes.append(7)  # all ids collide

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from pai_painter import PaiPainterPipeline
-from pai_painter.predict import PredictOptions, find_captions, from_stream, predict_file, row_seed
-from pai_painter.prediction.memory import fitting_batch_size
-from pai_painter.prediction.work import Work
+from pai_painter.batch.memory import fitting_batch_size
+from pai_painter.batch.predict import PredictOptions, find_captions, from_stream, predict_file, row_seed
+from pai_painter.batch.work import Work
 
 SMALL = {"batch_size": 4, "shard_size": 3}
 CAPTIONS = ["红苹果", "熊猫", "黄色的香蕉", "", "大海", "一只猫", "山水画", "红苹果"]

@@ -8,24 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate_state import fresh_accelerate  # noqa: F401 - used by being here
-from tiny_world import CODEC, COLOURS, PAINTER, SHAPES, WORDS, as_base64, draw
+from tiny_world import COLOURS, PAINTER, SHAPES, VQGAN, WORDS, as_base64, draw
 
-from pai_painter.image_processing_pai_painter import PaiPainterImageProcessor
-from pai_painter.modeling_vqgan import PaiPainterVQModel
+from pai_painter.model.image_processing_pai_painter import PaiPainterImageProcessor
+from pai_painter.model.modeling_vqgan import PaiPainterVQModel
 from pai_painter.training.arguments import (
-    CodecModelArguments,
-    CodecTrainingArguments,
     DataArguments,
     PainterModelArguments,
     PainterTrainingArguments,
+    VQGANModelArguments,
+    VQGANTrainingArguments,
 )
-from pai_painter.training.codec import train_codec
 from pai_painter.training.painter_model import build_painter
+from pai_painter.training.vqgan import train_vqgan
 
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with shapes.tsv (12 rows of two captions), codec/ and painter/ (configurations and vocabulary)."""
+    """Folder with shapes.tsv (12 rows of two captions), vqgan/ and painter/ (configurations and vocabulary)."""
     folder = tmp_path_factory.mktemp("shapes")
     rows = [
         f"{name}{shape}\t{name}色的{shape}|{name}{shape}图\t{as_base64(draw(colour, shape))}\n"
@@ -33,7 +33,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for shape in SHAPES
     ]
     (folder / "shapes.tsv").write_text("".join(rows), encoding="utf-8")
-    for name, config in (("codec", CODEC), ("painter", PAINTER)):
+    for name, config in (("vqgan", VQGAN), ("painter", PAINTER)):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(config))
     (folder / "painter" / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
@@ -53,20 +53,20 @@ def data(shapes: Path) -> DataArguments:
 
 
 @pytest.fixture(scope="session")
-def codec_folder(shapes: Path) -> Path:
-    """A codec with random weights: codes of it are as good as any to be learnt."""
+def vqgan_folder(shapes: Path) -> Path:
+    """A VQGAN with random weights: codes of it are as good as any to be learnt."""
     torch.manual_seed(0)
-    codec = PaiPainterVQModel(PaiPainterVQModel.config_class(**CODEC))
+    vqgan = PaiPainterVQModel(PaiPainterVQModel.config_class(**VQGAN))
     # Spread, so that different patches have different codes.
-    codec.quantize.embedding.weight.data.normal_(std=0.3)
-    codec.save_pretrained(shapes / "random_codec")
-    PaiPainterImageProcessor(size=16).save_pretrained(shapes / "random_codec")
-    return shapes / "random_codec"
+    vqgan.quantize.embedding.weight.data.normal_(std=0.3)
+    vqgan.save_pretrained(shapes / "random_vqgan")
+    PaiPainterImageProcessor(size=16).save_pretrained(shapes / "random_vqgan")
+    return shapes / "random_vqgan"
 
 
 @pytest.fixture
-def codec_run(shapes: Path, data: DataArguments) -> Callable[..., Path]:
-    """Trains the tiny codec from nothing; keywords change its arguments."""
+def vqgan_run(shapes: Path, data: DataArguments) -> Callable[..., Path]:
+    """Trains the tiny VQGAN from nothing; keywords change its arguments."""
 
     def run(output_dir: Path, **options: object) -> Path:
         settings = {
@@ -84,15 +84,15 @@ def codec_run(shapes: Path, data: DataArguments) -> Callable[..., Path]:
             "learning_rate": 2e-3,
             "num_samples": 2,
         }
-        training = CodecTrainingArguments(output_dir=str(output_dir), **{**settings, **options})
-        return train_codec(CodecModelArguments(config_name=str(shapes / "codec")), data, training)
+        training = VQGANTrainingArguments(output_dir=str(output_dir), **{**settings, **options})
+        return train_vqgan(VQGANModelArguments(config_name=str(shapes / "vqgan")), data, training)
 
     return run
 
 
 @pytest.fixture
-def painter_model(shapes: Path, codec_folder: Path) -> PainterModelArguments:
-    return PainterModelArguments(config_name=str(shapes / "painter"), codec=str(codec_folder))
+def painter_model(shapes: Path, vqgan_folder: Path) -> PainterModelArguments:
+    return PainterModelArguments(config_name=str(shapes / "painter"), vqgan=str(vqgan_folder))
 
 
 @pytest.fixture
@@ -127,11 +127,11 @@ def painter_arguments(painter_options: dict[str, object]) -> Callable[..., Paint
 
 
 @pytest.fixture(scope="session")
-def trained_painter(shapes: Path, codec_folder: Path) -> Path:
+def trained_painter(shapes: Path, vqgan_folder: Path) -> Path:
     """A painter with random weights, saved whole with its processor."""
     torch.manual_seed(0)
     painter, processor = build_painter(
-        PainterModelArguments(config_name=str(shapes / "painter"), codec=str(codec_folder))
+        PainterModelArguments(config_name=str(shapes / "painter"), vqgan=str(vqgan_folder))
     )
     painter.save_pretrained(shapes / "random_painter")
     processor.save_pretrained(shapes / "random_painter")

@@ -8,7 +8,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import prepare_multi_gpu_env
-from tiny_world import CODEC, PAINTER, ROOT
+from tiny_world import PAINTER, ROOT, VQGAN
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration
 
@@ -34,7 +34,7 @@ def environment(name: str) -> dict[str, str]:
 def test_fsdp_shards_the_transformers_blocks() -> None:
     told = environment("fsdp2.yaml")
     assert (told["ACCELERATE_USE_FSDP"], told["FSDP_VERSION"]) == ("true", "2")
-    painter = PaiPainterForImageGeneration(PaiPainterConfig(**PAINTER, vq_config=CODEC))
+    painter = PaiPainterForImageGeneration(PaiPainterConfig(**PAINTER, vq_config=VQGAN))
     blocks = [module for module in painter.modules() if type(module).__name__ == told["FSDP_TRANSFORMER_CLS_TO_WRAP"]]
     assert len(blocks) == PAINTER["num_hidden_layers"]
 

@@ -4,8 +4,8 @@
 import pytest
 import torch
 
-from pai_painter.configuration_pai_painter import PaiPainterVQConfig
-from pai_painter.modeling_vqgan import PaiPainterVQCodebook
+from pai_painter.model.configuration_pai_painter import PaiPainterVQConfig
+from pai_painter.model.modeling_vqgan import PaiPainterVQCodebook
 from pai_painter.training.codebook import CodebookLearner, k_means
 
 CENTRES = torch.tensor([[10.0, 0.0], [0.0, 10.0], [-10.0, 0.0], [0.0, -10.0]])
@@ -132,7 +132,7 @@ def test_state_round_trip() -> None:
     learner.update(clusters(), torch.arange(4).repeat(50), torch.ones(200), 0)
     state = {name: value.clone() if torch.is_tensor(value) else value for name, value in learner.state_dict().items()}
     later.load_state_dict(state)
-    later.entries.copy_(learner.entries)  # they are the codec's, and come with it
+    later.entries.copy_(learner.entries)  # they are the VQGAN's, and come with it
     assert later.started
     for each in (learner, later):
         each.update(clusters(), torch.arange(4).repeat(50).flip(0), torch.ones(200), 1)

@@ -16,18 +16,18 @@ from safetensors import SafetensorError
 from tiny_world import ROOT, launch
 
 from pai_painter.training.arguments import (
-    CodecModelArguments,
-    CodecTrainingArguments,
     DataArguments,
     PainterModelArguments,
     PainterTrainingArguments,
+    VQGANModelArguments,
+    VQGANTrainingArguments,
 )
-from pai_painter.training.codec import main as train_codec_main
 from pai_painter.training.command_line import _OnlyFirst, parse_arguments, run_from_command_line
 from pai_painter.training.painter import main as train_painter_main
+from pai_painter.training.vqgan import main as train_vqgan_main
 
 PAINTER = (PainterModelArguments, DataArguments, PainterTrainingArguments)
-CODEC = (CodecModelArguments, DataArguments, CodecTrainingArguments)
+VQGAN = (VQGANModelArguments, DataArguments, VQGANTrainingArguments)
 ENOUGH = ["--model_name_or_path", "m", "--train_file", "t.tsv", "--output_dir", "o"]
 
 
@@ -65,12 +65,12 @@ def test_a_yaml_file_and_flags_behind_it(file: Callable) -> None:
         "# a comment\nconfig_name: c\ntrain_file: 训练.tsv\noutput_dir: o\nlearning_rate: 1.2e-3\nsave_steps: 5\n"
         "use_ema: true\nflip: no\nmixed_precision: no\nvalidation_file:\ncaption_separator: '- '\nseed: 010\n"
     )
-    model, data, training = parse_arguments(CODEC, [path, "--save_steps", "7"])
+    model, data, training = parse_arguments(VQGAN, [path, "--save_steps", "7"])
     assert (model.config_name, data.train_file, data.validation_file) == ("c", ["训练.tsv"], [])
     assert data.caption_separator == "- "
     assert (training.learning_rate, training.save_steps, training.mixed_precision) == (1.2e-3, 7, "no")
     assert (training.use_ema, training.flip, training.seed) == (True, False, 10)
-    *_, training = parse_arguments(CODEC, [path, "--use_ema", "false", "--mixed_precision=bf16"])
+    *_, training = parse_arguments(VQGAN, [path, "--use_ema", "false", "--mixed_precision=bf16"])
     assert (training.use_ema, training.mixed_precision) == (False, "bf16")
 
 
@@ -88,10 +88,10 @@ def test_a_tilde_is_the_home_folder_in_paths_alone(
     assert (training.output_dir, data.cache_dir) == (f"{tmp_path}/out", str(tmp_path))
     assert training.resume_from_checkpoint == f"{tmp_path}/out/checkpoint-1"
     assert (data.caption_separator, training.validation_prompts) == ("~", ["~/红"])
-    made = PainterModelArguments(config_name="~/c", codec="~/codec", tokenizer_name="~/words")
-    assert (made.config_name, made.codec, made.tokenizer_name) == (
+    made = PainterModelArguments(config_name="~/c", vqgan="~/vqgan", tokenizer_name="~/words")
+    assert (made.config_name, made.vqgan, made.tokenizer_name) == (
         f"{tmp_path}/c",
-        f"{tmp_path}/codec",
+        f"{tmp_path}/vqgan",
         f"{tmp_path}/words",
     )
 
@@ -110,14 +110,14 @@ def test_a_json_file(file: Callable) -> None:
         '{"config_name": "c", "train_file": "t", "output_dir": "o", "learning_rate": 0.5, "validation_file": null}',
         "settings.json",
     )
-    _, data, training = parse_arguments(CODEC, [path])
+    _, data, training = parse_arguments(VQGAN, [path])
     assert (training.learning_rate, data.validation_file) == (0.5, [])
 
 
-@pytest.mark.parametrize("name", ["codec", "painter"])
+@pytest.mark.parametrize("name", ["vqgan", "painter"])
 def test_the_recipes_settings_are_valid(name: str) -> None:
     path = ROOT / "examples" / "emoji" / f"{name}.yaml"
-    arguments = parse_arguments(CODEC if name == "codec" else PAINTER, [str(path)])
+    arguments = parse_arguments(VQGAN if name == "vqgan" else PAINTER, [str(path)])
     values = {key: value for part in arguments for key, value in vars(part).items()}
     for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         assert values[key] in (value, [value]) or float(values[key]) == float(value), key
@@ -139,8 +139,8 @@ def test_the_recipes_settings_are_valid(name: str) -> None:
         (["nothing.yaml"], "There is no settings file nothing.yaml."),
         (ENOUGH[2:], "Please set one of `config_name` (a new painter) and `model_name_or_path`"),
         ([*ENOUGH, "--config_name", "c"], "Please set one of `config_name`"),
-        ([*ENOUGH[2:], "--config_name", "c"], "A new painter (`config_name`) needs a trained codec"),
-        ([*ENOUGH, "--codec", "c"], "A trained painter (`model_name_or_path`) brings its codec"),
+        ([*ENOUGH[2:], "--config_name", "c"], "A new painter (`config_name`) needs a trained VQGAN"),
+        ([*ENOUGH, "--vqgan", "c"], "A trained painter (`model_name_or_path`) brings its VQGAN"),
         ([*ENOUGH, "--mixed_precision", "fp8"], "`mixed_precision` must be no, bf16 or fp16, got 'fp8'."),
         ([*ENOUGH, "--lr_scheduler_type", "cosin"], "`lr_scheduler_type` must be one of constant, "),
         ([*ENOUGH, "--save_steps", "0"], "`save_steps` must be at least 1, got 0."),
@@ -297,7 +297,7 @@ def test_what_was_called_is_named(capsys: pytest.CaptureFixture) -> None:
     assert said.out.startswith("usage: pai-painter train ")
 
 
-@pytest.mark.parametrize(("main", "setting"), [(train_painter_main, "--pkeep PKEEP"), (train_codec_main, "--no_flip")])
+@pytest.mark.parametrize(("main", "setting"), [(train_painter_main, "--pkeep PKEEP"), (train_vqgan_main, "--no_flip")])
 def test_help(main: Callable, setting: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train_something.py"])
     monkeypatch.setenv("COLUMNS", "120")
@@ -311,7 +311,7 @@ def test_help(main: Callable, setting: str, capsys: pytest.CaptureFixture, monke
     assert said.err == ""
 
 
-@pytest.mark.parametrize("script", ["train.py", pytest.param("train_codec.py", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("script", ["train.py", pytest.param("train_vqgan.py", marks=pytest.mark.slow)])
 def test_the_script_says_one_sentence(script: str) -> None:
     result = launch(script, "nothing.yaml")
     assert (result.returncode, result.stdout) == (2, "")

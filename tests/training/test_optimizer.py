@@ -2,7 +2,7 @@
 """Which weights decay."""
 
 import torch
-from tiny_world import CODEC, PAINTER
+from tiny_world import PAINTER, VQGAN
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration, PaiPainterVQConfig, PaiPainterVQModel
 from pai_painter.training.arguments import TrainingArguments
@@ -22,7 +22,7 @@ def groups(model: torch.nn.Module) -> tuple[set[str], set[str]]:
 
 
 def test_the_painter_as_mingpt() -> None:
-    config = PaiPainterConfig(**{**PAINTER, "num_hidden_layers": 1}, vq_config=CODEC)
+    config = PaiPainterConfig(**{**PAINTER, "num_hidden_layers": 1}, vq_config=VQGAN)
     painter = PaiPainterForImageGeneration(config)
     painter.vqgan.requires_grad_(False)
     decayed, others = groups(painter)
@@ -40,10 +40,10 @@ def test_the_painter_as_mingpt() -> None:
     }
 
 
-def test_the_codec() -> None:
-    codec = PaiPainterVQModel(PaiPainterVQConfig(**CODEC))
-    decayed, others = groups(codec)
-    assert decayed | others == {name for name, _ in codec.named_parameters()}
+def test_the_vqgan() -> None:
+    vqgan = PaiPainterVQModel(PaiPainterVQConfig(**VQGAN))
+    decayed, others = groups(vqgan)
+    assert decayed | others == {name for name, _ in vqgan.named_parameters()}
     assert "encoder.conv_in.weight" in decayed
     assert "quantize.embedding.weight" in others
     assert all("norm" not in name and name.endswith(".weight") for name in decayed)

@@ -47,7 +47,7 @@ def test_a_whole_folder(
             "training_summary.json",
         ]
     )
-    # Two validation rows and two prompts; originals, codec and painted below each other.
+    # Two validation rows and two prompts; originals, VQGAN and painted below each other.
     grid = Image.open(folder / "samples" / "step-000008.png")
     assert grid.width > 4 * 128
     assert grid.height > 3 * 128
@@ -55,7 +55,7 @@ def test_a_whole_folder(
     assert (summary["steps"], summary["rows"], summary["validation_rows"]) == (8, 12, 12)
     assert summary["epochs"] == pytest.approx(8 * 5 * 2 / 12)
     assert summary["validation_loss"] == pytest.approx(validations(folder)[-1][1])
-    assert summary["trained_parameters"] < summary["parameters"]  # the codec is frozen
+    assert summary["trained_parameters"] < summary["parameters"]  # the VQGAN is frozen
     card = (folder / "README.md").read_text()
     assert str(tmp_path) not in card
     assert str(tmp_path) not in (folder / "training_summary.json").read_text()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_world import CODEC, PAINTER, WORDS
+from tiny_world import PAINTER, VQGAN, WORDS
 from transformers import AutoModel, AutoProcessor
 
 from pai_painter import (
@@ -51,7 +51,7 @@ def codes_of(folder: Path, data: DataArguments, variants: int = 1) -> tuple:
     return painter, processor, codes
 
 
-def test_what_is_saved_loads_at_once(trained: Path, codec_folder: Path) -> None:
+def test_what_is_saved_loads_at_once(trained: Path, vqgan_folder: Path) -> None:
     painter, processor = AutoModel.from_pretrained(trained), AutoProcessor.from_pretrained(trained)
     assert isinstance(painter, PaiPainterForImageGeneration)
     assert isinstance(processor, PaiPainterProcessor)
@@ -60,9 +60,9 @@ def test_what_is_saved_loads_at_once(trained: Path, codec_folder: Path) -> None:
         16,
         {"shortest_edge": 16},
     )
-    # The averaged painter holds the codec, unchanged.
-    codec = PaiPainterVQModel.from_pretrained(codec_folder)
-    for name, weight in codec.state_dict().items():
+    # The averaged painter holds the VQGAN, unchanged.
+    vqgan = PaiPainterVQModel.from_pretrained(vqgan_folder)
+    for name, weight in vqgan.state_dict().items():
         assert torch.equal(painter.vqgan.state_dict()[name], weight), name
     image = PaiPainterPipeline.from_pretrained(trained)("红色的圆", seed=0).images[0]
     assert image.size == (16, 16)
@@ -81,10 +81,10 @@ def test_going_on_with_a_trained_painter(trained: Path, data: DataArguments, tmp
     assert AutoProcessor.from_pretrained(tmp_path / "out").text_length == 6
 
 
-def test_it_learns_by_heart(shapes: Path, codec_folder: Path, data: DataArguments, tmp_path: Path) -> None:
+def test_it_learns_by_heart(shapes: Path, vqgan_folder: Path, data: DataArguments, tmp_path: Path) -> None:
     config(tmp_path, resid_pdrop=0.0)
     painter_model = PainterModelArguments(
-        config_name=str(tmp_path), codec=str(codec_folder), tokenizer_name=str(shapes / "painter")
+        config_name=str(tmp_path), vqgan=str(vqgan_folder), tokenizer_name=str(shapes / "painter")
     )
     training = PainterTrainingArguments(
         output_dir=str(tmp_path / "painter"), max_train_steps=250, per_device_train_batch_size=12, learning_rate=1e-2
@@ -172,32 +172,32 @@ def config(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_vocab_size": 32}, r"wants 32 image codes \(`image_vocab_size`\), but the codec \S+ has 16; they must"),
+        ({"image_vocab_size": 32}, r"wants 32 image codes \(`image_vocab_size`\), but the VQGAN \S+ has 16; they must"),
         ({"image_vocab_size": None}, r"wants 16384 image codes"),
         (
-            {"vq_config": {**CODEC, "resolution": 32}},
-            r"The `vq_config` of \S+ isn't that of the codec \S+: it has `resolution` 32 instead of 16; please leave",
+            {"vq_config": {**VQGAN, "resolution": 32}},
+            r"The `vq_config` of \S+ isn't that of the VQGAN \S+: it has `resolution` 32 instead of 16; please leave",
         ),
         ({"text_vocab_size": 14}, r"has 15 tokens, but the model reads 14 \(`text_vocab_size`\)"),
         ({"model_type": "gpt2"}, r"is no painter's configuration: its model_type is 'gpt2'"),
     ],
 )
 def test_what_does_not_fit(
-    changes: dict, message: str, shapes: Path, codec_folder: Path, data: DataArguments, tmp_path: Path
+    changes: dict, message: str, shapes: Path, vqgan_folder: Path, data: DataArguments, tmp_path: Path
 ) -> None:
     config(tmp_path, **changes)
     shutil.copy(shapes / "painter" / "vocab.txt", tmp_path)
-    model = PainterModelArguments(config_name=str(tmp_path), codec=str(codec_folder))
+    model = PainterModelArguments(config_name=str(tmp_path), vqgan=str(vqgan_folder))
     training = PainterTrainingArguments(output_dir=str(tmp_path / "out"))
     with pytest.raises(ValueError, match=message):
         train_painter(model, data, training)
 
 
 def test_sizes_that_do_not_fit_are_one_sentence(
-    shapes: Path, codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    shapes: Path, vqgan_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     config(tmp_path, num_attention_heads=3)
-    words = {"config_name": tmp_path, "codec": codec_folder, "train_file": shapes / "shapes.tsv"}
+    words = {"config_name": tmp_path, "vqgan": vqgan_folder, "train_file": shapes / "shapes.tsv"}
     words["output_dir"] = tmp_path / "out"
     with pytest.raises(SystemExit) as stop:
         main([f"--{name}={value}" for name, value in words.items()])
@@ -207,9 +207,9 @@ def test_sizes_that_do_not_fit_are_one_sentence(
     assert "Error" not in last
 
 
-def test_no_vocabulary(codec_folder: Path, data: DataArguments, tmp_path: Path) -> None:
+def test_no_vocabulary(vqgan_folder: Path, data: DataArguments, tmp_path: Path) -> None:
     config(tmp_path)
-    model = PainterModelArguments(config_name=str(tmp_path), codec=str(codec_folder))
+    model = PainterModelArguments(config_name=str(tmp_path), vqgan=str(vqgan_folder))
     with pytest.raises(ValueError, match=r"has no vocabulary .*: please set `tokenizer_name`"):
         train_painter(model, data, PainterTrainingArguments(output_dir=str(tmp_path / "out")))
 
@@ -222,12 +222,12 @@ def exchanged(folder: Path, words: list[str]) -> str:
 
 
 def test_a_new_painter_takes_no_vocabulary_but_that_of_its_configuration(
-    trained: Path, shapes: Path, codec_folder: Path, tmp_path: Path
+    trained: Path, shapes: Path, vqgan_folder: Path, tmp_path: Path
 ) -> None:
     fingerprint = PaiPainterConfig.from_pretrained(trained).vocabulary_fingerprint
     assert fingerprint == AutoProcessor.from_pretrained(trained).tokenizer.fingerprint
     config(tmp_path, vocabulary_fingerprint=fingerprint)
-    parts = {"config_name": str(tmp_path), "codec": str(codec_folder)}
+    parts = {"config_name": str(tmp_path), "vqgan": str(vqgan_folder)}
     build_painter(PainterModelArguments(**parts, tokenizer_name=str(shapes / "painter")))
     other = exchanged(tmp_path / "other", WORDS)
     with pytest.raises(ValueError, match=r"vocabulary of \S+/other isn't the one that the model was trained with"):
@@ -248,9 +248,9 @@ def test_a_trained_painter_is_not_trained_on_with_another_vocabulary(trained: Pa
         build_painter(PainterModelArguments(model_name_or_path=str(folder)))
 
 
-@pytest.mark.parametrize("missing", ["config_name", "codec"])
-def test_a_part_that_is_not_there(missing: str, shapes: Path, codec_folder: Path, tmp_path: Path) -> None:
-    parts = {"config_name": str(shapes / "painter"), "codec": str(codec_folder)}
+@pytest.mark.parametrize("missing", ["config_name", "vqgan"])
+def test_a_part_that_is_not_there(missing: str, shapes: Path, vqgan_folder: Path, tmp_path: Path) -> None:
+    parts = {"config_name": str(shapes / "painter"), "vqgan": str(vqgan_folder)}
     with pytest.raises(OSError, match=r"There is no folder \S+/nothing,"):
         build_painter(PainterModelArguments(**{**parts, missing: str(tmp_path / "nothing")}))
     with pytest.raises(OSError, match=r"has no config\.json\."):
@@ -309,10 +309,10 @@ def test_the_attention_asked_for_is_used(
         assert bool(used) is (attention == "eager")
 
 
-def test_the_configuration_may_name_the_codec(shapes: Path, codec_folder: Path, data: DataArguments, tmp_path: Path):
-    config(tmp_path, vq_config=CODEC)
+def test_the_configuration_may_name_the_vqgan(shapes: Path, vqgan_folder: Path, data: DataArguments, tmp_path: Path):
+    config(tmp_path, vq_config=VQGAN)
     model = PainterModelArguments(
-        config_name=str(tmp_path), codec=str(codec_folder), tokenizer_name=str(shapes / "painter")
+        config_name=str(tmp_path), vqgan=str(vqgan_folder), tokenizer_name=str(shapes / "painter")
     )
     training = PainterTrainingArguments(output_dir=str(tmp_path / "out"), max_train_steps=1)
     train_painter(model, data, training)

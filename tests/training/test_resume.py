@@ -59,13 +59,13 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name != "rows_per_second"} for line in found]
 
 
-def test_codec(codec_run: Callable, stop_at_4: Callable, tmp_path: Path) -> None:
-    whole = codec_run(tmp_path / "whole")
-    stop_at_4(codec_run, tmp_path / "stopped")
+def test_vqgan(vqgan_run: Callable, stop_at_4: Callable, tmp_path: Path) -> None:
+    whole = vqgan_run(tmp_path / "whole")
+    stop_at_4(vqgan_run, tmp_path / "stopped")
     # Killed a little later: figures of steps that the checkpoint doesn't know, the last line cut.
     with open(tmp_path / "stopped" / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "loss": 9.0}\n{"step": 6, "lo')
-    resumed = codec_run(tmp_path / "stopped", resume_from_checkpoint="latest")
+    resumed = vqgan_run(tmp_path / "stopped", resume_from_checkpoint="latest")
     assert equal_weights(whole, resumed)
     assert lines(whole) == lines(resumed)
     assert [line["step"] for line in lines(resumed) if "loss" in line] == list(range(1, 9))
@@ -107,39 +107,39 @@ def test_painter(
     assert not equal_weights(whole, other)
 
 
-def test_another_run_is_not_taken_up(codec_run: Callable, tmp_path: Path) -> None:
-    codec_run(tmp_path / "run")
+def test_another_run_is_not_taken_up(vqgan_run: Callable, tmp_path: Path) -> None:
+    vqgan_run(tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds checkpoint-4 of an earlier run.*`latest`"):
-        codec_run(tmp_path / "run")
+        vqgan_run(tmp_path / "run")
     with pytest.raises(ValueError, match=r"checkpoint-4 .*: learning_rate was 0\.002 and is now 0\.005\. Set"):
-        codec_run(tmp_path / "run", resume_from_checkpoint="latest", learning_rate=5e-3)
+        vqgan_run(tmp_path / "run", resume_from_checkpoint="latest", learning_rate=5e-3)
     with pytest.raises(ValueError, match=r"steps was 8 and is now 9\."):
-        codec_run(tmp_path / "run", resume_from_checkpoint="latest", max_train_steps=9)
+        vqgan_run(tmp_path / "run", resume_from_checkpoint="latest", max_train_steps=9)
 
 
 def test_the_other_model_and_other_data_are_named(
-    codec_run: Callable, shapes: Path, data: DataArguments, tmp_path: Path
+    vqgan_run: Callable, shapes: Path, data: DataArguments, tmp_path: Path
 ) -> None:
-    codec_run(tmp_path / "run")
+    vqgan_run(tmp_path / "run")
     table = shapes / "shapes.tsv"
-    content, config = table.read_bytes(), (shapes / "codec" / "config.json").read_text()
+    content, config = table.read_bytes(), (shapes / "vqgan" / "config.json").read_text()
     try:
         table.write_bytes(content.replace("红".encode(), "绿".encode()))
         with pytest.raises(ValueError, match=r"data was '\w+' and is now '\w+'\. Set"):
-            codec_run(tmp_path / "run", resume_from_checkpoint="latest")
+            vqgan_run(tmp_path / "run", resume_from_checkpoint="latest")
         table.write_bytes(content)
-        (shapes / "codec" / "config.json").write_text(json.dumps({**json.loads(config), "dropout": 0.1}))
+        (shapes / "vqgan" / "config.json").write_text(json.dumps({**json.loads(config), "dropout": 0.1}))
         with pytest.raises(ValueError, match=r"config\.dropout was 0\.0 and is now 0\.1\. Set"):
-            codec_run(tmp_path / "run", resume_from_checkpoint="latest")
+            vqgan_run(tmp_path / "run", resume_from_checkpoint="latest")
     finally:
         table.write_bytes(content)
-        (shapes / "codec" / "config.json").write_text(config)
+        (shapes / "vqgan" / "config.json").write_text(config)
 
 
-def test_nothing_to_take_up_is_the_beginning(codec_run: Callable, tmp_path: Path) -> None:
+def test_nothing_to_take_up_is_the_beginning(vqgan_run: Callable, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
-    codec_run(tmp_path / "run", resume_from_checkpoint="latest", max_train_steps=3)
+    vqgan_run(tmp_path / "run", resume_from_checkpoint="latest", max_train_steps=3)
     assert [line["step"] for line in lines(tmp_path / "run") if "loss" in line] == [1, 2, 3]
     assert 9.0 not in [line.get("loss") for line in lines(tmp_path / "run")]
 
@@ -151,20 +151,20 @@ def write_settings(path: Path, model: dict, data: DataArguments, training: dict)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["train_codec.py", "train.py"])
+@pytest.mark.parametrize("script", ["train_vqgan.py", "train.py"])
 def test_two_processes(
     script: str,
     shapes: Path,
-    codec_folder: Path,
+    vqgan_folder: Path,
     data: DataArguments,
     painter_options: dict,
     tmp_path: Path,
 ) -> None:
     if script == "train.py":
-        model = {"config_name": str(shapes / "painter"), "codec": str(codec_folder)}
+        model = {"config_name": str(shapes / "painter"), "vqgan": str(vqgan_folder)}
         training = painter_options
     else:
-        model = {"config_name": str(shapes / "codec")}
+        model = {"config_name": str(shapes / "vqgan")}
         training = {
             "max_train_steps": 8,
             "per_device_train_batch_size": 5,
@@ -192,7 +192,7 @@ def test_two_processes(
 @pytest.mark.slow
 def test_kills_at_any_time(shapes: Path, data: DataArguments, tmp_path: Path) -> None:
     """SIGKILL after 1, 2, 3 … new checkpoints, wherever the run then is; in the end all is as if nothing had been."""
-    model = {"config_name": str(shapes / "codec")}
+    model = {"config_name": str(shapes / "vqgan")}
     training = {
         "max_train_steps": 60,
         "per_device_train_batch_size": 5,
@@ -202,7 +202,7 @@ def test_kills_at_any_time(shapes: Path, data: DataArguments, tmp_path: Path) ->
         "save_total_limit": 2,
     }
     settings = write_settings(tmp_path / "settings.yaml", model, data, training)
-    words = ("train_codec.py", settings, "--resume_from_checkpoint", "latest", "--output_dir")
+    words = ("train_vqgan.py", settings, "--resume_from_checkpoint", "latest", "--output_dir")
     killed = tmp_path / "killed"
     for number in range(4):
         before = checkpoints.find_checkpoint(killed, "latest")

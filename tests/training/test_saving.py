@@ -161,7 +161,7 @@ def test_another_order_of_a_stream_is_named(
 
 
 def test_another_vocabulary_is_named(
-    shapes: Path, codec_folder: Path, data: DataArguments, painter_arguments: Callable, tmp_path: Path
+    shapes: Path, vqgan_folder: Path, data: DataArguments, painter_arguments: Callable, tmp_path: Path
 ) -> None:
     words = (shapes / "painter" / "vocab.txt").read_text(encoding="utf-8").splitlines()
     options = {"max_train_steps": 3, "save_steps": 2, "gradient_accumulation_steps": 1}
@@ -169,7 +169,7 @@ def test_another_vocabulary_is_named(
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
         model = PainterModelArguments(
-            config_name=str(shapes / "painter"), codec=str(codec_folder), tokenizer_name=str(tmp_path / str(number))
+            config_name=str(shapes / "painter"), vqgan=str(vqgan_folder), tokenizer_name=str(tmp_path / str(number))
         )
         if number:
             options["resume_from_checkpoint"] = "latest"

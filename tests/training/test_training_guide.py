@@ -8,16 +8,16 @@ import pytest
 from tiny_world import ROOT
 
 from pai_painter.training.arguments import (
-    CodecModelArguments,
-    CodecTrainingArguments,
     DataArguments,
     PainterModelArguments,
     PainterTrainingArguments,
+    VQGANModelArguments,
+    VQGANTrainingArguments,
 )
 from pai_painter.training.command_line import parse_arguments
 
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-TRAINER = re.compile(r"train\.py |train_codec\.py |-m pai_painter\.training |pai-painter train ")
+TRAINER = re.compile(r"train\.py |train_vqgan\.py |-m pai_painter\.training |pai-painter train ")
 COMMANDS = [
     line
     for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
@@ -31,8 +31,8 @@ def test_commands(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     trainer = TRAINER.search(command)
     types = (PainterModelArguments, DataArguments, PainterTrainingArguments)
-    if trainer[0] == "train_codec.py ":
-        types = (CodecModelArguments, DataArguments, CodecTrainingArguments)
+    if trainer[0] == "train_vqgan.py ":
+        types = (VQGANModelArguments, DataArguments, VQGANTrainingArguments)
     parse_arguments(types, shlex.split(command[trainer.end() :]))
     launcher = shlex.split(command[: trainer.start()])
     if "--config_file" in launcher:

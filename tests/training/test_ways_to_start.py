@@ -68,7 +68,7 @@ def test_what_one_of_two_processes_has_to_say_is_said(trained_painter: Path, sha
     assert (tmp_path / "out" / "rejected_rows-rank1.jsonl").read_text().count("\n") == 2
 
 
-def test_a_folder_of_easynlp_whose_codec_is_not_known(
+def test_a_folder_of_easynlp_whose_vqgan_is_not_known(
     data: DataArguments, painter_arguments: Callable, tmp_path: Path
 ) -> None:
     model = PainterModelArguments(model_name_or_path=str(ROOT / "tests" / "golden" / "easynlp_tiny"))

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"红": (220, 30, 30), "绿": (30, 160, 60), "蓝": (40, 60, 220)}
 SHAPES = ("圆", "方", "角", "叉")
-CODEC = {
+VQGAN = {
     "model_type": "pai_painter_vqgan",
     "resolution": 16,
     "base_channels": 8,

@@ -21,14 +21,14 @@ def convert(
     ],
     output: Annotated[Path, typer.Argument(help="A new folder.")],
     to: Annotated[Literal["native", "easynlp"], typer.Option(help="The layout to write.")] = "native",
-    codec: Annotated[
-        Path | None, typer.Option(help="A folder with the whole codec, for a model whose codec has no encoder.")
+    vqgan: Annotated[
+        Path | None, typer.Option(help="A folder with the whole VQGAN, for a model whose VQGAN has no encoder.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="taming's YAML, or a JSON with PaddleNLP's num_attention_heads, if not beside.")
     ] = None,
     vq_config: Annotated[
-        Path | None, typer.Option(help="A file with the codec's sizes, if they aren't those of VQGAN f16_16384.")
+        Path | None, typer.Option(help="A file with the VQGAN's sizes, if they aren't those of VQGAN f16_16384.")
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
@@ -47,7 +47,7 @@ def convert(
 
     pai-painter convert pai-painter-base-zh.tgz painter
 
-    pai-painter convert last.ckpt codec --config model.yaml
+    pai-painter convert last.ckpt VQGAN --config model.yaml
 
     pai-painter convert out easynlp-model --to easynlp
     """
@@ -59,7 +59,7 @@ def convert(
             source,
             output,
             to=to,
-            codec=codec,
+            vqgan=vqgan,
             config=config,
             vq_config=vq_config,
             dtype=dtype,

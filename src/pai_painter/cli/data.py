@@ -139,8 +139,8 @@ def inspect(
         quieten(verbose)
         from ..data.inspection import inspect_rows
         from ..data.sources import find_source
-        from ..picture_files import save_png
-        from ..processing_pai_painter import PaiPainterProcessor
+        from ..imaging.png_files import save_png
+        from ..model.processing_pai_painter import PaiPainterProcessor
 
         _check_sheet(contact_sheet, force)
         source = find_source(
@@ -170,7 +170,7 @@ def inspect(
 
 
 def _check_sheet(path: Path | None, force: bool) -> None:
-    from ..picture_files import check_new_files
+    from ..imaging.png_files import check_new_files
 
     if path is not None:
         if path.suffix.lower() != ".png":

@@ -22,7 +22,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..pipeline_pai_painter import PaiPainterPipeline
+    from ..model.pipeline_pai_painter import PaiPainterPipeline
 
 __all__ = ["decode", "encode", "info", "paint"]
 
@@ -67,7 +67,7 @@ def paint(
     start = time.perf_counter()
     with one_sentence_errors(verbose):
         quieten(verbose)
-        from ..painting import Painting, PaintingOptions, random_seed
+        from ..imaging.painting import Painting, PaintingOptions, random_seed
 
         pipe = load_pipeline(model, revision, device, verbose)
         options = PaintingOptions.for_model(pipe, best_of, temperature, top_k, top_p, size, speed)
@@ -102,20 +102,20 @@ def encode(
     """
     Turn pictures into codes, and say what that loses (PSNR).
 
-    The middle square of each picture is scaled to the codec's size first.
+    The middle square of each picture is scaled to the VQGAN's size first.
 
     Example: pai-painter encode apple.png panda.jpg --output codes.json
     """
     with one_sentence_errors(verbose):
         quieten(verbose)
-        from ..codes_files import PictureCodec, write_codes
-        from ..picture_files import check_new_files
+        from ..codes_files import PictureVQGAN, write_codes
+        from ..imaging.png_files import check_new_files
 
         check_new_files([output], force)
-        codec = PictureCodec.from_pretrained(model_or_demo(model), revision)
+        vqgan = PictureVQGAN.from_pretrained(model_or_demo(model), revision)
         coded = []
         for path in pictures:
-            picture, psnr = codec.encode(path)
+            picture, psnr = vqgan.encode(path)
             coded.append(picture)
             typer.echo(f"{path}: PSNR {psnr:.1f} dB")
         write_codes(coded, output, force)
@@ -137,15 +137,15 @@ def decode(
     """
     with one_sentence_errors(verbose):
         quieten(verbose)
-        from ..codes_files import PictureCodec, decoded_names, read_codes
-        from ..picture_files import check_new_files, in_folder_or_file, save_png
+        from ..codes_files import PictureVQGAN, decoded_names, read_codes
+        from ..imaging.png_files import check_new_files, in_folder_or_file, save_png
 
-        codec = PictureCodec.from_pretrained(model_or_demo(model), revision)
-        coded = read_codes(codes, codec.vqgan.config)
+        vqgan = PictureVQGAN.from_pretrained(model_or_demo(model), revision)
+        coded = read_codes(codes, vqgan.vqgan.config)
         paths = in_folder_or_file(output, decoded_names(coded))
         check_new_files(paths, force)
         for picture, path in zip(coded, paths, strict=True):
-            save_png(codec.decode(picture), path, {"model": shown_name(model, revision)}, force)
+            save_png(vqgan.decode(picture), path, {"model": shown_name(model, revision)}, force)
             typer.echo(path)
 
 
@@ -180,7 +180,7 @@ def load_pipeline(model: str | None, revision: str, device: str | None, verbose:
     quieten(verbose)
     import torch
 
-    from ..pipeline_pai_painter import PaiPainterPipeline
+    from ..model.pipeline_pai_painter import PaiPainterPipeline
 
     if device is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)

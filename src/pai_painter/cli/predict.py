@@ -21,7 +21,7 @@ from .common import (
 from .painting import load_pipeline
 
 if TYPE_CHECKING:
-    from ..predict import Summary
+    from ..batch.predict import Summary
 
 __all__ = ["BOTH_SPELLINGS", "predict"]
 
@@ -104,11 +104,11 @@ def predict(
     again = "captions from standard input can't be read again, so nothing was kept"
     stopped = again if captions == "-" else "the same command goes on after the last whole shard"
     with one_sentence_errors(verbose, f"Stopped; {stopped}."):
-        from ..prediction.processes import local_rank, this_process
+        from ..batch.processes import local_rank, this_process
 
         place, all_processes = this_process(rank, processes)
         quieten(verbose)
-        from ..predict import PredictOptions, find_captions, from_stream, predict_file
+        from ..batch.predict import PredictOptions, find_captions, from_stream, predict_file
 
         options = PredictOptions(
             num_images_per_prompt=num_images_per_prompt,

@@ -10,15 +10,14 @@ from typing import Literal, cast, get_args
 
 import torch
 
-from ..configuration_pai_painter import PaiPainterVQConfig
-from ..image_processing_pai_painter import PaiPainterImageProcessor
-from ..model_files_pai_painter import refuse_git_lfs_pointer
-from ..modeling_pai_painter import PaiPainterForImageGeneration
-from ..modeling_vqgan import PaiPainterVQModel
+from ..model.configuration_pai_painter import PaiPainterVQConfig
+from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.model_files_pai_painter import refuse_git_lfs_pointer
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.modeling_vqgan import PaiPainterVQModel
+from ..model.processing_pai_painter import PaiPainterProcessor
 from ..painter_folder import naming_damaged_weights
-from ..processing_pai_painter import PaiPainterProcessor
 from .archives import is_archive, unpack
-from .codecs import add_encoder, read_settings, read_vq_config
 from .easynlp import read_easynlp, write_easynlp
 from .kinds import kind_of, model_folder
 from .output import new_folder
@@ -27,6 +26,7 @@ from .reading import ReadModel
 from .safe_pickle import CheckpointError
 from .taming import read_taming
 from .verification import compare_with_reference, compare_with_reloaded
+from .vqgans import add_encoder, read_settings, read_vq_config
 
 __all__ = ["ConversionReport", "DType", "Layout", "convert"]
 
@@ -42,7 +42,7 @@ class ConversionReport:
         origin (`str`): The program that made the checkpoint.
         output (`Path`): The folder that was written.
         layout (`str`): `"native"` or `"easynlp"`.
-        transformer_parameters, codec_parameters (`int`): How many; a codec alone has no transformer.
+        transformer_parameters, vqgan_parameters (`int`): How many; a VQGAN alone has no transformer.
         dtype (`str`): In which precision.
         read (`list[str]`): The files that were read.
         ignored (`list[str]`): Weights, entries and files that the model has no use for.
@@ -54,7 +54,7 @@ class ConversionReport:
     output: Path
     layout: Layout
     transformer_parameters: int
-    codec_parameters: int
+    vqgan_parameters: int
     dtype: str
     read: list[str]
     ignored: list[str]
@@ -63,14 +63,14 @@ class ConversionReport:
 
     def lines(self) -> list[str]:
         """The report for people."""
-        transformer, codec = self.transformer_parameters, self.codec_parameters
-        parts = f"{transformer:,} transformer + {codec:,} codec = {transformer + codec:,}"
-        kind = "a codec" if not transformer else "a painter" if self.layout == "native" else "a painter for EasyNLP"
+        transformer, vqgan = self.transformer_parameters, self.vqgan_parameters
+        parts = f"{transformer:,} transformer + {vqgan:,} VQGAN = {transformer + vqgan:,}"
+        kind = "a VQGAN" if not transformer else "a painter" if self.layout == "native" else "a painter for EasyNLP"
         return [
             f"{self.output}: {kind}, from a checkpoint of {self.origin}",
             f"Read: {', '.join(self.read)}",
             f"Ignored: {', '.join(self.ignored) or 'nothing'}",
-            f"Parameters: {parts if transformer else f'{codec:,}'}, in {self.dtype}",
+            f"Parameters: {parts if transformer else f'{vqgan:,}'}, in {self.dtype}",
             *(f"Verified: {line}" for line in self.verification),
             *(f"Note: {note}" for note in self.notes),
         ]
@@ -78,7 +78,7 @@ class ConversionReport:
 
 @dataclass(frozen=True)
 class _Options:
-    codec: Path | None
+    vqgan: Path | None
     settings: Path | None
     vq_config: PaiPainterVQConfig | None
 
@@ -88,7 +88,7 @@ def convert(
     output: str | os.PathLike,
     *,
     to: Layout = "native",
-    codec: str | os.PathLike | None = None,
+    vqgan: str | os.PathLike | None = None,
     config: str | os.PathLike | None = None,
     vq_config: PaiPainterVQConfig | str | os.PathLike | None = None,
     dtype: DType | None = None,
@@ -104,10 +104,10 @@ def convert(
             taming-transformers, a folder of PaddleNLP or its `.pdparams`, or a folder of this program.
         output: A new folder.
         to: `"native"`, which `from_pretrained` reads, or `"easynlp"`.
-        codec: The whole codec (a folder of this program) for a model whose codec has no encoder.
+        VQGAN: The whole VQGAN (a folder of this program) for a model whose VQGAN has no encoder.
         config: taming's YAML file, or a JSON file with `num_attention_heads` for PaddleNLP; by default what lies
             beside the weights.
-        vq_config: The codec's sizes, or a file with them, where a checkpoint doesn't hold them and they aren't those
+        vq_config: The VQGAN's sizes, or a file with them, where a checkpoint doesn't hold them and they aren't those
             of VQGAN f16_16384.
         dtype: The precision to save in; by default that of the checkpoint.
         reference: Safetensors of what the original program computes, to be compared with; by default
@@ -123,7 +123,7 @@ def convert(
     source, output = Path(source), Path(output)
     _check_choices(source, to, dtype)
     sizes = vq_config if vq_config is None or isinstance(vq_config, PaiPainterVQConfig) else read_vq_config(vq_config)
-    options = _Options(None if codec is None else Path(codec), None if config is None else Path(config), sizes)
+    options = _Options(None if vqgan is None else Path(vqgan), None if config is None else Path(config), sizes)
     tell = progress or (lambda step: None)
     with new_folder(output, source, force) as (whole, scraps):
         place = source
@@ -146,14 +146,14 @@ def convert(
 def _report(
     found: ReadModel, output: Path, layout: Layout, notes: list[str], verification: list[str]
 ) -> ConversionReport:
-    codec = found.model.vqgan if isinstance(found.model, PaiPainterForImageGeneration) else found.model
-    codec_parameters = codec.num_parameters()
+    vqgan = found.model.vqgan if isinstance(found.model, PaiPainterForImageGeneration) else found.model
+    vqgan_parameters = vqgan.num_parameters()
     return ConversionReport(
         origin=found.origin,
         output=output,
         layout=layout,
-        transformer_parameters=found.model.num_parameters() - codec_parameters,
-        codec_parameters=codec_parameters,
+        transformer_parameters=found.model.num_parameters() - vqgan_parameters,
+        vqgan_parameters=vqgan_parameters,
         dtype=str(found.model.dtype).removeprefix("torch."),
         read=found.read,
         ignored=found.ignored,
@@ -202,17 +202,17 @@ def _read(place: Path, options: _Options, unchanged: bool) -> ReadModel:
         found = read_paddlenlp(place, options.vq_config, options.settings)
     elif kind == "taming":
         found = read_taming(place, options.settings)
-    elif unchanged and options.codec is None:
+    elif unchanged and options.vqgan is None:
         raise CheckpointError(
-            f"{place} is in the native layout already: please say what to change (--to, --dtype or --codec)."
+            f"{place} is in the native layout already: please say what to change (--to, --dtype or --vqgan)."
         )
     else:
         found = _read_native(place)
-    if options.codec is not None:
+    if options.vqgan is not None:
         if not isinstance(found.model, PaiPainterForImageGeneration):
-            raise CheckpointError(f"{place} is a codec itself and needs no --codec.")
-        add_encoder(found.model, options.codec)
-        found.read.append(str(options.codec))
+            raise CheckpointError(f"{place} is a VQGAN itself and needs no --vqgan.")
+        add_encoder(found.model, options.vqgan)
+        found.read.append(str(options.vqgan))
     return found
 
 
@@ -255,16 +255,16 @@ def _write(found: ReadModel, folder: Path, to: Layout) -> list[str]:
     model, processor = found.model, found.processor
     if to == "easynlp":
         if not isinstance(model, PaiPainterForImageGeneration) or not isinstance(processor, PaiPainterProcessor):
-            raise CheckpointError("EasyNLP's layout is for painters; this checkpoint is a codec alone.")
+            raise CheckpointError("EasyNLP's layout is for painters; this checkpoint is a VQGAN alone.")
         return write_easynlp(model, processor, folder)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    codec = model.vqgan if isinstance(model, PaiPainterForImageGeneration) else model
-    if codec.config.has_encoder:
+    vqgan = model.vqgan if isinstance(model, PaiPainterForImageGeneration) else model
+    if vqgan.config.has_encoder:
         return []
     return [
-        "the codec is decoder only: the model paints, but can't encode pictures or be trained on them; --codec gives "
-        "it the whole codec"
+        "the VQGAN is decoder only: the model paints, but can't encode pictures or be trained on them; --vqgan gives "
+        "it the whole VQGAN"
     ]
 
 

@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, apply_renamings
 
-from ..configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from ..model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.processing_pai_painter import PaiPainterProcessor
 from ..model_hash import architecture_of
-from ..modeling_pai_painter import PaiPainterForImageGeneration
-from ..processing_pai_painter import PaiPainterProcessor
-from .codecs import read_settings
 from .reading import ReadModel, read_vocabulary
 from .safe_pickle import CheckpointError
 from .torch_files import open_torch_file
+from .vqgans import read_settings
 from .weights import Weight, fill_model, grouped, shapes_of, torch_weights
 
 __all__ = ["read_easynlp", "write_easynlp"]
@@ -36,7 +36,7 @@ def read_easynlp(source: Path, vq_config: PaiPainterVQConfig | None = None) -> R
 
     Args:
         source: its folder, or one of the files of weights in it (`pytorch_model_step_N.bin`).
-        vq_config: the codec's sizes, if it isn't VQGAN f16_16384: EasyNLP doesn't write them down.
+        vq_config: the VQGAN's sizes, if it isn't VQGAN f16_16384: EasyNLP doesn't write them down.
 
     Raises:
         OSError: if a file isn't there.
@@ -126,7 +126,7 @@ def write_easynlp(painter: PaiPainterForImageGeneration, processor: PaiPainterPr
     (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
     if architecture_of(config.vq_config) != architecture_of(PaiPainterVQConfig()):
         return [
-            "EasyNLP builds the codec VQGAN f16_16384 and no other: with this one it runs only if its code is changed, "
+            "EasyNLP builds the VQGAN VQGAN f16_16384 and no other: with this one it runs only if its code is changed, "
             "and pai-painter reads the folder again with --vq-config."
         ]
     return []
@@ -135,8 +135,8 @@ def write_easynlp(painter: PaiPainterForImageGeneration, processor: PaiPainterPr
 def _check_that_easynlp_can(config: PaiPainterConfig) -> None:
     if not config.vq_config.has_encoder:  # type: ignore[union-attr]
         raise CheckpointError(
-            "EasyNLP's models have a whole codec, but this model's has no encoder (EasyNLP would go on with a random "
-            "one without a word); please give it one with --codec."
+            "EasyNLP's models have a whole VQGAN, but this model's has no encoder (EasyNLP would go on with a random "
+            "one without a word); please give it one with --vqgan."
         )
     for name, value in {**_FIXED, "intermediate_size": 4 * config.hidden_size}.items():
         if getattr(config, name) != value:
@@ -144,7 +144,7 @@ def _check_that_easynlp_can(config: PaiPainterConfig) -> None:
                 f"EasyNLP's models all have `{name}` {value}, but this model's is {getattr(config, name)}."
             )
     if not config.vq_config.encoder_attention:  # type: ignore[union-attr]
-        raise CheckpointError("EasyNLP's codec has attention in its encoder, but this model's hasn't.")
+        raise CheckpointError("EasyNLP's VQGAN has attention in its encoder, but this model's hasn't.")
 
 
 def _attention_mask(config: PaiPainterConfig) -> torch.Tensor:

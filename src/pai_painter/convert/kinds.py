@@ -4,8 +4,8 @@
 from pathlib import Path
 from typing import Literal
 
-from .codecs import read_settings
 from .safe_pickle import CheckpointError
+from .vqgans import read_settings
 
 __all__ = ["Kind", "kind_of", "model_folder"]
 

@@ -3,7 +3,7 @@
 PaddleNLP's painters: `model_state.pdparams`, a pickle of NumPy arrays, and `vocab.txt`.
 
 Their transformer is the one of EasyNLP; the linear layers are stored as (in, out), and the head has rows for caption
-tokens, too, which are never predicted. Of the codec they have what painting needs: codebook and decoder.
+tokens, too, which are never predicted. Of the VQGAN they have what painting needs: codebook and decoder.
 """
 
 import re
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from ..model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model_hash import architecture_of
-from ..modeling_pai_painter import PaiPainterForImageGeneration
-from .codecs import read_settings
 from .reading import ReadModel, read_vocabulary
 from .safe_pickle import CheckpointError, NumPyArray, printable, read_pickle
+from .vqgans import read_settings
 from .weights import Weight, described, fill_model
 
 __all__ = ["read_paddlenlp"]
@@ -44,11 +44,11 @@ def read_paddlenlp(
     source: Path, vq_config: PaiPainterVQConfig | None = None, settings: Path | None = None
 ) -> ReadModel:
     """
-    Reads a painter of PaddleNLP; its codec has no encoder.
+    Reads a painter of PaddleNLP; its VQGAN has no encoder.
 
     Args:
         source: a folder with one `.pdparams`, or that file; `vocab.txt` is beside it.
-        vq_config: the codec's sizes, if it isn't VQGAN f16_16384: they aren't written down.
+        vq_config: the VQGAN's sizes, if it isn't VQGAN f16_16384: they aren't written down.
         settings: a JSON file with `num_attention_heads`, which the weights don't tell; by default
             `model_config.json` or `config.json` beside the weights, and without one 64 numbers make a head.
 
@@ -117,8 +117,8 @@ def _config(
     codes, _ = _sizes(arrays, "vqgan_detokenizer.embedding.weight")
     if text_length < 1 or words[0] <= vq_config.num_embeddings or codes not in (0, vq_config.num_embeddings):
         raise CheckpointError(
-            f"{file} has {positions[0]} positions and {codes or 'no'} image codes, which doesn't fit a codec of "
-            f"{vq_config.num_image_tokens} codes a picture out of {vq_config.num_embeddings}: please give the codec's "
+            f"{file} has {positions[0]} positions and {codes or 'no'} image codes, which doesn't fit a VQGAN of "
+            f"{vq_config.num_image_tokens} codes a picture out of {vq_config.num_embeddings}: please give the VQGAN's "
             f"sizes with --vq-config."
         )
     inner = arrays.get("gpt.decoder.layers.0.linear1.bias")

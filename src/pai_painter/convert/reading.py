@@ -4,12 +4,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..configuration_pai_painter import PaiPainterConfig
-from ..image_processing_pai_painter import PaiPainterImageProcessor
-from ..modeling_pai_painter import PaiPainterForImageGeneration
-from ..modeling_vqgan import PaiPainterVQModel
-from ..processing_pai_painter import PaiPainterProcessor
-from ..tokenization_pai_painter import PaiPainterTokenizer
+from ..model.configuration_pai_painter import PaiPainterConfig
+from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.modeling_vqgan import PaiPainterVQModel
+from ..model.processing_pai_painter import PaiPainterProcessor
+from ..model.tokenization_pai_painter import PaiPainterTokenizer
 
 __all__ = ["ReadModel", "read_vocabulary"]
 
@@ -19,7 +19,7 @@ class ReadModel:
     """
     Args:
         origin (`str`): The program that made the checkpoint.
-        model ([`PaiPainterForImageGeneration`] or [`PaiPainterVQModel`]): The painter, or the codec alone.
+        model ([`PaiPainterForImageGeneration`] or [`PaiPainterVQModel`]): The painter, or the VQGAN alone.
         processor ([`PaiPainterProcessor`] or [`PaiPainterImageProcessor`]): Its processor.
         read (`list[str]`): The files that were read.
         ignored (`list[str]`): The names of weights and entries that the model has no use for.

@@ -346,7 +346,7 @@ def _container(make: Callable) -> Callable:
 
 
 _CALLS: dict[Name, Callable] = {
-    Name("_codecs", "encode"): _latin,
+    Name("_vqgans", "encode"): _latin,
     Name("collections", "OrderedDict"): _container(dict),
     Name("collections", "defaultdict"): lambda *_: {},
     Name("copy_reg", "_reconstructor"): lambda cls, *_: Inert(cls),

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A codec of taming-transformers: a Lightning checkpoint (`.ckpt`) and the settings that it was trained with (YAML)."""
+"""A VQGAN of taming-transformers: a Lightning checkpoint (`.ckpt`) and the settings that it was trained with (YAML)."""
 
 from pathlib import Path
 from typing import Any
 
-from ..configuration_pai_painter import PaiPainterVQConfig
-from ..image_processing_pai_painter import PaiPainterImageProcessor
-from ..modeling_vqgan import PaiPainterVQModel
-from .codecs import read_settings
+from ..model.configuration_pai_painter import PaiPainterVQConfig
+from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.modeling_vqgan import PaiPainterVQModel
 from .reading import ReadModel
 from .safe_pickle import CheckpointError, printable
 from .torch_files import open_torch_file
+from .vqgans import read_settings
 from .weights import fill_model, grouped, torch_weights
 
 __all__ = ["read_taming"]
@@ -22,7 +22,7 @@ _LOSS = "loss."  # discriminator and LPIPS
 
 def read_taming(checkpoint: Path, settings: Path | None = None) -> ReadModel:
     """
-    Reads a codec.
+    Reads a VQGAN.
 
     Args:
         checkpoint: the `.ckpt`.
@@ -65,7 +65,7 @@ def _find_settings(checkpoint: Path) -> Path:
             return found[0]
         if found:
             names = ", ".join(path.name for path in found)
-            raise CheckpointError(f"{folder} has several YAML files ({names}): please name the codec's with --config.")
+            raise CheckpointError(f"{folder} has several YAML files ({names}): please name the VQGAN's with --config.")
     raise OSError(f"There is no YAML file beside {checkpoint}: please name the one it was trained with, with --config.")
 
 
@@ -97,4 +97,4 @@ def _refuse_other_kinds(names: dict[str, Any], checkpoint: Path) -> None:
     if "quantize.embedding.cluster_size" in names:
         raise CheckpointError(f"{checkpoint} holds an EMAVQ, which isn't supported.")
     if any(name.startswith(("first_stage_model.", "transformer.")) for name in names):
-        raise CheckpointError(f"{checkpoint} holds a transformer (Net2NetTransformer), not a codec.")
+        raise CheckpointError(f"{checkpoint} holds a transformer (Net2NetTransformer), not a VQGAN.")

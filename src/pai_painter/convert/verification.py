@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from ..modeling_pai_painter import PaiPainterForImageGeneration
-from ..modeling_vqgan import PaiPainterVQModel
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.modeling_vqgan import PaiPainterVQModel
 from .safe_pickle import CheckpointError
 
 __all__ = ["compare_with_reference", "compare_with_reloaded"]
@@ -81,12 +81,12 @@ def _differences(
             found["logits"] = _largest(model(ids).logits, reference["all_logits"])
         elif {"input_ids", "logits"} <= reference.keys():
             found["logits"] = _largest(model(reference["input_ids"]).logits, reference["logits"])
-    codec = model.vqgan if isinstance(model, PaiPainterForImageGeneration) else model
-    if {"image", "codes"} <= reference.keys() and codec.config.has_encoder:
-        codes = codec.encode(reference["image"]).image_tokens
+    vqgan = model.vqgan if isinstance(model, PaiPainterForImageGeneration) else model
+    if {"image", "codes"} <= reference.keys() and vqgan.config.has_encoder:
+        codes = vqgan.encode(reference["image"]).image_tokens
         found["codes"] = _largest(codes, reference["codes"])
     if {"codes", "reconstruction"} <= reference.keys():
-        found["pixels"] = _largest(codec.decode(reference["codes"]), reference["reconstruction"])
+        found["pixels"] = _largest(vqgan.decode(reference["codes"]), reference["reconstruction"])
     return found
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 
 __all__ = ["Augmentation", "shift_and_flip"]
 

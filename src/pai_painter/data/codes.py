@@ -10,9 +10,9 @@ from typing import Any
 import datasets
 import torch
 
-from ..image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model_hash import hash_of_model
-from ..modeling_vqgan import PaiPainterVQModel
 from .augment import Augmentation
 from .pictures import open_picture
 
@@ -34,7 +34,7 @@ _FEATURES = datasets.Features(
 
 def load_codes(
     rows: datasets.Dataset,
-    codec: PaiPainterVQModel,
+    vqgan: PaiPainterVQModel,
     processor: PaiPainterImageProcessor,
     variants: int = 1,
     augmentation: Augmentation | None = None,
@@ -43,13 +43,13 @@ def load_codes(
     """
     Adds a column `image_tokens` to rows: `variants` lists of codes, of the picture itself and of changed copies.
 
-    The table is kept on the disk under a hash of the rows' content, the codec's weights and configuration and the
+    The table is kept on the disk under a hash of the rows' content, the VQGAN's weights and configuration and the
     image settings, so that changing any of them never finds old codes. It is written in parts, and what is there isn't
     encoded again.
 
     Args:
         rows: from [`~pai_painter.data.rows.load_rows`]; the column `picture` is dropped.
-        codec: encodes, on the device where it is.
+        VQGAN: encodes, on the device where it is.
         processor: prepares the pictures.
         variants: 1 for the pictures as they are.
         augmentation: how the copies are changed; needed for more than one variant.
@@ -58,7 +58,7 @@ def load_codes(
     Returns:
         `datasets.Dataset` with `idx`, `captions` and `image_tokens` (variants lists of num_image_tokens codes).
     """
-    return CodesOnDisk(rows, codec, processor, variants, augmentation, cache_dir).load()
+    return CodesOnDisk(rows, vqgan, processor, variants, augmentation, cache_dir).load()
 
 
 class CodesOnDisk:
@@ -69,19 +69,19 @@ class CodesOnDisk:
     def __init__(
         self,
         rows: datasets.Dataset,
-        codec: PaiPainterVQModel,
+        vqgan: PaiPainterVQModel,
         processor: PaiPainterImageProcessor,
         variants: int = 1,
         augmentation: Augmentation | None = None,
         cache_dir: str | Path | None = None,
     ):
         changes = None if augmentation is None else asdict(augmentation)
-        settings = [rows._fingerprint, hash_of_model(codec), processor.to_dict(), variants, changes]
+        settings = [rows._fingerprint, hash_of_model(vqgan), processor.to_dict(), variants, changes]
         self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:24]
         self.folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "pai_painter_codes" / self.key
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rows, self.starts = rows, range(0, len(rows), _PART)
-        self.arguments = {"codec": codec.eval(), "processor": processor, "variants": variants, "changes": augmentation}
+        self.arguments = {"vqgan": vqgan.eval(), "processor": processor, "variants": variants, "changes": augmentation}
 
     def encode_share(self, rank: int, processes: int) -> None:
         """One process's share of the parts; [`~CodesOnDisk.load`] afterwards finds those of all."""
@@ -114,7 +114,7 @@ class CodesOnDisk:
 def _encode(
     batch: dict[str, list[Any]],
     indices: list[int],
-    codec: PaiPainterVQModel,
+    vqgan: PaiPainterVQModel,
     processor: PaiPainterImageProcessor,
     variants: int,
     changes: Augmentation | None,
@@ -128,6 +128,6 @@ def _encode(
         # … and, with the variant, the changes.
         generators = [torch.Generator().manual_seed(first * variants + variant) for variant in range(1, variants)]
         copies += [changes.prepare(images, processor, generator) for generator in generators]
-    codes = [codec.encode(copy.to(codec.device))["image_tokens"].cpu() for copy in copies]
+    codes = [vqgan.encode(copy.to(vqgan.device))["image_tokens"].cpu() for copy in copies]
     stacked = torch.stack(codes, dim=1)  # (B, variants, num_image_tokens)
     return {"idx": batch["idx"], "captions": batch["captions"], "image_tokens": stacked.tolist()}

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from ..grids import draw_grid
-from ..processing_pai_painter import PaiPainterProcessor
+from ..imaging.grids import draw_grid
+from ..model.processing_pai_painter import PaiPainterProcessor
 from .picture_rows import DataSource, PictureRow
 from .pictures import BadPicture, open_picture, picture_format
 from .repeated_ids import RepeatedIds

@@ -10,7 +10,7 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
-from ..image_processing_pai_painter import to_rgb
+from ..model.image_processing_pai_painter import to_rgb
 from .without_metadata import without_metadata
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")

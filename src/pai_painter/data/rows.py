@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ..image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from .picture_rows import DataSource
 from .pictures import BadPicture, open_picture
 from .tsv import BadRow

@@ -98,8 +98,8 @@ _PARAMETERS = {
     **dict.fromkeys(SIZES, MODES),
 }
 _NEW_PAINTER = (
-    "a new painter is made natively by `pai-painter convert VQGAN_CHECKPOINT CODEC` and then `pai-painter train "
-    "--config_name CONFIG --codec CODEC --tokenizer_name FOLDER_WITH_VOCAB`, where CONFIG is a config.json with "
+    "a new painter is made natively by `pai-painter convert VQGAN_CHECKPOINT VQGAN` and then `pai-painter train "
+    "--config_name CONFIG --vqgan VQGAN --tokenizer_name FOLDER_WITH_VOCAB`, where CONFIG is a config.json with "
     "text_vocab_size, num_hidden_layers (n_layer), num_attention_heads (n_head) and hidden_size (n_embd)"
 )
 _KNOWLEDGE = "painters with an entity table are other models; please take a PAI-Painter and leave it out"

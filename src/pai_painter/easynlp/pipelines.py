@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import torch
 
-from ..painting import PaintingOptions
-from ..pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
-from ..prediction.pictures import PictureEncoder
+from ..batch.pictures import PictureEncoder
+from ..imaging.painting import PaintingOptions
+from ..model.pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from .names import PUBLISHED, TASK, explaining_missing_models, hub_name
 from .sizes import SIZES, check_sizes, count_of_pictures
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line is parsed without transformers
-    from ..configuration_pai_painter import PaiPainterConfig
+    from ..model.configuration_pai_painter import PaiPainterConfig
 
 __all__ = ["SIZES", "check_sizes", "count_of_pictures"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..pipeline_files_pai_painter import pipeline_files
+from ..model.pipeline_files_pai_painter import pipeline_files
 
 __all__ = ["CODE_FILES", "add_remote_code"]
 
@@ -27,7 +27,7 @@ def _with_imports(module: str) -> frozenset[str]:
 
 
 _IMAGE_PROCESSOR = _with_imports("image_processing_pai_painter")
-_CODEC = _with_imports("modeling_vqgan")
+_VQGAN = _with_imports("modeling_vqgan")
 _PAINTER = _with_imports("pipeline_base_pai_painter")
 _PIPELINE_FILES = {name: content.encode() for name, content in pipeline_files(_PAINTER).items()}
 
@@ -52,7 +52,7 @@ _IMAGE_PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_pai_painter.PaiP
 
 def add_remote_code(files: dict[str, Path | bytes]) -> dict[str, Path | bytes]:
     """
-    Adds the files of code that a painter, a codec or a processor needs, and says in its configurations which class is
+    Adds the files of code that a painter, a VQGAN or a processor needs, and says in its configurations which class is
     where. The same files always give the same result, down to the byte.
 
     Args:
@@ -89,7 +89,7 @@ def add_remote_code(files: dict[str, Path | bytes]) -> dict[str, Path | bytes]:
         complete["preprocessor_config.json"] = _mapped(config, _IMAGE_PROCESSOR_MAP)
         code |= _IMAGE_PROCESSOR
     if model_type == "pai_painter_vqgan":
-        code |= _CODEC
+        code |= _VQGAN
     # A painter's processor alone brings all of it, too: the files import each other and must be of one version.
     if model_type == "pai_painter" or "processor_config.json" in files:
         code |= _PAINTER

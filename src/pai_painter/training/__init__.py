@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training: `painter` fine-tunes the transformer on cached codes, `codec` trains the VQGAN."""
+"""Training: `painter` fine-tunes the transformer on cached codes, `vqgan` trains the VQGAN."""

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `train.py` and `train_codec.py` can be told, as dataclasses for `HfArgumentParser`."""
+"""What `train.py` and `train_vqgan.py` can be told, as dataclasses for `HfArgumentParser`."""
 
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "CodecModelArguments",
-    "CodecTrainingArguments",
     "DataArguments",
     "PainterModelArguments",
     "PainterTrainingArguments",
     "TrainingArguments",
+    "VQGANModelArguments",
+    "VQGANTrainingArguments",
 ]
 
 # Those of transformers' schedules that need no further settings.
@@ -150,24 +150,24 @@ class TrainingArguments:
 
 
 @dataclass
-class CodecModelArguments:
-    """Which codec is trained."""
+class VQGANModelArguments:
+    """Which VQGAN is trained."""
 
     config_name: str | None = field(
-        default=None, metadata={"help": "Folder or config.json of a new codec, trained from nothing."}
+        default=None, metadata={"help": "Folder or config.json of a new VQGAN, trained from nothing."}
     )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A codec to go on training."})
-    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a codec on the Hub."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A VQGAN to go on training."})
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a VQGAN on the Hub."})
 
     def __post_init__(self) -> None:
         _expand_home(self, "config_name", "model_name_or_path")
         if (self.config_name is None) == (self.model_name_or_path is None):
-            raise ValueError("Please set one of `config_name` (a new codec) and `model_name_or_path` (a trained one).")
+            raise ValueError("Please set one of `config_name` (a new VQGAN) and `model_name_or_path` (a trained one).")
 
 
 @dataclass
-class CodecTrainingArguments(TrainingArguments):
-    """How the codec is trained."""
+class VQGANTrainingArguments(TrainingArguments):
+    """How the VQGAN is trained."""
 
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     l2_weight: float = field(default=2.0, metadata={"help": "Weight of the squared error beside the absolute error."})
@@ -175,7 +175,7 @@ class CodecTrainingArguments(TrainingArguments):
     commitment_weight: float = field(default=0.25, metadata={"help": "Weight of the latents' distance to codes."})
     codebook_start_step: int = field(
         default=400,
-        metadata={"help": "Steps of a new codec without codes, after which k-means of latents makes the codebook."},
+        metadata={"help": "Steps of a new VQGAN without codes, after which k-means of latents makes the codebook."},
     )
     codebook_decay: float = field(default=0.99, metadata={"help": "Decay of the codebook's running means."})
     restart_below: float = field(
@@ -204,7 +204,7 @@ class PainterModelArguments:
     config_name: str | None = field(
         default=None, metadata={"help": "Folder or config.json of a new painter, trained from nothing."}
     )
-    codec: str | None = field(default=None, metadata={"help": "With config_name: the trained codec's folder."})
+    vqgan: str | None = field(default=None, metadata={"help": "With config_name: the trained VQGAN's folder."})
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "With config_name: folder with the vocabulary; config_name's by default."}
     )
@@ -230,7 +230,7 @@ class PainterModelArguments:
     )
 
     def __post_init__(self) -> None:
-        _expand_home(self, "config_name", "model_name_or_path", "codec", "tokenizer_name")
+        _expand_home(self, "config_name", "model_name_or_path", "vqgan", "tokenizer_name")
         if (self.config_name is None) == (self.model_name_or_path is None):
             raise ValueError(
                 "Please set one of `config_name` (a new painter) and `model_name_or_path` (a trained one)."
@@ -246,11 +246,11 @@ class PainterModelArguments:
         if self.lora_alpha is not None:
             _require_at_least(self, 1, "lora_alpha")
         _require_share(self, "lora_dropout")
-        if self.config_name is not None and self.codec is None:
-            raise ValueError("A new painter (`config_name`) needs a trained codec: please set `codec`.")
-        if self.config_name is None and (self.codec is not None or self.tokenizer_name is not None):
+        if self.config_name is not None and self.vqgan is None:
+            raise ValueError("A new painter (`config_name`) needs a trained VQGAN: please set `vqgan`.")
+        if self.config_name is None and (self.vqgan is not None or self.tokenizer_name is not None):
             raise ValueError(
-                "A trained painter (`model_name_or_path`) brings its codec and vocabulary along: please leave `codec` "
+                "A trained painter (`model_name_or_path`) brings its VQGAN and vocabulary along: please leave `vqgan` "
                 "and `tokenizer_name` out."
             )
 

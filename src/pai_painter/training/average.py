@@ -15,7 +15,7 @@ class WeightAverage:
     """
     Exponential moving average of some parameters.
 
-    Only what is given is copied, so that a frozen codec isn't held twice. The average begins with the weights of the
+    Only what is given is copied, so that a frozen VQGAN isn't held twice. The average begins with the weights of the
     first update.
 
     Args:

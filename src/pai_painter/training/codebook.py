@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..modeling_vqgan import PaiPainterVQCodebook
+from ..model.modeling_vqgan import PaiPainterVQCodebook
 from .order import seed_of
 
 __all__ = ["CodebookLearner", "k_means"]
@@ -114,7 +114,7 @@ class CodebookLearner:
         return self.entries.detach().float().cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints; the entries themselves are the codec's."""
+        """For checkpoints; the entries themselves are the VQGAN's."""
         return {"uses": self.uses, "sums": self.sums, "started": self.started}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -222,4 +222,4 @@ def _set_up_logging() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pai_painter").setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    logging.getLogger("pai_painter.processing_pai_painter").addFilter(_OnlyFirst())
+    logging.getLogger("pai_painter.model.processing_pai_painter").addFilter(_OnlyFirst())

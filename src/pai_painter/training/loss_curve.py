@@ -4,7 +4,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..picture_files import write_atomically
+from ..imaging.png_files import write_atomically
 from .summary import read_metrics
 
 if TYPE_CHECKING:

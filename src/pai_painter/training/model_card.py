@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..picture_files import write_atomically
+from ..imaging.png_files import write_atomically
 from .summary import TrainingFacts
 
 __all__ = ["write_model_card"]

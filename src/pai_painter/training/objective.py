@@ -3,7 +3,7 @@
 
 import torch
 
-from ..modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 
 __all__ = ["PainterObjective"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..hub import check_login, is_repository_name, push_folder
 from ..hub.folder import is_base_name, is_reference_name
-from ..modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..painter_folder import portable_base_name
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
 from .loss_curve import draw_loss_curve
@@ -67,7 +67,7 @@ def tell_outcome(
     first process calls it.
 
     Args:
-        painter: whole, with its codec.
+        painter: whole, with its VQGAN.
         seconds: since the run began, or was taken up again.
 
     Raises:

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 
 from ..lora import add_lora, has_lora, save_lora
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.modeling_vqgan import PaiPainterVQModel
+from ..model.processing_pai_painter import PaiPainterProcessor
 from ..model_hash import architecture_of, hash_of_model
-from ..modeling_pai_painter import PaiPainterForImageGeneration
-from ..modeling_vqgan import PaiPainterVQModel
-from ..processing_pai_painter import PaiPainterProcessor
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
 from .command_line import run_from_command_line
 from .objective import PainterObjective
 from .outcome import check_push, tell_outcome
 from .painter_data import PainterData
-from .painter_model import build_painter, take_codec, with_codec
+from .painter_model import build_painter, take_vqgan, with_vqgan
 from .painter_rows import sequences
 from .run import TrainingRun
 from .saving import BestModel, check_kind
@@ -28,7 +28,7 @@ __all__ = ["main", "train_painter"]
 
 def train_painter(model: PainterModelArguments, data: DataArguments, training: PainterTrainingArguments) -> Path:
     """
-    Trains a painter on captions and the codes of their pictures; the codec stays as it is.
+    Trains a painter on captions and the codes of their pictures; the VQGAN stays as it is.
 
     Returns:
         `training.output_dir`, with model, processor and generation configuration, or with an adapter (`lora_rank`).
@@ -41,9 +41,9 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
     run, since = TrainingRun(training), time.monotonic()
     check_kind(Path(training.output_dir), adapter=model.lora_rank is not None)
     painter, processor = build_painter(model)
-    codec = take_codec(painter).to(run.accelerator.device)
-    rows = PainterData(run, codec, processor, data, training)
-    settings = {**_settings_of(painter, codec, processor, model), "data": rows.identity}
+    vqgan = take_vqgan(painter).to(run.accelerator.device)
+    rows = PainterData(run, vqgan, processor, data, training)
+    settings = {**_settings_of(painter, vqgan, processor, model), "data": rows.identity}
     if training.keeps_best:
         settings["validation_data"] = rows.validation_identity
     if model.lora_rank is not None:
@@ -55,7 +55,7 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
     run.prepare(objective, trained, rows.count, settings, rows.stateful, best if training.keeps_best else None)
 
     evaluate, sample = partial(rows.validate, run), partial(rows.sample, painter)
-    save = partial(_save, painter, codec, processor)
+    save = partial(_save, painter, vqgan, processor)
     with run.signals:
         for step, batch in rows.batches(run):
             input_ids, labels = sequences(batch, run.accelerator.device, rows.encoder)
@@ -65,7 +65,7 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
 
     folder = run.save_model(save)
     if run.accelerator.is_main_process:
-        with with_codec(painter, codec):
+        with with_vqgan(painter, vqgan):
             tell_outcome(run, painter, rows, model, data, training, time.monotonic() - since)
     run.end()
     return folder
@@ -73,7 +73,7 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
 
 def _settings_of(
     painter: PaiPainterForImageGeneration,
-    codec: PaiPainterVQModel,
+    vqgan: PaiPainterVQModel,
     processor: PaiPainterProcessor,
     model: PainterModelArguments,
 ) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _settings_of(
     names = ["attn_implementation", "gradient_checkpointing"]
     settings: dict[str, Any] = {
         "config": architecture_of(painter.config),
-        "codec": hash_of_model(codec),
+        "vqgan": hash_of_model(vqgan),
         "vocabulary": processor.tokenizer.fingerprint,
         "image_processor": processor.image_processor.to_dict(),
     }
@@ -93,7 +93,7 @@ def _settings_of(
 
 def _save(
     painter: PaiPainterForImageGeneration,
-    codec: PaiPainterVQModel,
+    vqgan: PaiPainterVQModel,
     processor: PaiPainterProcessor,
     folder: Path,
     gathered: dict[str, torch.Tensor] | None,
@@ -110,8 +110,8 @@ def _save(
         save_lora(painter, folder, gathered)
         return
     if gathered is not None:
-        gathered |= {f"vqgan.{name}": weight for name, weight in codec.state_dict().items()}
-    with with_codec(painter, codec):
+        gathered |= {f"vqgan.{name}": weight for name, weight in vqgan.state_dict().items()}
+    with with_vqgan(painter, vqgan):
         painter.save_pretrained(folder, state_dict=gathered)
     processor.save_pretrained(folder)
 

@@ -17,9 +17,9 @@ from ..data.augment import Augmentation
 from ..data.codes import CodesOnDisk
 from ..data.picture_rows import DataSource
 from ..data.streaming import PictureStream
-from ..modeling_pai_painter import PaiPainterForImageGeneration
-from ..modeling_vqgan import PaiPainterVQModel
-from ..processing_pai_painter import PaiPainterProcessor
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.modeling_vqgan import PaiPainterVQModel
+from ..model.processing_pai_painter import PaiPainterProcessor
 from .arguments import DataArguments, PainterTrainingArguments
 from .order import read_batches
 from .painter_rows import CaptionedCodes, CaptionedPictures, StreamedPictures, collate_rows
@@ -37,7 +37,7 @@ class PainterData:
     """
     Args:
         run: has the processes.
-        codec: frozen, on its device.
+        VQGAN: frozen, on its device.
         processor: of captions and pictures.
         data, training: the arguments.
 
@@ -46,7 +46,7 @@ class PainterData:
         identity: tells other rows from these; kept in checkpoints.
         validation_identity: the same of the rows to validate on, `None` without them.
         name: of the source, for messages.
-        encoder: the codec if batches hold pixels, else `None`.
+        encoder: the VQGAN if batches hold pixels, else `None`.
         stateful: what checkpoints hold of the data.
 
     Raises:
@@ -56,13 +56,13 @@ class PainterData:
     def __init__(
         self,
         run: TrainingRun,
-        codec: PaiPainterVQModel,
+        vqgan: PaiPainterVQModel,
         processor: PaiPainterProcessor,
         data: DataArguments,
         training: PainterTrainingArguments,
     ):
         _check_choices(data, training)
-        self.accelerator, self.codec, self.processor, self.training = run.accelerator, codec, processor, training
+        self.accelerator, self.vqgan, self.processor, self.training = run.accelerator, vqgan, processor, training
         self._cache_dir = data.cache_dir
         source = find_training_source(data)
         self.name = source.name
@@ -70,7 +70,7 @@ class PainterData:
         self.validation_identity = None if self.validation_rows is None else self.validation_rows._fingerprint
         changes = Augmentation(training.random_crop, training.random_flip, training.max_shift)
         self.count: int | None = None
-        self.encoder: PaiPainterVQModel | None = codec
+        self.encoder: PaiPainterVQModel | None = vqgan
         self.stateful: list[Any] = []
         self._dataset: CaptionedCodes | CaptionedPictures | StreamedPictures
         if data.streaming:
@@ -112,13 +112,13 @@ class PainterData:
         training, rows = self.training, self.validation_rows
         shown = None if rows is None else rows.select(range(min(training.num_samples, len(rows))))
         path = Path(training.output_dir) / "samples" / f"step-{step:06d}.png"
-        draw_samples(painter, self.codec, self.processor, shown, training.validation_prompts, training.seed, path)
+        draw_samples(painter, self.vqgan, self.processor, shown, training.validation_prompts, training.seed, path)
 
     def _codes(
         self, rows: datasets.Dataset, variants: int = 1, changes: Augmentation | None = None
     ) -> datasets.Dataset:
         images = self.processor.image_processor
-        table = CodesOnDisk(rows, self.codec, images, variants, changes, self._cache_dir)
+        table = CodesOnDisk(rows, self.vqgan, images, variants, changes, self._cache_dir)
         return encode_together(table, self.accelerator)
 
     def _streamed(self, dataset: StreamedPictures) -> Iterator[dict[str, torch.Tensor]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The painter that a run starts from: a trained one, or a new one around a trained codec."""
+"""The painter that a run starts from: a trained one, or a new one around a trained VQGAN."""
 
 import os
 from collections.abc import Iterator
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 
 import torch
 
-from ..configuration_pai_painter import PaiPainterConfig
-from ..image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.configuration_pai_painter import PaiPainterConfig
+from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.modeling_vqgan import PaiPainterVQModel
+from ..model.processing_pai_painter import PaiPainterProcessor
+from ..model.tokenization_pai_painter import PaiPainterTokenizer
 from ..model_hash import architecture_of
-from ..modeling_pai_painter import PaiPainterForImageGeneration
-from ..modeling_vqgan import PaiPainterVQModel
 from ..painter_folder import find_file, load_processor, naming_damaged_weights, read_painter_folder
-from ..processing_pai_painter import PaiPainterProcessor
-from ..tokenization_pai_painter import PaiPainterTokenizer
 from .arguments import PainterModelArguments
 
-__all__ = ["build_painter", "take_codec", "with_codec"]
+__all__ = ["build_painter", "take_vqgan", "with_vqgan"]
 
 
 def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
@@ -25,7 +25,7 @@ def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGener
     The painter, in float32, and its processor.
 
     Raises:
-        ValueError: if configuration, codec and vocabulary don't fit each other.
+        ValueError: if configuration, VQGAN and vocabulary don't fit each other.
         OSError: if one of them isn't there.
     """
     dropout = {} if model.dropout is None else {"embd_pdrop": model.dropout, "resid_pdrop": model.dropout}
@@ -38,20 +38,20 @@ def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGener
     return painter, processor
 
 
-def take_codec(painter: PaiPainterForImageGeneration) -> PaiPainterVQModel:
+def take_vqgan(painter: PaiPainterForImageGeneration) -> PaiPainterVQModel:
     """
-    Takes the frozen codec out of the painter: it is no part of what is trained, wrapped, spread over processes and
-    held in checkpoints. [`with_codec`] puts it back for a while.
+    Takes the frozen VQGAN out of the painter: it is no part of what is trained, wrapped, spread over processes and
+    held in checkpoints. [`with_vqgan`] puts it back for a while.
     """
-    codec = painter.vqgan.requires_grad_(False).eval()
+    vqgan = painter.vqgan.requires_grad_(False).eval()
     painter.register_module("vqgan", None)
-    return codec
+    return vqgan
 
 
 @contextmanager
-def with_codec(painter: PaiPainterForImageGeneration, codec: PaiPainterVQModel) -> Iterator[None]:
+def with_vqgan(painter: PaiPainterForImageGeneration, vqgan: PaiPainterVQModel) -> Iterator[None]:
     """While it lasts, the painter is whole and can be saved."""
-    painter.register_module("vqgan", codec)
+    painter.register_module("vqgan", vqgan)
     try:
         yield
     finally:
@@ -82,42 +82,42 @@ def _trained(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterFor
 
 
 def _new(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
-    for name in (str(model.codec), str(model.config_name)):
+    for name in (str(model.vqgan), str(model.config_name)):
         if not os.path.isfile(name) and find_file(name, "config.json") is None:
             raise OSError(f"{name} has no config.json.")
-    with naming_damaged_weights(str(model.codec)):
-        codec = PaiPainterVQModel.from_pretrained(model.codec, dtype=torch.float32)
-    config = _config_for(codec, str(model.config_name), str(model.codec))
+    with naming_damaged_weights(str(model.vqgan)):
+        vqgan = PaiPainterVQModel.from_pretrained(model.vqgan, dtype=torch.float32)
+    config = _config_for(vqgan, str(model.config_name), str(model.vqgan))
     config.update(dropout)
     tokenizer = _load_tokenizer(str(model.tokenizer_name or model.config_name), config)
-    processor = PaiPainterProcessor(PaiPainterImageProcessor(size=codec.config.resolution), tokenizer)
+    processor = PaiPainterProcessor(PaiPainterImageProcessor(size=vqgan.config.resolution), tokenizer)
     processor.check_model(config)
     painter = PaiPainterForImageGeneration._from_config(config, attn_implementation=model.attn_implementation)
-    painter.vqgan.load_state_dict(codec.state_dict())
+    painter.vqgan.load_state_dict(vqgan.state_dict())
     return painter, processor
 
 
-def _config_for(codec: PaiPainterVQModel, name: str, codec_name: str) -> PaiPainterConfig:
-    """The configuration of a new painter. It may leave its codec out, but must not name another."""
+def _config_for(vqgan: PaiPainterVQModel, name: str, vqgan_name: str) -> PaiPainterConfig:
+    """The configuration of a new painter. It may leave its VQGAN out, but must not name another."""
     config_dict, _ = PaiPainterConfig.get_config_dict(name)
     if config_dict.get("model_type") != PaiPainterConfig.model_type:
         raise ValueError(
             f"{name} is no painter's configuration: its model_type is {config_dict.get('model_type')!r}, but must be "
             f"{PaiPainterConfig.model_type!r}."
         )
-    found = architecture_of(codec.config)
+    found = architecture_of(vqgan.config)
     if config_dict.get("image_vocab_size", PaiPainterConfig.image_vocab_size) != found["num_embeddings"]:
         raise ValueError(
             f"{name} wants {config_dict.get('image_vocab_size', PaiPainterConfig.image_vocab_size)} image codes "
-            f"(`image_vocab_size`), but the codec {codec_name} has {found['num_embeddings']}; they must be equal."
+            f"(`image_vocab_size`), but the VQGAN {vqgan_name} has {found['num_embeddings']}; they must be equal."
         )
     config = PaiPainterConfig.from_dict({"vq_config": found, **config_dict})
     wanted = architecture_of(config.vq_config)
     differences = [f"`{key}` {wanted[key]} instead of {found[key]}" for key in found if wanted[key] != found[key]]
     if differences:
         raise ValueError(
-            f"The `vq_config` of {name} isn't that of the codec {codec_name}: it has {', '.join(differences)}; please "
-            f"leave `vq_config` out to take the codec's."
+            f"The `vq_config` of {name} isn't that of the VQGAN {vqgan_name}: it has {', '.join(differences)}; please "
+            f"leave `vq_config` out to take the VQGAN's."
         )
     return config
 

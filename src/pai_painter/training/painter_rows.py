@@ -11,8 +11,8 @@ from torch.utils.data import Dataset, IterableDataset
 from ..data.augment import Augmentation
 from ..data.pictures import open_picture
 from ..data.streaming import PictureStream
-from ..modeling_vqgan import PaiPainterVQModel
-from ..processing_pai_painter import PaiPainterProcessor
+from ..model.modeling_vqgan import PaiPainterVQModel
+from ..model.processing_pai_painter import PaiPainterProcessor
 from .order import seed_of
 
 __all__ = ["CaptionedCodes", "CaptionedPictures", "StreamedPictures", "collate_rows", "sequences"]
@@ -138,18 +138,18 @@ def collate_rows(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor
 
 
 def sequences(
-    batch: dict[str, Any], device: torch.device, codec: PaiPainterVQModel | None = None
+    batch: dict[str, Any], device: torch.device, vqgan: PaiPainterVQModel | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Batches of captions and codes, or of captions and pixels that `codec` encodes, → what the objective takes.
+    Batches of captions and codes, or of captions and pixels that `vqgan` encodes, → what the objective takes.
 
     Returns:
         `input_ids` and `labels`, both `(batch, text_length + num_image_tokens)`; the labels are -100 on the caption.
     """
     caption_ids = batch["caption_ids"].to(device)
-    if codec is not None:
+    if vqgan is not None:
         with torch.no_grad():
-            image_tokens = codec.encode(batch["pixel_values"].to(device))["image_tokens"]
+            image_tokens = vqgan.encode(batch["pixel_values"].to(device))["image_tokens"]
     else:
         image_tokens = batch["image_tokens"].to(device)
     input_ids = torch.cat([caption_ids, image_tokens], dim=1)

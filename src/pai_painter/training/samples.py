@@ -10,21 +10,21 @@ import torch
 from PIL import Image
 
 from ..data.pictures import open_picture
-from ..grids import draw_grid
-from ..modeling_pai_painter import PaiPainterForImageGeneration
-from ..modeling_vqgan import PaiPainterVQModel
-from ..processing_pai_painter import PaiPainterProcessor
+from ..imaging.grids import draw_grid
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.modeling_vqgan import PaiPainterVQModel
+from ..model.processing_pai_painter import PaiPainterProcessor
 
 __all__ = ["draw_samples"]
 
 _BATCH = _COLUMNS = 8
-_LABELS = ("原图", "编解码", "生成")  # the original, through the codec, painted
+_LABELS = ("原图", "编解码", "生成")  # the original, through the VQGAN, painted
 
 
 @torch.no_grad()
 def draw_samples(
     painter: PaiPainterForImageGeneration,
-    codec: PaiPainterVQModel,
+    vqgan: PaiPainterVQModel,
     processor: PaiPainterProcessor,
     rows: datasets.Dataset | None,
     prompts: list[str],
@@ -32,7 +32,7 @@ def draw_samples(
     path: Path,
 ) -> None:
     """
-    A row of pictures for each of three things: originals, what the codec keeps of them, and what is painted for their
+    A row of pictures for each of three things: originals, what the VQGAN keeps of them, and what is painted for their
     captions with the model's own settings. Captions without a picture come last.
 
     Args:
@@ -48,11 +48,11 @@ def draw_samples(
     painted: list[Image.Image] = []
     for start in range(0, len(captions), _BATCH):
         input_ids = processor(text=captions[start : start + _BATCH], return_tensors="pt")["input_ids"]
-        codes = painter.generate_images(input_ids.to(codec.device), seed=seed, decode=False)["image_tokens"]
-        painted += _decode(codec, processor, codes)
+        codes = painter.generate_images(input_ids.to(vqgan.device), seed=seed, decode=False)["image_tokens"]
+        painted += _decode(vqgan, processor, codes)
     lines = [painted]
     if rows is not None:
-        lines = [*_originals(codec, processor, rows), painted]
+        lines = [*_originals(vqgan, processor, rows), painted]
     path.parent.mkdir(parents=True, exist_ok=True)
     _page(lines, captions).save(path)
 
@@ -74,19 +74,19 @@ def _page(lines: list[list[Image.Image]], captions: list[str]) -> Image.Image:
 
 
 def _originals(
-    codec: PaiPainterVQModel, processor: PaiPainterProcessor, rows: datasets.Dataset
+    vqgan: PaiPainterVQModel, processor: PaiPainterProcessor, rows: datasets.Dataset
 ) -> list[list[Image.Image]]:
-    """Pictures as the codec is given them, and as it gives them back."""
+    """Pictures as the VQGAN is given them, and as it gives them back."""
     images = processor.image_processor
     originals: list[Image.Image] = []
     kept: list[Image.Image] = []
     for row in rows:
         pixel_values = images(open_picture(row["picture"]), generator=0, return_tensors="pt")["pixel_values"]
         originals += cast(list[Image.Image], images.postprocess(pixel_values))
-        kept += _decode(codec, processor, codec.encode(pixel_values.to(codec.device))["image_tokens"])
+        kept += _decode(vqgan, processor, vqgan.encode(pixel_values.to(vqgan.device))["image_tokens"])
     return [originals, kept]
 
 
-def _decode(codec: PaiPainterVQModel, processor: PaiPainterProcessor, codes: torch.Tensor) -> list[Image.Image]:
-    pixel_values = codec.decode(cast(torch.LongTensor, codes)).cpu()
+def _decode(vqgan: PaiPainterVQModel, processor: PaiPainterProcessor, codes: torch.Tensor) -> list[Image.Image]:
+    pixel_values = vqgan.decode(cast(torch.LongTensor, codes)).cpu()
     return cast(list[Image.Image], processor.image_processor.postprocess(pixel_values, output_type="pil"))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..hub import is_repository_name
-from ..picture_files import write_atomically
+from ..imaging.png_files import write_atomically
 
 __all__ = [
     "TrainingFacts",
@@ -43,7 +43,7 @@ class TrainingFacts:
         base_model: what training started from: a Hub name or a folder's last component; `None` for a new painter.
         base_model_on_hub: whether `base_model` is a Hub name.
         lora: whether an adapter was trained rather than the whole.
-        parameters, trained_parameters: numbers of weights, the codec's included, and of those that training moved.
+        parameters, trained_parameters: numbers of weights, the VQGAN's included, and of those that training moved.
         data: name of the training data.
         data_hash: hash of its content.
         rows, rejected_rows, validation_rows: numbers of rows that were used (`None` for a stream), thrown out, and
@@ -116,7 +116,7 @@ def gather_facts(
 
     Args:
         output_dir: the trained model's folder.
-        model: the trained model with its codec; a parameter that asks for gradients counts as trained.
+        model: the trained model with its VQGAN; a parameter that asks for gradients counts as trained.
         base_model: name or folder of the model that training started from.
         data: name of the training data; of a path the last component is kept.
         rows: number of training rows, `None` if they are streamed.

@@ -17,19 +17,19 @@ from typing import Any, Literal
 
 import torch
 
-from .model_hash import hash_of_model
-from .painting import PaintingOptions
-from .pipeline_pai_painter import PaiPainterPipeline
-from .prediction.batches import ShardPainter
-from .prediction.captions import CaptionFile, find_captions, from_stream
-from .prediction.formats import FormatName, find_format
-from .prediction.memory import fitting_batch_size
-from .prediction.pictures import PictureEncoder
-from .prediction.plan import Plan, Survey, default_shard_size, row_seed, survey_captions
-from .prediction.processes import this_process
-from .prediction.run import Run, Summary, summary_of
-from .prediction.work import Manifest, Work
-from .speed_pai_painter import SpeedName
+from ..cpu.speed import SpeedName
+from ..imaging.painting import PaintingOptions
+from ..model.pipeline_pai_painter import PaiPainterPipeline
+from ..model_hash import hash_of_model
+from .batches import ShardPainter
+from .captions import CaptionFile, find_captions, from_stream
+from .formats import FormatName, find_format
+from .memory import fitting_batch_size
+from .pictures import PictureEncoder
+from .plan import Plan, Survey, default_shard_size, row_seed, survey_captions
+from .processes import this_process
+from .run import Run, Summary, summary_of
+from .work import Manifest, Work
 
 __all__ = ["PredictOptions", "Summary", "find_captions", "from_stream", "predict_file", "row_seed"]
 
@@ -44,7 +44,7 @@ class PredictOptions:
         seed (`int`): Of the run; a row's pictures start from [`row_seed`] of it and the row's id.
         temperature, top_k, top_p, best_of (*optional*): See [`PaiPainterPipeline`]; by default what the model
             recommends.
-        speed (`str`): See [`~speed_pai_painter.find_speed`].
+        speed (`str`): See [`~speed.find_speed`].
         batch_size (`int` or `"auto"`): Pictures painted at once. `"auto"` finds what memory allows, and takes half of
             it when memory is full after all.
         shard_size (`int`, *optional*): Rows that are kept or lost together when a run is stopped; by default 32 to

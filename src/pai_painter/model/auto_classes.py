@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes transformers' Auto classes know the painter, the codec and EasyNLP's folders."""
+"""Makes transformers' Auto classes know the painter, the VQGAN and EasyNLP's folders."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ from .modeling_pai_painter import PaiPainterForImageGeneration
 from .modeling_vqgan import PaiPainterVQModel
 from .processing_pai_painter import PaiPainterProcessor
 from .tokenization_pai_painter import PaiPainterTokenizer
-from .weight_mapping import register_easynlp_names
+from .weight_conversion import register_easynlp_names
 
 __all__ = ["register_auto_classes"]
 
 
 class EasyNLPArtist(PaiPainterForImageGeneration):
-    """Stands in AutoModel for an EasyNLP folder whose codec isn't known, to say so."""
+    """Stands in AutoModel for an EasyNLP folder whose VQGAN isn't known, to say so."""
 
     config_class = EasyNLPArtistConfig
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from ..data.tsv import BadRow
-from ..grids import draw_grid
-from ..pipeline_pai_painter import PaiPainterPipeline
+from ..imaging.grids import draw_grid
+from ..model.pipeline_pai_painter import PaiPainterPipeline
 from .batches import ShardPainter
 from .captions import CaptionFile, CaptionRow
 from .memory import is_out_of_memory

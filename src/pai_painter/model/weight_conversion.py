@@ -2,7 +2,7 @@
 """
 Reading weights: EasyNLP's parameter names are translated while loading, and weights that don't fit are an error.
 
-EasyNLP keeps minGPT's and taming-transformers' names. The codec's are kept here as well, without their prefix.
+EasyNLP keeps minGPT's and taming-transformers' names. The VQGAN's are kept here as well, without their prefix.
 """
 
 import os
@@ -64,7 +64,7 @@ class StrictLoadingMixin:
 
     def post_init(self) -> None:
         """
-        As transformers' own, which also lets a whole ignore what its parts may ignore: a codec loaded alone passes over
+        As transformers' own, which also lets a whole ignore what its parts may ignore: a VQGAN loaded alone passes over
         the transformer's weights, but in a painter an unknown one among them is an error.
         """
         super().post_init()  # type: ignore[misc]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the codec: pictures from a TSV → a folder that `PaiPainterVQModel.from_pretrained` loads."""
+"""Trains the VQGAN: pictures from a TSV → a folder that `PaiPainterVQModel.from_pretrained` loads."""
 
 import math
 from functools import partial
@@ -12,31 +12,31 @@ from accelerate.utils import broadcast
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ..configuration_pai_painter import PaiPainterVQConfig
 from ..data.augment import shift_and_flip
 from ..data.rows import PictureRows
-from ..grids import draw_grid
-from ..image_processing_pai_painter import PaiPainterImageProcessor
+from ..imaging.grids import draw_grid
+from ..model.configuration_pai_painter import PaiPainterVQConfig
+from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model_hash import architecture_of
-from ..modeling_vqgan import PaiPainterVQModel
 from ..painter_folder import naming_damaged_weights
-from .arguments import CodecModelArguments, CodecTrainingArguments, DataArguments
+from .arguments import DataArguments, VQGANModelArguments, VQGANTrainingArguments
 from .codebook import CodebookLearner
-from .codec_objective import CodecObjective, blank_patches
 from .command_line import run_from_command_line
 from .order import seed_of
 from .rows import find_training_source, load_training_rows, load_validation_rows
 from .run import TrainingRun
+from .vqgan_objective import VQGANObjective, blank_patches
 
-__all__ = ["main", "train_codec", "validate_codec"]
+__all__ = ["main", "train_vqgan", "validate_vqgan"]
 
 # What k-means starts from; more changes little.
 _LATENTS_PER_CODE = 40
 
 
-def train_codec(model: CodecModelArguments, data: DataArguments, training: CodecTrainingArguments) -> Path:
+def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGANTrainingArguments) -> Path:
     """
-    Trains a codec and saves it, with its image processor, into `training.output_dir`.
+    Trains a VQGAN and saves it, with its image processor, into `training.output_dir`.
 
     Returns:
         the folder.
@@ -46,34 +46,34 @@ def train_codec(model: CodecModelArguments, data: DataArguments, training: Codec
     """
     run = TrainingRun(training)
     accelerator = run.accelerator
-    codec = _build_codec(model).to(accelerator.device)
-    processor = PaiPainterImageProcessor(size=codec.config.resolution)
+    vqgan = _build_vqgan(model).to(accelerator.device)
+    processor = PaiPainterImageProcessor(size=vqgan.config.resolution)
     if data.streaming:
-        raise ValueError("The codec can't be trained on a stream yet: please leave `streaming` out.")
+        raise ValueError("The VQGAN can't be trained on a stream yet: please leave `streaming` out.")
     train_rows = load_training_rows(data, find_training_source(data), training.output_dir, accelerator)
     valid_rows = load_validation_rows(data, training.output_dir, accelerator)
     learner = CodebookLearner(
-        codec.quantize, training.codebook_decay, training.restart_below, training.blank_code, training.seed
+        vqgan.quantize, training.codebook_decay, training.restart_below, training.blank_code, training.seed
     )
     if model.model_name_or_path is not None:
         learner.go_on_from(learner.entries)
-    settings = {"config": architecture_of(codec.config), "data": train_rows._fingerprint}
-    run.prepare(CodecObjective(codec, training), list(codec.parameters()), len(train_rows), settings, [learner])
-    _check_codebook_start(run, len(train_rows), learner, codec, training)
+    settings = {"config": architecture_of(vqgan.config), "data": train_rows._fingerprint}
+    run.prepare(VQGANObjective(vqgan, training), list(vqgan.parameters()), len(train_rows), settings, [learner])
+    _check_codebook_start(run, len(train_rows), learner, vqgan, training)
 
     def evaluate() -> dict[str, float]:
         alone = accelerator.is_main_process and valid_rows is not None
-        return validate_codec(codec, valid_rows, processor) if alone else {}
+        return validate_vqgan(vqgan, valid_rows, processor) if alone else {}
 
-    sample = partial(_draw_samples, codec, valid_rows, processor, training)
-    save = partial(_save, codec, processor)
+    sample = partial(_draw_samples, vqgan, valid_rows, processor, training)
+    save = partial(_save, vqgan, processor)
     with run.signals:
         for step, pictures in run.batches(PictureRows(train_rows, processor), len(train_rows), torch.stack):
             # The generator that the run has set for this batch.
             pictures = shift_and_flip(pictures, training.max_shift, training.flip, torch.default_generator)
             pictures = pictures.to(accelerator.device)
             if not learner.started and step >= training.codebook_start_step:
-                _start_codebook(run, learner, codec, train_rows, processor)
+                _start_codebook(run, learner, vqgan, train_rows, processor)
             outputs = run.objective(pictures, quantise=learner.started)
             run.update(outputs["loss"])
             if learner.started:
@@ -86,20 +86,20 @@ def train_codec(model: CodecModelArguments, data: DataArguments, training: Codec
 
 
 @torch.no_grad()
-def validate_codec(
-    codec: PaiPainterVQModel, rows: datasets.Dataset, processor: PaiPainterImageProcessor, batch_size: int = 32
+def validate_vqgan(
+    vqgan: PaiPainterVQModel, rows: datasets.Dataset, processor: PaiPainterImageProcessor, batch_size: int = 32
 ) -> dict[str, float]:
     """
-    What the codec loses on pictures: `psnr` (dB, mean over pictures of 8-bit range), `codes_used` (share of the
+    What the VQGAN loses on pictures: `psnr` (dB, mean over pictures of 8-bit range), `codes_used` (share of the
     codebook) and `perplexity` (of the codes' distribution).
     """
-    codec.eval()
-    device = codec.quantize.embedding.weight.device
-    counts = torch.zeros(codec.config.num_embeddings, device=device)
+    vqgan.eval()
+    device = vqgan.quantize.embedding.weight.device
+    counts = torch.zeros(vqgan.config.num_embeddings, device=device)
     psnr: list[torch.Tensor] = []
     for pictures in DataLoader(PictureRows(rows, processor), batch_size=batch_size, collate_fn=torch.stack):
         pictures = pictures.to(device)
-        outputs = codec(pictures)
+        outputs = vqgan(pictures)
         error = (outputs.pixel_values.clamp(-1, 1) - pictures).div(2).pow(2).mean((1, 2, 3))
         psnr.append(-10 * error.clamp_min(1e-10).log10())
         counts += torch.bincount(outputs.image_tokens.flatten(), minlength=len(counts))
@@ -111,7 +111,7 @@ def validate_codec(
     }
 
 
-def _build_codec(model: CodecModelArguments) -> PaiPainterVQModel:
+def _build_vqgan(model: VQGANModelArguments) -> PaiPainterVQModel:
     if model.model_name_or_path is not None:
         name = model.model_name_or_path
         with naming_damaged_weights(name):
@@ -120,7 +120,7 @@ def _build_codec(model: CodecModelArguments) -> PaiPainterVQModel:
 
 
 def _check_codebook_start(
-    run: TrainingRun, rows: int, learner: CodebookLearner, codec: PaiPainterVQModel, training: CodecTrainingArguments
+    run: TrainingRun, rows: int, learner: CodebookLearner, vqgan: PaiPainterVQModel, training: VQGANTrainingArguments
 ) -> None:
     """Says at once what would otherwise come out hundreds of steps later."""
     if learner.started:
@@ -128,12 +128,12 @@ def _check_codebook_start(
     if training.codebook_start_step >= run.steps:
         raise ValueError(
             f"`codebook_start_step` ({training.codebook_start_step}) must be below the {run.steps} steps of the run, "
-            f"or the codec never learns its codes."
+            f"or the VQGAN never learns its codes."
         )
-    patches = rows * codec.config.num_image_tokens
-    if patches < codec.config.num_embeddings:
+    patches = rows * vqgan.config.num_image_tokens
+    if patches < vqgan.config.num_embeddings:
         raise ValueError(
-            f"{rows} training pictures have {patches} patches, too few for {codec.config.num_embeddings} codes "
+            f"{rows} training pictures have {patches} patches, too few for {vqgan.config.num_embeddings} codes "
             f"(`num_embeddings`)."
         )
 
@@ -142,33 +142,33 @@ def _check_codebook_start(
 def _start_codebook(
     run: TrainingRun,
     learner: CodebookLearner,
-    codec: PaiPainterVQModel,
+    vqgan: PaiPainterVQModel,
     rows: datasets.Dataset,
     processor: PaiPainterImageProcessor,
 ) -> None:
     """k-means over the latents of some hundred training pictures; all processes take the first one's result."""
-    wanted = math.ceil(_LATENTS_PER_CODE * codec.config.num_embeddings / codec.config.num_image_tokens)
+    wanted = math.ceil(_LATENTS_PER_CODE * vqgan.config.num_embeddings / vqgan.config.num_image_tokens)
     generator = torch.Generator().manual_seed(seed_of(run.training.seed, 5))
     chosen = torch.randperm(len(rows), generator=generator)[:wanted].tolist()
     latents, blank = [], []
-    codec.eval()
+    vqgan.eval()
     for pictures in DataLoader(PictureRows(rows.select(chosen), processor), batch_size=32, collate_fn=torch.stack):
         pictures = pictures.to(run.accelerator.device)
         with run.accelerator.autocast():
-            found = codec.encode_latents(pictures).float()
+            found = vqgan.encode_latents(pictures).float()
         latents.append(found.permute(0, 2, 3, 1).flatten(0, 2))
-        blank.append(blank_patches(pictures, codec.config.image_grid).flatten())
-    codec.train()
+        blank.append(blank_patches(pictures, vqgan.config.image_grid).flatten())
+    vqgan.train()
     learner.start(torch.cat(latents), torch.cat(blank))
     learner.go_on_from(broadcast(learner.entries.detach().clone()))
 
 
 @torch.no_grad()
 def _draw_samples(
-    codec: PaiPainterVQModel,
+    vqgan: PaiPainterVQModel,
     rows: datasets.Dataset | None,
     processor: PaiPainterImageProcessor,
-    training: CodecTrainingArguments,
+    training: VQGANTrainingArguments,
     step: int,
 ) -> None:
     """Originals beside reconstructions as samples/step-N.png."""
@@ -176,7 +176,7 @@ def _draw_samples(
         return
     shown = PictureRows(rows.select(range(min(training.num_samples, len(rows)))), processor)
     pictures = torch.stack([shown[row] for row in range(len(shown))])
-    painted = codec(pictures.to(codec.device)).pixel_values.cpu()
+    painted = vqgan(pictures.to(vqgan.device)).pixel_values.cpu()
     pairs = torch.stack([pictures, painted], dim=1).flatten(0, 1)  # original, reconstruction, original, …
     folder = Path(training.output_dir) / "samples"
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,23 +185,23 @@ def _draw_samples(
 
 
 def _save(
-    codec: PaiPainterVQModel,
+    vqgan: PaiPainterVQModel,
     processor: PaiPainterImageProcessor,
     folder: Path,
     gathered: dict[str, torch.Tensor] | None,
 ) -> None:
     if gathered is not None:
-        gathered = {name.removeprefix("codec."): weight for name, weight in gathered.items()}
-    codec.save_pretrained(folder, state_dict=gathered)
+        gathered = {name.removeprefix("VQGAN."): weight for name, weight in gathered.items()}
+    vqgan.save_pretrained(folder, state_dict=gathered)
     processor.save_pretrained(folder)
 
 
 def main(argv: list[str] | None = None, program: str | None = None) -> None:
     """
-    The command line of `train_codec.py`; errors are one sentence on stderr and status 2.
+    The command line of `train_vqgan.py`; errors are one sentence on stderr and status 2.
 
     Args:
         argv: its words; `sys.argv[1:]` by default.
         program: what the user has called, for the help and in front of errors; the script's name by default.
     """
-    run_from_command_line((CodecModelArguments, DataArguments, CodecTrainingArguments), train_codec, argv, program)
+    run_from_command_line((VQGANModelArguments, DataArguments, VQGANTrainingArguments), train_vqgan, argv, program)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The codec: pixels ⇄ image codes.
+The VQGAN: pixels ⇄ image codes.
 
 A convolutional encoder shrinks a picture to a small grid of vectors, each is replaced by the nearest entry of a
 codebook, and a decoder paints the picture back. The network and its parameter names are those of VQGAN
@@ -21,7 +21,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_pai_painter import PaiPainterVQConfig
-from .weight_mapping import StrictLoadingMixin
+from .weight_conversion import StrictLoadingMixin
 
 __all__ = ["PaiPainterVQEncoderOutput", "PaiPainterVQModel", "PaiPainterVQOutput", "with_forward_hook"]
 
@@ -252,10 +252,10 @@ class PaiPainterVQCodebook(nn.Module):
 
 class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
     """
-    The VQGAN codec. [`~PaiPainterVQModel.encode`] turns pixels into codes, [`~PaiPainterVQModel.decode`] codes into
+    The VQGAN VQGAN. [`~PaiPainterVQModel.encode`] turns pixels into codes, [`~PaiPainterVQModel.decode`] codes into
     pixels; calling the model does both.
 
-    `from_pretrained` takes a codec's folder or a painter's, of which it loads the codec alone.
+    `from_pretrained` takes a VQGAN's folder or a painter's, of which it loads the VQGAN alone.
     """
 
     config_class = PaiPainterVQConfig
@@ -264,12 +264,12 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
     input_modalities = ("image",)
     _no_split_modules = ["VQResnetBlock", "VQAttentionBlock"]
     # Its attention is always PyTorch's SDPA (one head, too wide for flash attention); whichever attention a painter
-    # is loaded with, its codec must not refuse it.
+    # is loaded with, its VQGAN must not refuse it.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # The rest of a painter's folder (native, EasyNLP's), when the codec is loaded alone.
+    # The rest of a painter's folder (native, EasyNLP's), when the VQGAN is loaded alone.
     _keys_to_ignore_on_load_unexpected = [r"^model\.", r"^lm_head\.", r"^transformer\."]
     _own_parts = ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")
 
@@ -311,8 +311,8 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
     def _require_encoder(self) -> None:
         if not self.config.has_encoder:
             raise ValueError(
-                "This codec has no encoder: it paints codes, but can't turn pictures into codes. "
-                "`pai-painter convert MODEL OUTPUT --codec CODEC` gives the model a whole one."
+                "This VQGAN has no encoder: it paints codes, but can't turn pictures into codes. "
+                "`pai-painter convert MODEL OUTPUT --vqgan VQGAN` gives the model a whole one."
             )
 
     def decode_latents(self, quantized: torch.Tensor) -> torch.Tensor:
@@ -331,13 +331,13 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
             [`PaiPainterVQEncoderOutput`] with `image_tokens` and `quantized`.
 
         Raises:
-            ValueError: if the shape is another one, or if the codec has no encoder.
+            ValueError: if the shape is another one, or if the VQGAN has no encoder.
         """
         self._require_encoder()
         side = self.config.resolution
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[-2:]) != (side, side):
             raise ValueError(
-                f"This codec encodes pictures of {side}×{side} pixels, (batch, {self.config.in_channels}, {side}, "
+                f"This VQGAN encodes pictures of {side}×{side} pixels, (batch, {self.config.in_channels}, {side}, "
                 f"{side}); got {tuple(pixel_values.shape)}. PaiPainterImageProcessor prepares them."
             )
         image_tokens = self.quantize.nearest(self.encode_latents(pixel_values))
@@ -361,14 +361,14 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
         """
         if image_tokens.ndim != 2 or image_tokens.shape[1] != self.config.num_image_tokens:
             raise ValueError(
-                f"This codec decodes (batch, {self.config.num_image_tokens}) codes, got {tuple(image_tokens.shape)}."
+                f"This VQGAN decodes (batch, {self.config.num_image_tokens}) codes, got {tuple(image_tokens.shape)}."
             )
         return self.decode_latents(self.quantize(image_tokens, self.config.image_grid))
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor) -> PaiPainterVQOutput:
         """
-        Encodes and decodes: what the codec alone loses.
+        Encodes and decodes: what the VQGAN alone loses.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, resolution, resolution)`): In [-1, 1].

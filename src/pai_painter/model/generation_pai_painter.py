@@ -13,16 +13,16 @@ from transformers import PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMixin, StoppingCriteria
 from transformers.utils import ModelOutput
 
-from .code_writer_pai_painter import CodeWriter, can_write_codes
+from ..cpu.decoding import CodeWriter, can_write_codes
+from ..cpu.speculative_decoding import GuessingCodeWriter
+from ..cpu.speed import PaintingSpeed, SpeedName, find_speed
 from .configuration_pai_painter import PaiPainterConfig
-from .guessing_pai_painter import GuessingCodeWriter
 from .modeling_vqgan import PaiPainterVQModel, with_forward_hook
 from .sampling_pai_painter import GumbelSampler, check_captions, check_sampling_options, picture_seeds
-from .speed_pai_painter import PaintingSpeed, SpeedName, find_speed
 
 __all__ = ["DECODED_AT_ONCE", "ImageGenerationMixin", "PaiPainterImageOutput", "check_speed"]
 
-# Pictures that the codec decodes at once on the CPU; with more of them it is no faster, and needs more memory. In half
+# Pictures that the VQGAN decodes at once on the CPU; with more of them it is no faster, and needs more memory. In half
 # precision one picture's numbers stay nearer to the processor.
 DECODED_AT_ONCE, _DECODED_AT_ONCE_ROUNDED = 4, 1
 
@@ -84,7 +84,7 @@ class ImageGenerationMixin(GenerationMixin):
             temperature, top_k, top_p: see [`~sampling_pai_painter.truncate_logits`].
             best_of: paint this many candidates for each picture and keep the most likely by the model's own measure.
             decode: `False` leaves the VQGAN out and gives image tokens only.
-            speed: what may be rounded, on the CPU: see [`~speed_pai_painter.find_speed`]. What it needs is kept with
+            speed: what may be rounded, on the CPU: see [`~speed.find_speed`]. What it needs is kept with
                 the model until its weights change.
             step_callback: called after each token with the image tokens so far, `(candidates, drawn)`. It returns the
                 tokens to paint on from, these or others of the same shape, and whether to stop.
@@ -187,16 +187,16 @@ class ImageGenerationMixin(GenerationMixin):
 
         Args:
             image_tokens (`torch.LongTensor` of shape `(pictures, num_image_tokens)`)
-            speed: see [`~speed_pai_painter.find_speed`].
+            speed: see [`~speed.find_speed`].
 
         Returns:
             `torch.FloatTensor` of shape `(pictures, 3, resolution, resolution)`: about [-1, 1], not clipped.
         """
         speed = find_speed(speed, self.device)
-        codec = self.vqgan if speed.dtype is None else _ready(self).codec(self.vqgan, speed.dtype)
-        at_once = DECODED_AT_ONCE if codec is self.vqgan else _DECODED_AT_ONCE_ROUNDED
+        vqgan = self.vqgan if speed.dtype is None else _ready(self).vqgan(self.vqgan, speed.dtype)
+        at_once = DECODED_AT_ONCE if vqgan is self.vqgan else _DECODED_AT_ONCE_ROUNDED
         chunks = image_tokens.split(at_once) if self.device.type == "cpu" else [image_tokens]
-        return torch.cat([codec.decode(chunk) for chunk in chunks]).to(self.vqgan.dtype)
+        return torch.cat([vqgan.decode(chunk) for chunk in chunks]).to(self.vqgan.dtype)
 
     def decode_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """[`decode_images`] under the name that Janus, Chameleon and Emu3 have for it."""
@@ -292,7 +292,7 @@ class _Ready:
     """What speeds other than `exact` need: rounded copies of a model, each with a stamp of the weights it is from."""
 
     writers: dict[tuple, CodeWriter] = field(default_factory=dict)
-    codecs: dict[tuple, PaiPainterVQModel] = field(default_factory=dict)
+    vqgans: dict[tuple, PaiPainterVQModel] = field(default_factory=dict)
 
     def code_writer(self, model: PreTrainedModel, rows: int, speed: PaintingSpeed) -> CodeWriter:
         if speed.is_exact:  # takes a tenth of a second, and keeping a copy of all weights wouldn't be worth that
@@ -304,13 +304,13 @@ class _Ready:
             self.writers = {key: writer}  # never two at once
         return copy.copy(writer)  # the same weights, but a cache of its own for each thread
 
-    def codec(self, vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:
+    def vqgan(self, vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:
         key = (dtype, _stamp(vqgan.decoder, vqgan.post_quant_conv, vqgan.quantize))
-        codec = self.codecs.get(key)
-        if codec is None:
-            codec = _rounded_codec(vqgan, dtype)
-            self.codecs = {key: codec}
-        return codec
+        vqgan = self.vqgans.get(key)
+        if vqgan is None:
+            vqgan = _rounded_vqgan(vqgan, dtype)
+            self.vqgans = {key: vqgan}
+        return vqgan
 
 
 def _new_writer(model: PreTrainedModel, rows: int, speed: PaintingSpeed) -> CodeWriter:
@@ -334,12 +334,12 @@ def _stamp(*parts: nn.Module) -> tuple[tuple[int, float], ...]:
     return tuple((each.data_ptr(), each.sum(dtype=torch.float32).item()) for each in parameters)
 
 
-def _rounded_codec(vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:
-    """The decoding half of a codec in another precision, its pixels' channels side by side, as oneDNN likes them."""
+def _rounded_vqgan(vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:
+    """The decoding half of a VQGAN in another precision, its pixels' channels side by side, as oneDNN likes them."""
     config = copy.deepcopy(vqgan.config)
     config.has_encoder = False
     with torch.device("meta"):
-        codec = PaiPainterVQModel(config)
-    weights = {name: weight.to(dtype) for name, weight in vqgan.state_dict().items() if name in codec.state_dict()}
-    codec.load_state_dict(weights, assign=True)
-    return cast(PaiPainterVQModel, codec.to(memory_format=torch.channels_last).eval())
+        vqgan = PaiPainterVQModel(config)
+    weights = {name: weight.to(dtype) for name, weight in vqgan.state_dict().items() if name in vqgan.state_dict()}
+    vqgan.load_state_dict(weights, assign=True)
+    return cast(PaiPainterVQModel, vqgan.to(memory_format=torch.channels_last).eval())

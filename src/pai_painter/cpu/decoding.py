@@ -17,9 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .linear_layers_pai_painter import Int8Linear, LinearLayer, PackedLinear, PlainLinear, can_pack
-from .sampling_pai_painter import GumbelSampler
-from .speed_pai_painter import PaintingSpeed
+from ..model.sampling_pai_painter import GumbelSampler
+from .linear_layers import Int8Linear, LinearLayer, PackedLinear, PlainLinear, can_pack
+from .speed import PaintingSpeed
 
 __all__ = ["CodeWriter", "can_write_codes"]
 

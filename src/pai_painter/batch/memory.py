@@ -6,14 +6,14 @@ import os
 import psutil
 import torch
 
-from ..configuration_pai_painter import PaiPainterConfig
+from ..model.configuration_pai_painter import PaiPainterConfig
 
 __all__ = ["fitting_batch_size", "is_out_of_memory"]
 
 # Beyond these a step hardly gets faster for each picture.
 _MOST = {"cpu": 16}
 _MOST_ELSEWHERE = 128
-# Of the free memory: the rest is for the codec, for what libraries keep, and for other programs.
+# Of the free memory: the rest is for the VQGAN, for what libraries keep, and for other programs.
 _SHARE = 0.5
 # A candidate's logits, their sorted copy, and the noise in double precision, in bytes for each code.
 _BYTES_PER_CODE = 48

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations of the codec (VQGAN) and of the painter (GPT over image codes)."""
+"""Configurations of the VQGAN (VQGAN) and of the painter (GPT over image codes)."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ _MOST_LAYERS = 1000  # of a kind: building a module takes time and memory even i
 @strict
 class PaiPainterVQConfig(NoUnknownKeywords, PreTrainedConfig):
     r"""
-    Shape of a VQGAN codec. The defaults are taming-transformers' `f16_16384`: 256×256 pixels ⇄ 16×16 codes of 16,384.
+    Shape of a VQGAN VQGAN. The defaults are taming-transformers' `f16_16384`: 256×256 pixels ⇄ 16×16 codes of 16,384.
 
     Args:
         resolution (`int`, *optional*, defaults to 256): Side of the square pictures, in pixels.
@@ -40,7 +40,7 @@ class PaiPainterVQConfig(NoUnknownKeywords, PreTrainedConfig):
             followed by self-attention.
         encoder_attention (`bool`, *optional*, defaults to `True`): `False` leaves every attention layer out of
             the encoder, so that a code says more about its own patch and less about its neighbours.
-        has_encoder (`bool`, *optional*, defaults to `True`): `False` for a codec that paints codes but can't find
+        has_encoder (`bool`, *optional*, defaults to `True`): `False` for a VQGAN that paints codes but can't find
             them: checkpoints that came by way of PaddleNLP hold a decoder and a codebook only.
         latent_channels (`int`, *optional*, defaults to 256): Channels between encoder and quantiser
             (taming's `z_channels`).
@@ -85,14 +85,14 @@ class PaiPainterVQConfig(NoUnknownKeywords, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Reads a native configuration; EasyNLP's `config.json` says nothing of its codec, which is the default."""
-        return super().from_dict(_codec_of_easynlp(config_dict), **kwargs)
+        """Reads a native configuration; EasyNLP's `config.json` says nothing of its VQGAN, which is the default."""
+        return super().from_dict(_vqgan_of_easynlp(config_dict), **kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
         """Reads the file; see [`~PaiPainterVQConfig.from_dict`]."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return _codec_of_easynlp(config_dict), kwargs
+        return _vqgan_of_easynlp(config_dict), kwargs
 
     @classmethod
     def from_ddconfig(
@@ -165,13 +165,13 @@ class PaiPainterVQConfig(NoUnknownKeywords, PreTrainedConfig):
 @strict
 class PaiPainterConfig(NoUnknownKeywords, PreTrainedConfig):
     r"""
-    Shape of a painter: a GPT that reads `text_length` caption ids and writes the codes of one picture, and its codec.
+    Shape of a painter: a GPT that reads `text_length` caption ids and writes the codes of one picture, and its VQGAN.
     The defaults are `pai-painter-base-zh`.
 
     Ids `0 … image_vocab_size - 1` are image codes; caption token `t` has the id `image_vocab_size + t`.
 
     Args:
-        vq_config (`PaiPainterVQConfig` or `dict`, *optional*): The codec; f16_16384 if not given.
+        vq_config (`PaiPainterVQConfig` or `dict`, *optional*): The VQGAN; f16_16384 if not given.
         image_vocab_size (`int`, *optional*, defaults to 16384): Number of image codes, the width of the head.
         text_vocab_size (`int`, *optional*, defaults to 21128): Number of caption tokens.
         text_length (`int`, *optional*, defaults to 32): Caption positions before the first code.
@@ -227,11 +227,11 @@ class PaiPainterConfig(NoUnknownKeywords, PreTrainedConfig):
         """
         Reads a native configuration or EasyNLP's (`model_type: "artist"`).
 
-        EasyNLP doesn't write down the codec: its code builds VQGAN f16_16384 and nothing else. For another one pass
+        EasyNLP doesn't write down the VQGAN: its code builds VQGAN f16_16384 and nothing else. For another one pass
         `vq_config`, a [`PaiPainterVQConfig`] or a `dict`.
 
         Raises:
-            ValueError: if a size is missing or doesn't fit the codec.
+            ValueError: if a size is missing or doesn't fit the VQGAN.
         """
         return super().from_dict(_translate_easynlp(config_dict, kwargs), **kwargs)
 
@@ -275,7 +275,7 @@ class PaiPainterConfig(NoUnknownKeywords, PreTrainedConfig):
             raise ValueError(f"`vq_config` must be a PaiPainterVQConfig, got {type(self.vq_config).__name__}.")
         if self.image_vocab_size != self.vq_config.num_embeddings:
             raise ValueError(
-                f"`image_vocab_size` ({self.image_vocab_size}) must be the codec's number of codes "
+                f"`image_vocab_size` ({self.image_vocab_size}) must be the VQGAN's number of codes "
                 f"(`vq_config.num_embeddings` = {self.vq_config.num_embeddings})."
             )
         if not 0 <= self.num_unmasked <= self.text_length:
@@ -292,8 +292,8 @@ class EasyNLPArtistConfig(PreTrainedConfig):
     """
     Stands for EasyNLP's `model_type: "artist"` in AutoConfig.
 
-    Reading such a `config.json` gives a [`PaiPainterConfig`]. Only if it doesn't fit the codec of the published models
-    and no `vq_config` is given, it stays as it is: enough for tokenizer and processor, which don't need the codec.
+    Reading such a `config.json` gives a [`PaiPainterConfig`]. Only if it doesn't fit the VQGAN of the published models
+    and no `vq_config` is given, it stays as it is: enough for tokenizer and processor, which don't need the VQGAN.
     """
 
     model_type = "artist"
@@ -306,7 +306,7 @@ class EasyNLPArtistConfig(PreTrainedConfig):
         return PaiPainterConfig.from_dict(config_dict, **kwargs)
 
 
-def _codec_of_easynlp(config_dict: dict[str, Any]) -> dict[str, Any]:
+def _vqgan_of_easynlp(config_dict: dict[str, Any]) -> dict[str, Any]:
     return {"model_type": "pai_painter_vqgan"} if config_dict.get("model_type") == "artist" else config_dict
 
 
@@ -340,8 +340,8 @@ def _translate_easynlp(config_dict: dict[str, Any], kwargs: dict[str, Any]) -> d
     if not _fits(config_dict, vq_config):
         raise ValueError(
             f"This EasyNLP folder has {config_dict['block_size']} positions and {config_dict['img_vocab_size']} image "
-            f"codes, which doesn't fit a codec of {vq_config.num_image_tokens} codes a picture out of "
-            f"{vq_config.num_embeddings}. EasyNLP doesn't store its codec's shape: please pass "
+            f"codes, which doesn't fit a VQGAN of {vq_config.num_image_tokens} codes a picture out of "
+            f"{vq_config.num_embeddings}. EasyNLP doesn't store its VQGAN's shape: please pass "
             f"`vq_config=PaiPainterVQConfig(...)`, or make a native folder of it, `pai-painter convert FOLDER OUTPUT "
             f"--vq-config SIZES.json`."
         )

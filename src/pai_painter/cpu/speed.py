@@ -21,13 +21,13 @@ class PaintingSpeed:
     What may be rounded, and what is tried.
 
     Args:
-        dtype (`torch.dtype`, *optional*): What the painter's and the codec's numbers are rounded to; `None` leaves
+        dtype (`torch.dtype`, *optional*): What the painter's and the VQGAN's numbers are rounded to; `None` leaves
             them as they are.
         int8_rows (`int`): With at most so many rows (pictures, times the codes of each that are checked at once),
             linear layers multiply integers of 8 bits. With more rows, multiplying takes longer than reading the
             weights, and integers gain nothing over bfloat16.
         guess_ahead (`int`): While a single picture is painted on the CPU, so many codes are guessed and checked
-            together with the next one; see [`~guessing_pai_painter.GuessingCodeWriter`]. That changes no code.
+            together with the next one; see [`~speculative_decoding.GuessingCodeWriter`]. That changes no code.
             Several pictures at once use the time as well, and nothing is guessed; nor is it where `generate` paints.
     """
 

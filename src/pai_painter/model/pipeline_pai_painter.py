@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from accelerate import cpu_offload
 
+from ..lora import has_lora, load_painter, save_lora
+from ..lora_pipeline import LoraPipelineMixin
+from ..push_to_hub import DEFAULT_SHARD_SIZE, push_pipeline
 from .configuration_pai_painter import PaiPainterVQConfig
-from .lora import has_lora, load_painter, save_lora
-from .lora_pipeline import LoraPipelineMixin
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .pipeline_base_pai_painter import PaiPainterBasePipeline, PaiPainterPipelineOutput
 from .pipeline_loading import Precision, component_dtype, component_quantization, device_options
 from .processing_pai_painter import PaiPainterProcessor
-from .push_to_hub import DEFAULT_SHARD_SIZE, push_pipeline
 
 __all__ = ["PaiPainterPipeline", "PaiPainterPipelineOutput"]
 
@@ -27,7 +27,7 @@ class PaiPainterPipeline(PaiPainterBasePipeline, LoraPipelineMixin):
     the same one. `model_index.json` is there for `DiffusionPipeline.from_pretrained`.
 
     Args:
-        model ([`PaiPainterForImageGeneration`]): The painter with its codec.
+        model ([`PaiPainterForImageGeneration`]): The painter with its VQGAN.
         processor ([`PaiPainterProcessor`]): Captions to ids, pixels to pictures.
 
     Raises:

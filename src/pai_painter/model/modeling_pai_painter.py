@@ -27,14 +27,14 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 from .generation_config_pai_painter import read_generation_config
-from .image_generation_pai_painter import ImageGenerationMixin, PaiPainterImageOutput
+from .generation_pai_painter import ImageGenerationMixin, PaiPainterImageOutput
 from .model_files_pai_painter import HUB_OPTIONS
 from .modeling_vqgan import PaiPainterVQModel
 from .sampling_pai_painter import (
     complete_generation_config,
     default_generation_config,
 )
-from .weight_mapping import StrictLoadingMixin
+from .weight_conversion import StrictLoadingMixin
 
 __all__ = ["PaiPainterForImageGeneration", "PaiPainterImageOutput", "PaiPainterModel", "PaiPainterPreTrainedModel"]
 
@@ -252,7 +252,7 @@ def prefix_mask(config: PaiPainterConfig) -> Callable | None:
 
 class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMixin):
     """
-    The painter with its head and its codec.
+    The painter with its head and its VQGAN.
 
     [`~PaiPainterForImageGeneration.generate`] is transformers' own and gives caption ids and codes;
     [`~ImageGenerationMixin.generate_images`] gives pixels and follows the seed rule.

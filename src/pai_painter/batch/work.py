@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..picture_files import check_new_files
+from ..imaging.png_files import check_new_files
 from .formats import OutputFormat, sync
 
 __all__ = ["Manifest", "ShardRecord", "Work", "naming_the_output"]

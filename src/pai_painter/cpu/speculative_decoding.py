@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from .code_writer_pai_painter import CodeWriter, StopWhen
-from .sampling_pai_painter import GumbelSampler
-from .speed_pai_painter import PaintingSpeed
+from ..model.sampling_pai_painter import GumbelSampler
+from .decoding import CodeWriter, StopWhen
+from .speed import PaintingSpeed
 
 __all__ = ["GuessingCodeWriter"]
 

@@ -182,14 +182,14 @@ class PaiPainterImageProcessorKwargs(TypedDict, total=False):
 
 class PaiPainterImageProcessor(BaseImageProcessor):
     r"""
-    Prepares pictures for the codec and makes pictures of what it decodes.
+    Prepares pictures for the VQGAN and makes pictures of what it decodes.
 
     A picture is made RGB (see [`to_rgb`]), its smallest side is resized to `size`, the middle square (or a
     random one) is cut out, and its bytes `x` become `x / 127.5 - 1`. A square picture of 8 bits and of the
     right size comes back from [`~PaiPainterImageProcessor.postprocess`] byte for byte.
 
     The resampling filter is bicubic with antialiasing, as Pillow does it. The original programs used OpenCV's
-    bilinear filter, which skips pixels when it shrinks and so makes jagged edges that the codec then spends
+    bilinear filter, which skips pixels when it shrinks and so makes jagged edges that the VQGAN then spends
     codes on; Lanczos is a little sharper than bicubic but rings around the hard edges of drawings. Enlarged
     pictures look nearly the same with all of them.
 
@@ -237,7 +237,7 @@ class PaiPainterImageProcessor(BaseImageProcessor):
         return_tensors: str | None = None,
     ) -> BatchFeature:
         """
-        Turns pictures into the codec's input. Options that aren't given are those of the processor.
+        Turns pictures into the VQGAN's input. Options that aren't given are those of the processor.
 
         Args:
             images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
@@ -277,11 +277,11 @@ class PaiPainterImageProcessor(BaseImageProcessor):
         self, pixel_values: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil"
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
         """
-        Turns what the codec decoded into pictures, in the conventions of diffusers.
+        Turns what the VQGAN decoded into pictures, in the conventions of diffusers.
 
         Args:
             pixel_values (`torch.Tensor` of shape (batch, 3, height, width)):
-                Floating-point pixels. The codec overshoots [-1, 1] a little: what lies outside is clipped.
+                Floating-point pixels. The VQGAN overshoots [-1, 1] a little: what lies outside is clipped.
             output_type (`str`, *optional*, defaults to `"pil"`):
                 `"pil"` for a list of Pillow pictures, `"np"` for an array (batch, height, width, 3) and
                 `"pt"` for a tensor (batch, 3, height, width), both float32 in [0, 1].
@@ -299,7 +299,7 @@ class PaiPainterImageProcessor(BaseImageProcessor):
             )
         pixels = pixel_values.detach().float()
         if pixels.isnan().any():
-            raise ValueError("pixel_values holds NaN: please run the codec in float32 or bfloat16.")
+            raise ValueError("pixel_values holds NaN: please run the VQGAN in float32 or bfloat16.")
         pixels = (pixels / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return pixels

@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 
 from ..data.tsv import BadRow
-from ..image_generation_pai_painter import DECODED_AT_ONCE
-from ..painting import PaintingOptions
-from ..pipeline_pai_painter import PaiPainterPipeline
+from ..imaging.painting import PaintingOptions
+from ..model.generation_pai_painter import DECODED_AT_ONCE
+from ..model.pipeline_pai_painter import PaiPainterPipeline
 from .captions import CaptionRow
 from .pictures import PaintedRow, Picture, PictureEncoder
 from .plan import Plan, row_seed
 
 __all__ = ["ShardPainter"]
 
-# Pictures that the codec decodes at once: a chunk of one shape, so that the neighbours' number doesn't matter.
+# Pictures that the VQGAN decodes at once: a chunk of one shape, so that the neighbours' number doesn't matter.
 _DECODED_AT_ONCE = {"cpu": DECODED_AT_ONCE}
 _DECODED_AT_ONCE_ELSEWHERE = 8
 
@@ -135,7 +135,7 @@ class ShardPainter:
 @contextmanager
 def _quiet_about_long_captions() -> Iterator[None]:
     """A warning for each of a million captions helps nobody: the summary counts them."""
-    logger = logging.getLogger("pai_painter.processing_pai_painter")
+    logger = logging.getLogger("pai_painter.model.processing_pai_painter")
     was_disabled, logger.disabled = logger.disabled, True
     try:
         yield

@@ -11,12 +11,12 @@ from typing import cast
 
 from PIL import Image
 
+from ..cpu.speed import SpeedName, find_speed
+from ..model.generation_pai_painter import check_speed
+from ..model.pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
+from ..model.sampling_pai_painter import check_sampling_options, picture_seeds
 from .grids import draw_grid
-from .image_generation_pai_painter import check_speed
-from .picture_files import check_new_files, enlarge, file_stem, in_folder_or_file, save_png, unique_names
-from .pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
-from .sampling_pai_painter import check_sampling_options, picture_seeds
-from .speed_pai_painter import SpeedName, find_speed
+from .png_files import check_new_files, enlarge, file_stem, in_folder_or_file, save_png, unique_names
 
 __all__ = ["PaintedPicture", "Painting", "PaintingOptions", "picture_text", "random_seed"]
 
@@ -30,7 +30,7 @@ class PaintingOptions:
         best_of (`int`): Candidates for each picture, of which the likeliest is kept.
         temperature, top_k, top_p: See [`~sampling_pai_painter.warp_logits`].
         size (`int`, *optional*): Side of the file's picture, if it is enlarged.
-        speed (`str`): See [`~speed_pai_painter.find_speed`].
+        speed (`str`): See [`~speed.find_speed`].
     """
 
     best_of: int

@@ -7,8 +7,8 @@ from typing import Literal
 
 from PIL import Image
 
-from ..painting import PaintingOptions, picture_text
-from ..picture_files import write_png
+from ..imaging.painting import PaintingOptions, picture_text
+from ..imaging.png_files import write_png
 
 __all__ = ["PaintedRow", "Picture", "PictureEncoder"]
 

@@ -20,10 +20,10 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging
 
+from ..cpu.speed import PaintingSpeed, SpeedName
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .pipeline_saving_pai_painter import SavingPipeline
 from .processing_pai_painter import PaiPainterProcessor
-from .speed_pai_painter import PaintingSpeed, SpeedName
 
 __all__ = ["PaiPainterBasePipeline", "PaiPainterPipelineOutput"]
 
@@ -59,7 +59,7 @@ class PaiPainterBasePipeline(SavingPipeline):
     Paints pictures from Chinese captions.
 
     Args:
-        model ([`PaiPainterForImageGeneration`]): The painter with its codec.
+        model ([`PaiPainterForImageGeneration`]): The painter with its VQGAN.
         processor ([`PaiPainterProcessor`]): Captions to ids, pixels to pictures.
 
     Raises:
@@ -170,7 +170,7 @@ class PaiPainterBasePipeline(SavingPipeline):
                 it is drawn by PyTorch.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"codes"`.
             speed (`str`, *optional*, defaults to `"exact"`): On the CPU `"balanced"` and `"fastest"` round the model's
-                numbers; see [`~speed_pai_painter.SPEEDS`].
+                numbers; see [`~speed.SPEEDS`].
             callback_on_step_end (*optional*): A function or a `diffusers.callbacks.PipelineCallback`, called as
                 `callback(pipe, step, timestep, callback_kwargs)` after each token; `step` and `timestep` both are its
                 position. `callback_kwargs["image_tokens"]` are the tokens so far, (candidates, step + 1). If it returns

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the codec is trained to do: paint a picture back from its codes."""
+"""What the VQGAN is trained to do: paint a picture back from its codes."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..modeling_vqgan import PaiPainterVQModel
-from .arguments import CodecTrainingArguments
+from ..model.modeling_vqgan import PaiPainterVQModel
+from .arguments import VQGANTrainingArguments
 
-__all__ = ["CodecObjective", "blank_patches"]
+__all__ = ["VQGANObjective", "blank_patches"]
 
 # Of white's 1.0: an 8-bit picture's next level is 0.992.
 _WHITE = 0.995
 
 
-class CodecObjective(nn.Module):
+class VQGANObjective(nn.Module):
     """
     One training step's forward, as a module so that DDP sees it.
 
@@ -23,9 +23,9 @@ class CodecObjective(nn.Module):
     [`~pai_painter.training.codebook.CodebookLearner`], not by gradients.
     """
 
-    def __init__(self, codec: PaiPainterVQModel, arguments: CodecTrainingArguments):
+    def __init__(self, vqgan: PaiPainterVQModel, arguments: VQGANTrainingArguments):
         super().__init__()
-        self.codec = codec
+        self.vqgan = vqgan
         self.l2_weight, self.gradient_weight = arguments.l2_weight, arguments.gradient_weight
         self.commitment_weight, self.blank_code = arguments.commitment_weight, arguments.blank_code
 
@@ -39,27 +39,27 @@ class CodecObjective(nn.Module):
             `loss` (scalar), `pixels_loss` (scalar), and for the codebook `latents` (n, embed_dim), `codes` (n,),
             `errors` (n,), where n = batch × codes of a picture.
         """
-        codec = self.codec
-        latents = codec.encode_latents(pixel_values).float()  # (B, D, g, g)
+        vqgan = self.vqgan
+        latents = vqgan.encode_latents(pixel_values).float()  # (B, D, g, g)
         vectors = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (B*g*g, D)
         if not quantise:
-            reconstruction = codec.decode_latents(latents).float()
+            reconstruction = vqgan.decode_latents(latents).float()
             commitment = latents.new_zeros(())
             codes = torch.zeros(len(vectors), dtype=torch.long, device=vectors.device)
         else:
             # Half precision would take the wrong one of two near codes.
             with torch.autocast(latents.device.type, enabled=False):
-                image_tokens: torch.Tensor = codec.quantize.nearest(latents.detach())  # (B, g*g)
+                image_tokens: torch.Tensor = vqgan.quantize.nearest(latents.detach())  # (B, g*g)
             if self.blank_code:
-                blank = blank_patches(pixel_values, codec.config.image_grid)
+                blank = blank_patches(pixel_values, vqgan.config.image_grid)
                 image_tokens = image_tokens.masked_fill(blank.flatten(1), 0)
-            quantized = codec.quantize(image_tokens, codec.config.image_grid)
+            quantized = vqgan.quantize(image_tokens, vqgan.config.image_grid)
             commitment = F.mse_loss(latents, quantized)
             # Straight through: the decoder sees the codes, the encoder gets the decoder's gradient.
-            reconstruction = codec.decode_latents(latents + (quantized - latents).detach()).float()
+            reconstruction = vqgan.decode_latents(latents + (quantized - latents).detach()).float()
             codes = image_tokens.flatten()
         pixels_loss = self._pixels_loss(reconstruction, pixel_values)
-        patch_errors = F.adaptive_avg_pool2d((reconstruction - pixel_values).abs().detach(), codec.config.image_grid)
+        patch_errors = F.adaptive_avg_pool2d((reconstruction - pixel_values).abs().detach(), vqgan.config.image_grid)
         return {
             "loss": pixels_loss + self.commitment_weight * commitment,
             "pixels_loss": pixels_loss.detach(),
