@@ -181,7 +181,7 @@ def painter_sizes(config: PaiPainterConfig) -> str:
         model = PaiPainterForImageGeneration(config)
     together, vqgan = model.num_parameters(), model.vqgan.num_parameters()
     cache = 2 * config.num_hidden_layers * config.max_position_embeddings * config.hidden_size
-    rows = [("transformer", together - vqgan), ("VQGAN (VQGAN)", vqgan), ("together", together)]
+    rows = [("transformer", together - vqgan), ("VQGAN", vqgan), ("together", together)]
     return _table(rows) + f"\n| cache of keys and values | | {_bytes(cache * 4)} | {_bytes(cache * 2)} |"
 
 

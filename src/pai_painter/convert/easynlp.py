@@ -126,7 +126,7 @@ def write_easynlp(painter: PaiPainterForImageGeneration, processor: PaiPainterPr
     (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
     if architecture_of(config.vq_config) != architecture_of(PaiPainterVQConfig()):
         return [
-            "EasyNLP builds the VQGAN VQGAN f16_16384 and no other: with this one it runs only if its code is changed, "
+            "EasyNLP builds the VQGAN f16_16384 and no other: with this one it runs only if its code is changed, "
             "and pai-painter reads the folder again with --vq-config."
         ]
     return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations of the VQGAN (VQGAN) and of the painter (GPT over image codes)."""
+"""Configurations of the VQGAN and of the painter (GPT over image codes)."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ _MOST_LAYERS = 1000  # of a kind: building a module takes time and memory even i
 @strict
 class PaiPainterVQConfig(NoUnknownKeywords, PreTrainedConfig):
     r"""
-    Shape of a VQGAN VQGAN. The defaults are taming-transformers' `f16_16384`: 256×256 pixels ⇄ 16×16 codes of 16,384.
+    Shape of a VQGAN. The defaults are taming-transformers' `f16_16384`: 256×256 pixels ⇄ 16×16 codes of 16,384.
 
     Args:
         resolution (`int`, *optional*, defaults to 256): Side of the square pictures, in pixels.

@@ -252,7 +252,7 @@ class PaiPainterVQCodebook(nn.Module):
 
 class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
     """
-    The VQGAN VQGAN. [`~PaiPainterVQModel.encode`] turns pixels into codes, [`~PaiPainterVQModel.decode`] codes into
+    The VQGAN. [`~PaiPainterVQModel.encode`] turns pixels into codes, [`~PaiPainterVQModel.decode`] codes into
     pixels; calling the model does both.
 
     `from_pretrained` takes a VQGAN's folder or a painter's, of which it loads the VQGAN alone.
