@@ -16,7 +16,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, StoppingCriteria
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration, PaiPainterProcessor
-from pai_painter.cpu.decoding import CodeWriter
+from pai_painter.cpu.decoding import DecodingLoop
 from pai_painter.cpu.speed import SpeedName
 
 __all__ = [
@@ -104,17 +104,17 @@ class StepClock(StoppingCriteria):
 @contextmanager
 def _counted_by(clock: StepClock) -> Iterator[None]:
     """Counts the passes of the writer that the painter makes for itself."""
-    hidden, clock.passes = CodeWriter._hidden, 0
+    hidden, clock.passes = DecodingLoop._hidden, 0
 
-    def counted(writer: CodeWriter, ids: torch.Tensor, start: int) -> torch.Tensor:
+    def counted(writer: DecodingLoop, ids: torch.Tensor, start: int) -> torch.Tensor:
         clock.passes += 1
         return hidden(writer, ids, start)
 
-    CodeWriter._hidden = counted
+    DecodingLoop._hidden = counted
     try:
         yield
     finally:
-        CodeWriter._hidden = hidden
+        DecodingLoop._hidden = hidden
 
 
 class OurWay:

@@ -17,8 +17,8 @@ from rich.table import Table
 from steps import CONFIGS, StepSettings, build_painter, build_processor, made_up_caption
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline, PaiPainterProcessor
-from pai_painter.cpu.decoding import CodeWriter
-from pai_painter.cpu.speculative_decoding import GuessingCodeWriter
+from pai_painter.cpu.decoding import DecodingLoop
+from pai_painter.cpu.speculative_decoding import SpeculativeDecodingLoop
 from pai_painter.cpu.speed import PaintingSpeed, SpeedName, find_speed
 from pai_painter.model.sampling_pai_painter import GumbelSampler
 
@@ -90,7 +90,7 @@ def _take_turns(
     for number in track(range(rounds), description="Rounds", transient=True):
         for way in ways:  # a writer at a time: each may have a copy of the weights
             speed = replace(settings, guess_ahead=way)
-            writer = GuessingCodeWriter(model, speed) if way else CodeWriter(model, 1, speed)
+            writer = SpeculativeDecodingLoop(model, speed) if way else DecodingLoop(model, 1, speed)
             if number == 0:
                 _write(writer, captions[:1], model, 4)
             written[way].append(_write(writer, captions, model, codes))
@@ -98,7 +98,7 @@ def _take_turns(
 
 
 def _write(
-    writer: CodeWriter, captions: list[torch.Tensor], model: PaiPainterForImageGeneration, codes: int | None
+    writer: DecodingLoop, captions: list[torch.Tensor], model: PaiPainterForImageGeneration, codes: int | None
 ) -> Written:
     options = model.generation_config
     last = model.config.text_length + (codes or model.config.num_image_tokens)
@@ -107,7 +107,7 @@ def _write(
     for seed, caption in enumerate(captions):
         sampler = GumbelSampler([seed], model.config.text_length, options.temperature, options.top_k, options.top_p)
         rows += writer.write(caption, 1, sampler, [lambda ids: ids.shape[1] == last]).tolist()
-        passes += writer.passes if isinstance(writer, GuessingCodeWriter) else len(rows[-1])
+        passes += writer.passes if isinstance(writer, SpeculativeDecodingLoop) else len(rows[-1])
     count = sum(map(len, rows))
     return Written((time.perf_counter() - start) / count * 1000, count / passes, rows)
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from transformers.utils import logging
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline
-from pai_painter.cpu.decoding import CodeWriter
+from pai_painter.cpu.decoding import DecodingLoop
 from pai_painter.cpu.speed import PaintingSpeed, find_speed
 from pai_painter.data.pictures import open_picture
 from pai_painter.data.sources import find_source
@@ -139,7 +139,7 @@ def dictate(
     The loss of each code and the likeliest code in its place, both (rows, num_image_tokens), in the arithmetic of
     painting: position after position, over the kept keys and values.
     """
-    writer = CodeWriter(model, batch_size, speed)
+    writer = DecodingLoop(model, batch_size, speed)
     losses, likeliest = [], []
     for ids, codes in zip(input_ids.split(batch_size), image_tokens.split(batch_size), strict=True):
         dictation = Dictation(codes)

@@ -24,7 +24,7 @@ from pai_painter.hub import push_folder
 from pai_painter.hub.remote_code import CODE_FILES, add_remote_code
 
 TRUST = {"trust_remote_code": True}
-PACKAGE = Path(pai_painter.__file__).parent
+PACKAGE = Path(pai_painter.__file__).parent / "model"
 CLASSES = {
     "config": "PaiPainterConfig",
     "tokenizer": "PaiPainterTokenizer",

@@ -10,7 +10,6 @@ from PIL import Image
 
 from ..data.tsv import BadRow
 from ..imaging.painting import PaintingOptions
-from ..model.generation_pai_painter import DECODED_AT_ONCE
 from ..model.pipeline_pai_painter import PaiPainterPipeline
 from .captions import CaptionRow
 from .pictures import PaintedRow, Picture, PictureEncoder
@@ -19,7 +18,7 @@ from .plan import Plan, row_seed
 __all__ = ["ShardPainter"]
 
 # Pictures that the VQGAN decodes at once: a chunk of one shape, so that the neighbours' number doesn't matter.
-_DECODED_AT_ONCE = {"cpu": DECODED_AT_ONCE}
+_DECODED_AT_ONCE = {"cpu": 4}
 _DECODED_AT_ONCE_ELSEWHERE = 8
 
 

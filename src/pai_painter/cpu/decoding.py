@@ -21,7 +21,7 @@ from ..model.sampling_pai_painter import GumbelSampler
 from .linear_layers import Int8Linear, LinearLayer, PackedLinear, PlainLinear, can_pack
 from .speed import PaintingSpeed
 
-__all__ = ["CodeWriter", "can_write_codes"]
+__all__ = ["DecodingLoop", "is_as_built"]
 
 # With fewer rows, float32 weights stream from memory as fast in the order that they are stored in.
 _ROWS_THAT_PACKING_SPEEDS_UP = 3
@@ -32,13 +32,13 @@ _OWN_SETTINGS = {
     *("compile_config", "disable_compile", "transformers_version", "_from_model_config"),
     *("pad_token_id", "bos_token_id", "eos_token_id"),  # which change no token; see `ImageGenerationMixin`
 }
-# The attention functions whose results `CodeWriter` computes.
+# The attention functions whose results `DecodingLoop` computes.
 _ATTENTION = {"sdpa": ALL_ATTENTION_FUNCTIONS.get("sdpa"), "eager": ALL_ATTENTION_FUNCTIONS.get("eager")}
 
 StopWhen = Callable[[torch.Tensor], bool]  # all ids so far (rows, length) -> whether to stop
 
 
-def can_write_codes(model: PreTrainedModel) -> bool:
+def is_as_built(model: PreTrainedModel) -> bool:
     """
     Whether the model is as it was built, on the CPU, and in evaluation mode: without adapters, quantised layers, layers
     and attention of another kind, offloading or other hooks, autocast, and settings for `generate` beyond the draw, all
@@ -78,14 +78,14 @@ class _Block:
     fc_2: LinearLayer
 
 
-class CodeWriter:
+class DecodingLoop:
     """
     A painter's transformer, made ready to write the codes of so many pictures at once.
 
     Its weights are views or copies of the model's at this moment: after they change, make another one.
 
     Args:
-        model ([`PaiPainterForImageGeneration`]): One for which [`can_write_codes`] holds.
+        model ([`PaiPainterForImageGeneration`]): One for which [`is_as_built`] holds.
         rows (`int`): Pictures written at once.
         speed ([`PaintingSpeed`]): What may be rounded.
         positions (`int`): Positions of each picture that usually go through the layers at once.

@@ -19,21 +19,21 @@ import torch
 from transformers import PreTrainedModel
 
 from ..model.sampling_pai_painter import GumbelSampler
-from .decoding import CodeWriter, StopWhen
+from .decoding import DecodingLoop, StopWhen
 from .speed import PaintingSpeed
 
-__all__ = ["GuessingCodeWriter"]
+__all__ = ["SpeculativeDecodingLoop"]
 
 
-class GuessingCodeWriter(CodeWriter):
+class SpeculativeDecodingLoop(DecodingLoop):
     """
-    Writes the codes of one picture that [`CodeWriter`] writes, up to how products of more rows are rounded.
+    Writes the codes of one picture that [`DecodingLoop`] writes, up to how products of more rows are rounded.
 
     Attributes:
         passes (`int`): Of the last picture: how often all layers were gone through, the caption's pass included.
 
     Args:
-        model ([`PaiPainterForImageGeneration`]): See [`CodeWriter`].
+        model ([`PaiPainterForImageGeneration`]): See [`DecodingLoop`].
         speed ([`PaintingSpeed`]): Its `guess_ahead` is at least 1.
     """
 
@@ -46,7 +46,7 @@ class GuessingCodeWriter(CodeWriter):
         self, ids: torch.Tensor, copies: int, sampler: GumbelSampler, stop_when: Sequence[StopWhen] = ()
     ) -> torch.Tensor:
         """
-        See [`CodeWriter.write`]. What is in `stop_when` is told every token, one after another, and no guesses.
+        See [`DecodingLoop.write`]. What is in `stop_when` is told every token, one after another, and no guesses.
 
         Raises:
             ValueError: if there is more than one picture.

@@ -27,7 +27,7 @@ class PaintingSpeed:
             linear layers multiply integers of 8 bits. With more rows, multiplying takes longer than reading the
             weights, and integers gain nothing over bfloat16.
         guess_ahead (`int`): While a single picture is painted on the CPU, so many codes are guessed and checked
-            together with the next one; see [`~speculative_decoding.GuessingCodeWriter`]. That changes no code.
+            together with the next one; see [`~speculative_decoding.SpeculativeDecodingLoop`]. That changes no code.
             Several pictures at once use the time as well, and nothing is guessed; nor is it where `generate` paints.
     """
 

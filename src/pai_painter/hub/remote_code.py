@@ -17,7 +17,7 @@ from ..model.pipeline_files_pai_painter import pipeline_files
 
 __all__ = ["CODE_FILES", "add_remote_code"]
 
-_PACKAGE = Path(__file__).parent.parent
+_PACKAGE = Path(__file__).parent.parent / "model"
 
 
 def _with_imports(module: str) -> frozenset[str]:

@@ -11,8 +11,8 @@ from typing import cast
 
 from PIL import Image
 
-from ..cpu.speed import SpeedName, find_speed
-from ..model.generation_pai_painter import check_speed
+from ..cpu.backend import can_decode
+from ..cpu.speed import SpeedName
 from ..model.pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from ..model.sampling_pai_painter import check_sampling_options, picture_seeds
 from .grids import draw_grid
@@ -67,7 +67,7 @@ class PaintingOptions:
             speed=speed,
         )
         check_sampling_options(options.temperature, options.top_k, options.top_p, options.best_of)
-        check_speed(pipe.model, find_speed(options.speed, pipe.model.device))
+        can_decode(pipe.model, options.speed)
         if size is not None:
             side = pipe.model.config.vq_config.resolution
             enlarge(Image.new("1", (side, side)), size)  # refuses a wrong size before the work

@@ -1,30 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the painter paints: captions → codes → pixels, by seeds."""
 
-import copy
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMixin, StoppingCriteria
 from transformers.utils import ModelOutput
 
-from ..cpu.decoding import CodeWriter, can_write_codes
-from ..cpu.speculative_decoding import GuessingCodeWriter
-from ..cpu.speed import PaintingSpeed, SpeedName, find_speed
 from .configuration_pai_painter import PaiPainterConfig
-from .modeling_vqgan import PaiPainterVQModel, with_forward_hook
+from .modeling_vqgan import with_forward_hook
 from .sampling_pai_painter import GumbelSampler, check_captions, check_sampling_options, picture_seeds
 
-__all__ = ["DECODED_AT_ONCE", "ImageGenerationMixin", "PaiPainterImageOutput", "check_speed"]
+__all__ = ["ImageGenerationMixin", "PaiPainterImageOutput"]
 
-# Pictures that the VQGAN decodes at once on the CPU; with more of them it is no faster, and needs more memory. In half
-# precision one picture's numbers stay nearer to the processor.
-DECODED_AT_ONCE, _DECODED_AT_ONCE_ROUNDED = 4, 1
+# Pictures that the VQGAN decodes at once on the CPU; with more of them it is no faster, and needs more memory.
+_DECODED_AT_ONCE = 4
+
+
+def _cpu_backend() -> Any:
+    """
+    `pai_painter.cpu` where the package is installed, or else `None`: it draws the same tokens by a shorter loop, and
+    rounds if `speed` asks for it.
+    """
+    try:
+        from pai_painter import cpu
+    except ImportError:
+        return None
+    return cpu
+
+
+def _rounding_backend(speed: Any) -> Any:
+    backend = _cpu_backend()
+    if backend is None:
+        raise ValueError(f"`speed={speed!r}` needs the package pai-painter; without it, `speed` is 'exact'.")
+    return backend
 
 
 @dataclass
@@ -66,16 +78,16 @@ class ImageGenerationMixin(GenerationMixin):
         top_p: float | None = None,
         best_of: int | None = None,
         decode: bool = True,
-        speed: SpeedName | PaintingSpeed = "exact",
+        speed: Any = "exact",
         step_callback: StepCallback | None = None,
         **generate_kwargs: Any,
     ) -> PaiPainterImageOutput:
         """
         Paints captions. Options left out are those of `generation_config`, the model's recommendation.
 
-        On the CPU tokens are written by [`CodeWriter`] (of a single picture by [`GuessingCodeWriter`]), elsewhere by
-        `generate`; so they are for a model with adapters or hooks, of which a part computes something else than its
-        class here, or if `generate_kwargs` are given.
+        On the CPU tokens are drawn by `pai_painter.cpu` where that is installed, elsewhere by `generate`; so they are
+        for a model with adapters or hooks, of which a part computes something else than its class here, or if
+        `generate_kwargs` are given.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(captions, text_length)`): Captions from the processor.
@@ -84,8 +96,7 @@ class ImageGenerationMixin(GenerationMixin):
             temperature, top_k, top_p: see [`~sampling_pai_painter.truncate_logits`].
             best_of: paint this many candidates for each picture and keep the most likely by the model's own measure.
             decode: `False` leaves the VQGAN out and gives image tokens only.
-            speed: what may be rounded, on the CPU: see [`~speed.find_speed`]. What it needs is kept with
-                the model until its weights change.
+            speed: `"exact"`, or on the CPU `"balanced"` or `"fastest"`, which round; see [`~cpu.speed.find_speed`].
             step_callback: called after each token with the image tokens so far, `(candidates, drawn)`. It returns the
                 tokens to paint on from, these or others of the same shape, and whether to stop.
             generate_kwargs: passed on to `generate`, such as `cache_implementation`; `stopping_criteria` end the
@@ -102,8 +113,6 @@ class ImageGenerationMixin(GenerationMixin):
         best_of = recommended.best_of if best_of is None else best_of
         check_sampling_options(temperature, top_k, top_p, best_of)
         check_captions(input_ids, self.config)
-        speed = find_speed(speed, self.device)
-
         seeds = picture_seeds(len(input_ids), num_images_per_prompt, best_of, seed, generator)
         num_images_per_prompt, best_of = int(num_images_per_prompt), int(best_of)  # NumPy's numbers, too
         pictures = len(input_ids) * num_images_per_prompt
@@ -132,7 +141,7 @@ class ImageGenerationMixin(GenerationMixin):
         input_ids: torch.Tensor,
         copies: int,
         sampler: GumbelSampler,
-        speed: PaintingSpeed,
+        speed: Any,
         step_callback: StepCallback | None,
         generate_kwargs: dict[str, Any],
     ) -> torch.Tensor:
@@ -157,14 +166,15 @@ class ImageGenerationMixin(GenerationMixin):
         ids: torch.Tensor,
         copies: int,
         sampler: GumbelSampler,
-        speed: PaintingSpeed,
+        speed: Any,
         generate_kwargs: dict[str, Any],
     ) -> torch.Tensor:
-        if can_write_codes(self) and not generate_kwargs.keys() - {"stopping_criteria"}:
+        cpu = _cpu_backend() if speed == "exact" else _rounding_backend(speed)
+        options = sorted(generate_kwargs.keys() - {"stopping_criteria"})
+        if cpu is not None and cpu.can_decode(self, speed, options):
             criteria = generate_kwargs.get("stopping_criteria") or []
             stop_when = [lambda ids, criterion=each: bool(criterion(ids, None).all()) for each in criteria]
-            return _ready(self).code_writer(self, len(ids) * copies, speed).write(ids, copies, sampler, stop_when)
-        check_speed(self, speed, sorted(generate_kwargs.keys() - {"stopping_criteria"}))
+            return cpu.decode(self, ids, copies, sampler, speed, stop_when)
         sequences = self.generate(
             ids.repeat_interleave(copies, dim=0),
             logits_processor=[sampler],
@@ -180,7 +190,7 @@ class ImageGenerationMixin(GenerationMixin):
     def decode_images(
         self,
         image_tokens: torch.Tensor,
-        speed: SpeedName | PaintingSpeed = "exact",
+        speed: Any = "exact",
     ) -> torch.Tensor:
         """
         Image tokens to pixels, on the CPU a few pictures at a time.
@@ -192,11 +202,10 @@ class ImageGenerationMixin(GenerationMixin):
         Returns:
             `torch.FloatTensor` of shape `(pictures, 3, resolution, resolution)`: about [-1, 1], not clipped.
         """
-        speed = find_speed(speed, self.device)
-        vqgan = self.vqgan if speed.dtype is None else _ready(self).vqgan(self.vqgan, speed.dtype)
-        at_once = DECODED_AT_ONCE if vqgan is self.vqgan else _DECODED_AT_ONCE_ROUNDED
-        chunks = image_tokens.split(at_once) if self.device.type == "cpu" else [image_tokens]
-        return torch.cat([vqgan.decode(chunk) for chunk in chunks]).to(self.vqgan.dtype)
+        vqgan, at_once = self.vqgan, _DECODED_AT_ONCE if self.device.type == "cpu" else len(image_tokens)
+        if speed != "exact":
+            vqgan, at_once = _rounding_backend(speed).rounded_vqgan(self, speed) or (vqgan, at_once)
+        return torch.cat([vqgan.decode(chunk) for chunk in image_tokens.split(at_once)]).to(self.vqgan.dtype)
 
     def decode_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """[`decode_images`] under the name that Janus, Chameleon and Emu3 have for it."""
@@ -270,76 +279,3 @@ class _StepEnd(StoppingCriteria):
             self.changed = wanted
         over = self.stop or self.changed is not None
         return torch.full((len(input_ids),), over, device=input_ids.device)
-
-
-def check_speed(model: PreTrainedModel, speed: PaintingSpeed, generate_options: list[str] | None = None) -> None:
-    """
-    Raises:
-        ValueError: if a model can't be painted with at a speed that rounds, or not with these options of `generate`.
-    """
-    if speed.is_exact or (can_write_codes(model) and not generate_options):
-        return
-    if generate_options:
-        raise ValueError(f"Only `speed='exact'` goes with options of `generate`, such as `{generate_options[0]}`.")
-    raise ValueError(
-        "Only `speed='exact'` goes with adapters that aren't merged, quantised layers, hooks, autocast, a model in "
-        "training mode, attention other than sdpa and eager, and further settings in `generation_config`."
-    )
-
-
-@dataclass
-class _Ready:
-    """What speeds other than `exact` need: rounded copies of a model, each with a stamp of the weights it is from."""
-
-    writers: dict[tuple, CodeWriter] = field(default_factory=dict)
-    vqgans: dict[tuple, PaiPainterVQModel] = field(default_factory=dict)
-
-    def code_writer(self, model: PreTrainedModel, rows: int, speed: PaintingSpeed) -> CodeWriter:
-        if speed.is_exact:  # takes a tenth of a second, and keeping a copy of all weights wouldn't be worth that
-            return _new_writer(model, rows, speed)
-        key = (rows, speed, _stamp(model.model, model.lm_head))
-        writer = self.writers.get(key)
-        if writer is None:
-            writer = _new_writer(model, rows, speed)
-            self.writers = {key: writer}  # never two at once
-        return copy.copy(writer)  # the same weights, but a cache of its own for each thread
-
-    def vqgan(self, vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:
-        key = (dtype, _stamp(vqgan.decoder, vqgan.post_quant_conv, vqgan.quantize))
-        vqgan = self.vqgans.get(key)
-        if vqgan is None:
-            vqgan = _rounded_vqgan(vqgan, dtype)
-            self.vqgans = {key: vqgan}
-        return vqgan
-
-
-def _new_writer(model: PreTrainedModel, rows: int, speed: PaintingSpeed) -> CodeWriter:
-    return GuessingCodeWriter(model, speed) if speed.guess_ahead and rows == 1 else CodeWriter(model, rows, speed)
-
-
-# Beside the models rather than in them, so that copying, saving and pickling a model don't meet it.
-_READY: weakref.WeakKeyDictionary[nn.Module, _Ready] = weakref.WeakKeyDictionary()
-
-
-def _ready(model: nn.Module) -> _Ready:
-    return _READY.setdefault(model, _Ready())
-
-
-def _stamp(*parts: nn.Module) -> tuple[tuple[int, float], ...]:
-    """
-    Another one as soon as weights are replaced or written to. PyTorch counts what is written, but not through `.data`,
-    as peft merges adapters; so their sum is looked at, in float32, in which half precision's last digit isn't lost.
-    """
-    parameters = (each.detach() for part in parts for each in part.parameters())
-    return tuple((each.data_ptr(), each.sum(dtype=torch.float32).item()) for each in parameters)
-
-
-def _rounded_vqgan(vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:
-    """The decoding half of a VQGAN in another precision, its pixels' channels side by side, as oneDNN likes them."""
-    config = copy.deepcopy(vqgan.config)
-    config.has_encoder = False
-    with torch.device("meta"):
-        vqgan = PaiPainterVQModel(config)
-    weights = {name: weight.to(dtype) for name, weight in vqgan.state_dict().items() if name in vqgan.state_dict()}
-    vqgan.load_state_dict(weights, assign=True)
-    return cast(PaiPainterVQModel, vqgan.to(memory_format=torch.channels_last).eval())

@@ -20,7 +20,6 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging
 
-from ..cpu.speed import PaintingSpeed, SpeedName
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .pipeline_saving_pai_painter import SavingPipeline
 from .processing_pai_painter import PaiPainterProcessor
@@ -146,7 +145,7 @@ class PaiPainterBasePipeline(SavingPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         seed: int | list[int] | None = None,
         output_type: OutputType = "pil",
-        speed: SpeedName | PaintingSpeed = "exact",
+        speed: Any = "exact",
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("image_tokens",),
         return_dict: bool = True,
@@ -170,7 +169,7 @@ class PaiPainterBasePipeline(SavingPipeline):
                 it is drawn by PyTorch.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"codes"`.
             speed (`str`, *optional*, defaults to `"exact"`): On the CPU `"balanced"` and `"fastest"` round the model's
-                numbers; see [`~speed.SPEEDS`].
+                numbers; see [`~cpu.speed.SPEEDS`].
             callback_on_step_end (*optional*): A function or a `diffusers.callbacks.PipelineCallback`, called as
                 `callback(pipe, step, timestep, callback_kwargs)` after each token; `step` and `timestep` both are its
                 position. `callback_kwargs["image_tokens"]` are the tokens so far, (candidates, step + 1). If it returns

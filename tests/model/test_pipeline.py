@@ -24,7 +24,7 @@ from pai_painter import (
 )
 from pai_painter.model.sampling_pai_painter import GumbelSampler
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CODES, SIDE = 16, 16
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState, PartialState
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 def forget_precision() -> None:

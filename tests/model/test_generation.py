@@ -13,7 +13,7 @@ from transformers.generation import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration
-from pai_painter.cpu.decoding import can_write_codes
+from pai_painter.cpu.decoding import is_as_built
 
 CAPTIONS = expected()["text_ids"]
 CACHES: list[dict[str, Any]] = [{}, {"cache_implementation": "static"}, {"use_cache": False}]
@@ -300,7 +300,7 @@ def test_ids_of_pads_and_ends_change_no_token(where: str, names: list[str]) -> N
                     setattr(holder, name, value)
         found = [painter.generate(start, do_sample=False, **cache) for start in (ids, begun) for cache in CACHES]
         assert all(map(torch.equal, found, greedy))
-        assert can_write_codes(painter)
+        assert is_as_built(painter)
         assert torch.equal(painter.generate_images(CAPTIONS, seed=1).image_tokens, drawn.image_tokens)
         by_generate = painter.generate_images(CAPTIONS, seed=1, use_cache=True)
         assert torch.equal(by_generate.image_tokens, drawn.image_tokens)

@@ -56,12 +56,12 @@ def test_rounding_changes_little(painter: PaiPainterForImageGeneration, speed: P
 def test_what_was_rounded_is_kept_until_the_weights_change(
     painter: PaiPainterForImageGeneration, speed: PaintingSpeed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pai_painter import image_generation_pai_painter as module
+    from pai_painter.cpu import backend as module
 
     made: list[int] = []
-    writer = module.CodeWriter
+    writer = module.DecodingLoop
     monkeypatch.setattr(
-        module, "CodeWriter", lambda model, rows, speed: made.append(rows) or writer(model, rows, speed)
+        module, "DecodingLoop", lambda model, rows, speed: made.append(rows) or writer(model, rows, speed)
     )
     options: dict[str, Any] = {"seed": 0, "speed": speed}
     first = painter.generate_images(CAPTIONS, **options)

@@ -19,7 +19,7 @@ from pai_painter import DEMO_MODEL, PaiPainterPipeline
 from pai_painter.cpu.speed import PaintingSpeed, has_bfloat16
 from pai_painter.imaging.grids import draw_grid
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS, LINES = ROOT / "benchmarks", ROOT / "examples" / "line_style" / "heldout.tsv"
 EXACT, BFLOAT16, INT8 = PaintingSpeed(), PaintingSpeed(dtype=torch.bfloat16), PaintingSpeed(int8_rows=100)
 needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="this processor has no bfloat16 arithmetic")

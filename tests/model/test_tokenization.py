@@ -14,7 +14,7 @@ from transformers import AutoProcessor, AutoTokenizer, BertTokenizer
 
 from pai_painter import DEMO_MODEL, PaiPainterConfig, PaiPainterPipeline, PaiPainterTokenizer
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 ROWS = json.loads((GOLDEN / "captions.json").read_text(encoding="utf-8"))
 CAPTIONS = [row["text"] for row in ROWS]
 IDS = [row["input_ids"] for row in ROWS]

@@ -16,7 +16,7 @@ from pai_painter.model.image_processing_pai_painter import PaiPainterImageProces
 from pai_painter.model.processing_pai_painter import PaiPainterProcessor
 from pai_painter.model.tokenization_pai_painter import PaiPainterTokenizer
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CAPTIONS = json.loads((GOLDEN / "captions.json").read_text(encoding="utf-8"))
 PAD = 16384
 

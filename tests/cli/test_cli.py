@@ -23,7 +23,7 @@ from pai_painter import PaiPainterForImageGeneration, PaiPainterVQModel
 from pai_painter.cli import app
 from pai_painter.cli.common import home_in_paths
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 COMMANDS = ["paint", "encode", "decode", "info", "push", "pull"]
 
 

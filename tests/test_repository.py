@@ -36,7 +36,7 @@ MODEL_FILES = {
     "processing_pai_painter": {"PIL", "huggingface_hub", "numpy", "torch", "transformers"},
     "sampling_pai_painter": {"huggingface_hub", "numpy", "torch", "transformers"},
     "tokenization_pai_painter": {"transformers"},
-    "weight_mapping": {"huggingface_hub", "torch", "transformers"},
+    "weight_conversion": {"huggingface_hub", "torch", "transformers"},
 }
 
 
@@ -75,7 +75,7 @@ def modules() -> list[Path]:
 
 def test_the_files_are_found() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in repository_files()}
-    assert {"setup.cfg", "src/pai_painter/imaging/grids.py", "tests/test_house.py"} <= names
+    assert {"setup.cfg", "src/pai_painter/imaging/grids.py", "tests/test_repository.py"} <= names
 
 
 def test_the_first_line_of_every_source_file_is_its_licence() -> None:
@@ -167,7 +167,7 @@ def test_the_public_names_exist_and_their_methods_have_docstrings() -> None:
 
 @pytest.mark.parametrize("name", MODEL_FILES)
 def test_a_model_file_imports_only_what_the_hub_can_carry(name: str) -> None:
-    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "model" / f"{name}.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             roots = {alias.name.partition(".")[0] for alias in node.names}

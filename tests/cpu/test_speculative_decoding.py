@@ -8,8 +8,8 @@ import torch
 from model_fixtures import CODES, PAINTERS, TEXT_LENGTH, expected, golden_painter
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline
-from pai_painter.cpu.decoding import CodeWriter
-from pai_painter.cpu.speculative_decoding import GuessingCodeWriter
+from pai_painter.cpu.decoding import DecodingLoop
+from pai_painter.cpu.speculative_decoding import SpeculativeDecodingLoop
 from pai_painter.cpu.speed import PaintingSpeed, find_speed
 from pai_painter.model.sampling_pai_painter import GumbelSampler, warp_logits
 
@@ -42,7 +42,7 @@ def guessing(ahead: int, **options: Any) -> PaintingSpeed:
 @pytest.mark.parametrize("folder", PAINTERS)
 def test_the_codes_are_the_ordinary_writers(folder: str, ahead: int) -> None:
     painter, captions = golden_painter(folder), expected(folder)["text_ids"]
-    ordinary, guesser = CodeWriter(painter, 1, PaintingSpeed()), GuessingCodeWriter(painter, guessing(ahead))
+    ordinary, guesser = DecodingLoop(painter, 1, PaintingSpeed()), SpeculativeDecodingLoop(painter, guessing(ahead))
     for options in OPTIONS:
         for seed, caption in enumerate(captions):
             one, other = GumbelSampler([seed], TEXT_LENGTH, **options), GumbelSampler([seed], TEXT_LENGTH, **options)
@@ -61,7 +61,10 @@ def test_the_likeliest_codes_are_easynlps(folder: str) -> None:
 
 @pytest.mark.parametrize(("ahead", "at_least"), [(1, 1.3), (3, 1.8), (7, 2.4)])
 def test_the_demo_model_writes_several_codes_in_a_pass(demo: PaiPainterPipeline, ahead: int, at_least: float) -> None:
-    ordinary, guesser = CodeWriter(demo.model, 1, PaintingSpeed()), GuessingCodeWriter(demo.model, guessing(ahead))
+    ordinary, guesser = (
+        DecodingLoop(demo.model, 1, PaintingSpeed()),
+        SpeculativeDecodingLoop(demo.model, guessing(ahead)),
+    )
     codes = passes = 0
     for seed, caption in enumerate(["红苹果", "一只熊猫"]):
         ids = demo.processor(text=caption, return_tensors="pt")["input_ids"]
@@ -100,14 +103,14 @@ def test_a_stop_within_right_guesses_counts_no_code_behind_it(
         return told[-1] == stop_at
 
     one, other = GumbelSampler([4], TEXT_LENGTH), GumbelSampler([4], TEXT_LENGTH)
-    begun = GuessingCodeWriter(painter, guessing(6)).write(CAPTIONS[:1], 1, one, [stop])
+    begun = SpeculativeDecodingLoop(painter, guessing(6)).write(CAPTIONS[:1], 1, one, [stop])
     assert told == list(range(1, stop_at + 1))
     told.clear()
-    assert torch.equal(begun, CodeWriter(painter, 1, PaintingSpeed()).write(CAPTIONS[:1], 1, other, [stop]))
+    assert torch.equal(begun, DecodingLoop(painter, 1, PaintingSpeed()).write(CAPTIONS[:1], 1, other, [stop]))
     torch.testing.assert_close(one.log_likelihood, other.log_likelihood, atol=1e-5, rtol=0)
 
 
-class Told(GuessingCodeWriter):
+class Told(SpeculativeDecodingLoop):
     """Guesses what it was told to, so that passes can be counted."""
 
     def __init__(self, painter: PaiPainterForImageGeneration, ahead: int, guesses: list[int]):
@@ -121,7 +124,7 @@ class Told(GuessingCodeWriter):
 
 @pytest.mark.parametrize("ahead", [1, 2, 4, 20])
 def test_right_guesses_save_passes_and_wrong_ones_cost_none(painter: PaiPainterForImageGeneration, ahead: int) -> None:
-    codes = CodeWriter(painter, 1, PaintingSpeed()).write(CAPTIONS[:1], 1, GumbelSampler([8], TEXT_LENGTH))
+    codes = DecodingLoop(painter, 1, PaintingSpeed()).write(CAPTIONS[:1], 1, GumbelSampler([8], TEXT_LENGTH))
     right = codes[0].tolist()
     wrong = [(code + 1) % 64 for code in right]
     mixed = [*right[:5], wrong[5], *right[6:9], wrong[9], wrong[10], *right[11:]]
@@ -152,7 +155,7 @@ def test_looking_ahead_draws_nothing(options: dict[str, Any]) -> None:
     torch.testing.assert_close(looking.log_likelihood, ordinary.log_likelihood)
 
 
-class Chain(GuessingCodeWriter):
+class Chain(SpeculativeDecodingLoop):
     """Over a model of four codes, each of which depends on the one before, and nothing else."""
 
     table = 1.5 * torch.randn(5, 4, generator=torch.Generator().manual_seed(2))  # at first, then after each code
@@ -200,7 +203,7 @@ def test_several_pictures_are_written_without_guesses(painter: PaiPainterForImag
     guessed = painter.generate_images(CAPTIONS, seed=1, speed=guessing(3)).image_tokens
     assert torch.equal(guessed, painter.generate_images(CAPTIONS, seed=1, speed=PaintingSpeed()).image_tokens)
     with pytest.raises(ValueError, match="for one picture at a time, got 2"):
-        GuessingCodeWriter(painter, guessing(3)).write(CAPTIONS[:1], 2, GumbelSampler([0, 1], TEXT_LENGTH))
+        SpeculativeDecodingLoop(painter, guessing(3)).write(CAPTIONS[:1], 2, GumbelSampler([0, 1], TEXT_LENGTH))
 
 
 def test_guessing_rounds_nothing_and_needs_a_number() -> None:

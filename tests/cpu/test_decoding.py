@@ -12,7 +12,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration
-from pai_painter.cpu.decoding import CodeWriter, can_write_codes
+from pai_painter.cpu.decoding import DecodingLoop, is_as_built
 from pai_painter.cpu.speed import SPEEDS, PaintingSpeed
 from pai_painter.model.modeling_pai_painter import PaiPainterAttention, PaiPainterMLP
 from pai_painter.model.sampling_pai_painter import GumbelSampler
@@ -37,7 +37,7 @@ def test_the_likeliest_codes_are_easynlps(folder: str, rows: int) -> None:
     painter, captions = golden_painter(folder), expected(folder)["text_ids"]
     for start in range(0, len(captions), rows):
         chunk = captions[start : start + rows]
-        written = CodeWriter(painter, rows, EXACT).write(
+        written = DecodingLoop(painter, rows, EXACT).write(
             chunk, 1, GumbelSampler([0] * len(chunk), TEXT_LENGTH, top_k=1)
         )
         assert torch.equal(written, expected(folder)["greedy_codes"][start : start + rows])
@@ -90,7 +90,7 @@ def test_the_logits_of_each_step_are_the_models(painter: PaiPainterForImageGener
             seen.append(scores)
             return super().draw(scores, position)
 
-    codes = CodeWriter(painter, 3, EXACT).write(CAPTIONS, 1, Recorder([1, 2, 3], TEXT_LENGTH))
+    codes = DecodingLoop(painter, 3, EXACT).write(CAPTIONS, 1, Recorder([1, 2, 3], TEXT_LENGTH))
     logits = painter(torch.cat([CAPTIONS, codes], 1)[:, :-1]).logits[:, TEXT_LENGTH - 1 :]
     torch.testing.assert_close(torch.stack(seen, 1), logits, atol=1e-5, rtol=0)
 
@@ -114,7 +114,7 @@ def test_stopping_criteria_see_every_code_and_end_the_painting(painter: PaiPaint
 
 def test_captions_share_the_prefill_of_their_pictures(painter: PaiPainterForImageGeneration) -> None:
     batches: list[tuple[int, ...]] = []
-    writer = CodeWriter(painter, 12, EXACT)
+    writer = DecodingLoop(painter, 12, EXACT)
     logits = writer._logits
     writer._logits = lambda ids, start: batches.append(tuple(ids.shape)) or logits(ids, start)  # type: ignore
     codes = writer.write(CAPTIONS, 4, GumbelSampler(list(range(12)), TEXT_LENGTH))
@@ -153,9 +153,9 @@ def remove_a_layer(painter: PaiPainterForImageGeneration) -> None:
     ],
 )
 def test_whatever_was_changed_goes_through_generate(painter: PaiPainterForImageGeneration, change: Any) -> None:
-    assert can_write_codes(painter)
+    assert is_as_built(painter)
     change(painter)
-    assert not can_write_codes(painter)
+    assert not is_as_built(painter)
 
 
 class OwnForward(PaiPainterForImageGeneration):
@@ -239,12 +239,12 @@ def test_a_subclass_that_computes_the_same_is_as_fast() -> None:
 
     painter = golden_painter()
     painter.__class__ = Named
-    assert can_write_codes(painter)
+    assert is_as_built(painter)
 
 
 def test_under_autocast_generate_paints_as_it_always_did(painter: PaiPainterForImageGeneration) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not can_write_codes(painter)
+        assert not is_as_built(painter)
         painted = painter.generate_images(CAPTIONS, seed=0).image_tokens
         assert torch.equal(painted, by_generate(painter, CAPTIONS, seed=0).image_tokens)
 
