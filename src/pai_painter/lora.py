@@ -26,9 +26,9 @@ from .lora_layers import (
     take_lora_out,
 )
 from .model.configuration_pai_painter import PaiPainterVQConfig
-from .model.generation_config_pai_painter import read_generation_config
 from .model.modeling_pai_painter import PaiPainterForImageGeneration
 from .model.processing_pai_painter import PaiPainterProcessor
+from .model.sampling_pai_painter import read_generation_config
 from .painter_folder import (
     AdapterFolder,
     PainterFolder,

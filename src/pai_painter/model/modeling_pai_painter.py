@@ -26,13 +26,13 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
-from .generation_config_pai_painter import read_generation_config
 from .generation_pai_painter import ImageGenerationMixin, PaiPainterImageOutput
 from .model_files_pai_painter import HUB_OPTIONS
 from .modeling_vqgan import PaiPainterVQModel
 from .sampling_pai_painter import (
     complete_generation_config,
     default_generation_config,
+    read_generation_config,
 )
 from .weight_conversion import StrictLoadingMixin
 

@@ -7,6 +7,7 @@ of (seed, position, token) and has no state, so that it may be looked at ahead, 
 """
 
 import numbers
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor
 
 from .configuration_pai_painter import PaiPainterConfig
+from .model_files_pai_painter import find_model_file, read_json_object
 
 __all__ = [
     "GumbelSampler",
@@ -26,17 +28,19 @@ __all__ = [
     "gumbel_noise",
     "philox",
     "picture_seeds",
+    "read_generation_config",
     "truncate_logits",
     "warp_logits",
 ]
 
 _MAX_SEED = 2**63 - 1
 _WORD = 2**32 - 1
-_LOWEST_TEMPERATURE = 1e-30  # below it logits divided by it are infinite, and all codes alike
+_LOWEST_TEMPERATURE = 1e-30  # below it logits divided by it are infinite, and all tokens alike
+_MOST_CANDIDATES = 1000  # of one picture, that a folder may recommend
 
 
 def default_generation_config(config: PaiPainterConfig) -> GenerationConfig:
-    """Sampling as published: temperature 1, top-k 100, all codes of the picture, no end token."""
+    """Sampling as published: temperature 1, top-k 100, all tokens of the picture, no end token."""
     return GenerationConfig(
         max_length=config.max_position_embeddings, do_sample=True, temperature=1.0, top_k=100, top_p=1.0, best_of=1
     )
@@ -51,6 +55,37 @@ def complete_generation_config(given: GenerationConfig, config: PaiPainterConfig
         return default_generation_config(config)
     required = {"max_length": config.max_position_embeddings, "temperature": 1.0, "best_of": 1}
     return GenerationConfig(**required | given.to_diff_dict())
+
+
+def read_generation_config(
+    name_or_path: str | os.PathLike, config: PaiPainterConfig, **hub_options: Any
+) -> GenerationConfig | None:
+    """
+    What a folder or a Hub repository recommends, complete; `None` if it has no generation_config.json.
+
+    Raises:
+        ValueError: if the file is damaged, if a setting in it is out of range, or if it is for pictures of another
+            size than the model's.
+    """
+    path = find_model_file(name_or_path, "generation_config.json", **hub_options)
+    if path is None:
+        return None
+    found = read_json_object(path, name_or_path)
+    try:
+        settings = complete_generation_config(GenerationConfig.from_dict(found), config)
+        check_sampling_options(settings.temperature, settings.top_k, settings.top_p, settings.best_of)
+        if settings.best_of > _MOST_CANDIDATES:
+            raise ValueError(f"`best_of` may be at most {_MOST_CANDIDATES}, got {settings.best_of}")
+        lengths = {"max_length": config.max_position_embeddings, "max_new_tokens": config.num_image_tokens}
+        for field, length in lengths.items():
+            if getattr(settings, field) not in (None, length):
+                raise ValueError(f"`{field}` must be {length}, a whole picture, got {getattr(settings, field)!r}")
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"The generation_config.json of {os.fspath(name_or_path)} is no painter's: {reason}."
+        ) from error
+    return settings
 
 
 def check_captions(input_ids: torch.Tensor, config: PaiPainterConfig) -> None:
