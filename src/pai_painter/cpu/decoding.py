@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..model.sampling_pai_painter import GumbelSampler
-from .linear_layers import Int8Linear, LinearLayer, PackedLinear, PlainLinear, can_pack
+from .linear_layers import Int8Linear, LinearLayer, packed_linear, plain_linear
 from .speed import PaintingSpeed
 
 __all__ = ["DecodingLoop", "is_as_built"]
@@ -132,7 +132,7 @@ class DecodingLoop:
             return Int8Linear(weight, bias)
         weight, bias = self._rounded(weight), None if bias is None else self._rounded(bias)
         streams = weight.dtype == torch.float32 and self.rows < _ROWS_THAT_PACKING_SPEEDS_UP
-        return PlainLinear(weight, bias) if streams or not can_pack(weight) else PackedLinear(weight, bias, self.rows)
+        return plain_linear(weight, bias) if streams else packed_linear(weight, bias, self.rows)
 
     @torch.no_grad()
     def write(
