@@ -146,7 +146,7 @@ def by_generate(pipe) -> None:
 
 
 @pytest.mark.parametrize("way", [lambda pipe: None, by_generate], ids=["loop", "generate"])
-@pytest.mark.parametrize("prompt", ["红苹果", ["红苹果", "熊猫"]], ids=["guessing", "batch"])
+@pytest.mark.parametrize("prompt", ["红苹果", ["红苹果", "熊猫"]], ids=["speculative", "batch"])
 def test_what_a_callback_changes_is_painted_on(pipe, way, prompt) -> None:
     """Every third token is set to 5, twice in the past of the token that was just drawn."""
     way(pipe)

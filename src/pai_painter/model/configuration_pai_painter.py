@@ -289,7 +289,7 @@ class PaiPainterConfig(_StrictConfig):
 
     @property
     def num_image_tokens(self) -> int:
-        """Codes of one picture, all of which are painted."""
+        """Image tokens of one picture."""
         return self.vq_config.num_image_tokens  # type: ignore[union-attr]
 
     @property

@@ -44,8 +44,8 @@ class PaiPainterPipelineOutput(BaseOutput):
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): By `output_type`: Pillow pictures, an array
             (pictures, side, side, 3) in [0, 1], a tensor (pictures, 3, side, side) in [0, 1], or the image tokens.
-        scores (`list[float]`): Mean log-likelihood per image token under the model, in nats; nearer to 0 means surer.
-            `None` for each picture if the painting was interrupted.
+        scores (`list[float]`): Mean log-likelihood under the model, in nats per image token; `None` if the
+            generation was interrupted.
         seeds (`list[int]`): The seed of each picture. It paints the picture again with `best_of=1`.
         image_tokens (`torch.LongTensor` of shape `(pictures, num_image_tokens)`): Raster order; fewer columns if the
             painting was interrupted.
@@ -177,11 +177,11 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         Args:
             prompt (`str` or `list[str]`): One caption or several.
             num_images_per_prompt (`int`, *optional*, defaults to 1): Pictures of each caption.
-            top_k (`int`, *optional*): Draw each code from the k most likely ones.
-            top_p (`float`, *optional*): Draw each code from the smallest set whose probabilities add up to this.
+            top_k (`int`, *optional*): Draw each token from the k most likely ones.
+            top_p (`float`, *optional*): Draw each token from the smallest set whose probabilities add up to this.
             temperature (`float`, *optional*): Above 0; values below 1 sharpen the distribution.
-            best_of (`int`, *optional*): Paint so many candidates for each picture and keep the one that the model
-                itself finds likeliest.
+            best_of (`int`, *optional*): Candidates for each picture, of which the most likely one under the model
+                is kept.
             generator (`torch.Generator` or a list of one for each picture, *optional*): Draws the seed.
             seed (`int` or a list of one for each picture, *optional*): The seed, instead of `generator`. Without both
                 it is drawn by PyTorch.

@@ -319,7 +319,7 @@ class GumbelSampler(LogitsProcessor):
         self.text_length = text_length
         self.options = (temperature, top_k, top_p)
         self.log_likelihood = torch.zeros(len(seeds))
-        # Noise of all tokens takes longer than that of a few candidates, and guesses ask for it several times.
+        # Noise of all tokens takes longer than that of a few candidates, and draft tokens ask for it several times.
         self._noise_of_all = lru_cache(maxsize=32)(self._noise_of_all)  # type: ignore[method-assign]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -89,7 +89,7 @@ def _take_turns(
     written: dict[int, list[Written]] = {way: [] for way in ways}
     for number in track(range(rounds), description="Rounds", transient=True):
         for way in ways:  # a writer at a time: each may have a copy of the weights
-            speed = replace(settings, guess_ahead=way)
+            speed = replace(settings, num_draft_tokens=way)
             writer = SpeculativeDecodingLoop(model, speed) if way else DecodingLoop(model, 1, speed)
             if number == 0:
                 _write(writer, captions[:1], model, 4)
@@ -120,7 +120,7 @@ def _summarize(way: int, written: list[Written], ordinary: list[Written]) -> dic
         for mine, theirs in zip(one, other, strict=True)
     ]
     return {
-        "guess_ahead": way,
+        "num_draft_tokens": way,
         "codes_a_pass": written[0].codes_a_pass,
         "milliseconds": statistics.median(each.milliseconds for each in written),
         "speedup": statistics.median(ratios),
@@ -136,7 +136,7 @@ def _show(title: str, figures: list[dict[str, float]]) -> None:
         table.add_column(heading, justify="right")
     for row in figures:
         table.add_row(
-            str(row["guess_ahead"]),
+            str(row["num_draft_tokens"]),
             f"{row['codes_a_pass']:.2f}",
             f"{row['milliseconds']:.2f}",
             f"{row['speedup']:.2f}×",

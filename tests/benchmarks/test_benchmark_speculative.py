@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""benchmarks/guessing.py runs, and the codes that it compares are the same."""
+"""benchmarks/speculative.py runs, and the codes that it compares are the same."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,13 @@ from benchmark_scripts import run
 
 @pytest.mark.slow
 def test_guesses_save_passes_and_change_no_code(tmp_path: Path) -> None:
-    done = run("guessing", tmp_path, "--tiny", "--ahead", "1", "--ahead", "5", "--json", "figures.json")
+    done = run("speculative", tmp_path, "--tiny", "--ahead", "1", "--ahead", "5", "--json", "figures.json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]  # nothing else is left behind
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert list(figures["models"]) == ["demo model", "tiny size, random weights"]
     for rows in figures["models"].values():
-        assert [row["guess_ahead"] for row in rows] == [0, 1, 5]
+        assert [row["num_draft_tokens"] for row in rows] == [0, 1, 5]
         assert rows[0]["codes_a_pass"] == rows[0]["speedup"] == 1
         assert 1 < rows[1]["codes_a_pass"] < rows[2]["codes_a_pass"]
         for row in rows:
@@ -27,6 +27,6 @@ def test_guesses_save_passes_and_change_no_code(tmp_path: Path) -> None:
 
 
 def test_a_size_that_there_is_not(tmp_path: Path) -> None:
-    done = run("guessing", tmp_path, "--size", "giant")
+    done = run("speculative", tmp_path, "--size", "giant")
     assert done.returncode == 2
     assert "there is no size 'giant'" in done.stderr
