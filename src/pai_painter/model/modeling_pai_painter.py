@@ -3,8 +3,8 @@
 The painter: caption ids → image tokens → pixels.
 
 A GPT in minGPT's shape (MIT, https://github.com/karpathy/minGPT, as used by taming-transformers and EasyNLP) over one
-sequence, `text_length` caption ids and then the image tokens of one picture in raster order. It reads both kinds of ids and
-predicts image tokens only. Pads of the caption are attended to like any other token, as in training.
+sequence, `text_length` caption ids and then the image tokens of one picture in raster order. It reads both kinds of
+ids and predicts image tokens only. Pads of the caption are attended to like any other token, as in training.
 """
 
 import os

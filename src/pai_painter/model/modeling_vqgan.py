@@ -252,8 +252,8 @@ class PaiPainterVQCodebook(nn.Module):
 
 class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
     """
-    The VQGAN. [`~PaiPainterVQModel.encode`] turns pixels into image tokens, [`~PaiPainterVQModel.decode`] image tokens into
-    pixels; calling the model does both.
+    The VQGAN. [`~PaiPainterVQModel.encode`] turns pixels into image tokens, [`~PaiPainterVQModel.decode`] turns image
+    tokens into pixels; calling the model does both.
 
     `from_pretrained` takes a VQGAN's folder or a painter's, of which it loads the VQGAN alone.
     """
