@@ -83,7 +83,7 @@ def test_the_pipeline_paints_the_same_picture_and_tells_each_code_once(demo: Pai
         told.append((step, given["image_tokens"][0].tolist()))
         return {}
 
-    options: dict[str, Any] = {"seed": 3, "best_of": 1, "output_type": "codes"}
+    options: dict[str, Any] = {"seed": 3, "best_of": 1, "output_type": "latent"}
     guessed = demo("红苹果", speed=guessing(7), callback_on_step_end=callback, **options)
     ordinary = demo("红苹果", **options)
     codes = ordinary.images[0].tolist()

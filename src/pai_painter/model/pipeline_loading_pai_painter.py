@@ -116,7 +116,7 @@ def loading_options(
         raise ValueError(f"`torch_dtype` is {torch_dtype} and `dtype` is {dtype}: please give one of them.")
     given = dtype if torch_dtype is None else torch_dtype
     if isinstance(given, Mapping):
-        _require_model("`torch_dtype`", set(given) - {"default"} | {"model"})
+        _require_model("`torch_dtype`", set(given) - {"default"})
         given = given.get("model", given.get("default"))
     if given is None:
         return torch.float32, options
@@ -163,5 +163,6 @@ def _model_quantization(given: Any) -> Any:
 
 
 def _require_model(option: str, components: set[str]) -> None:
-    if components != {"model"}:
-        raise ValueError(f"{option} may name the component 'model', got {', '.join(map(repr, sorted(components)))}.")
+    others = sorted(components - {"model"})
+    if others:
+        raise ValueError(f"{option} may name the component 'model' only, got {', '.join(map(repr, others))}.")
