@@ -91,6 +91,8 @@ def loading_options(
     max_memory: dict[int | str, int | str] | None,
     offload_folder: Any,
     quantization_config: Any,
+    model: PaiPainterForImageGeneration | None,
+    further: dict[str, Any],
 ) -> tuple[torch.dtype | str, dict[str, Any]]:
     """
     Args:
@@ -102,6 +104,8 @@ def loading_options(
         offload_folder: for `"balanced"`: where what doesn't fit into the CPU's memory goes.
         quantization_config: diffusers' `PipelineQuantizationConfig` for the component `"model"`, or transformers'
             configuration of a method, such as `TorchAoConfig`.
+        model: given instead of being loaded, for which the others would have no effect.
+        further: options of `from_pretrained` as they are.
 
     Returns:
         the model's precision, and options of its `from_pretrained`.
@@ -109,7 +113,7 @@ def loading_options(
     Raises:
         ValueError: if one of them is out of range, or if they contradict each other.
     """
-    options = _device_options(device_map, max_memory, offload_folder)
+    options = _device_options(device_map, max_memory, offload_folder) | further
     if quantization_config is not None:
         options["quantization_config"] = _model_quantization(quantization_config)
     if torch_dtype is not None and dtype is not None and torch_dtype != dtype:
@@ -118,11 +122,17 @@ def loading_options(
     if isinstance(given, Mapping):
         _require_model("`torch_dtype`", set(given) - {"default"})
         given = given.get("model", given.get("default"))
-    if given is None:
-        return torch.float32, options
-    precision = getattr(torch, given, None) if isinstance(given, str) and given != "auto" else given
+    precision = getattr(torch, given, None) if isinstance(given, str) and given != "auto" else given or torch.float32
     if precision != "auto" and not (isinstance(precision, torch.dtype) and precision.is_floating_point):
         raise ValueError(f"`torch_dtype` must be a precision such as torch.bfloat16, or 'auto', got {given!r}.")
+    if model is not None:
+        asked = {"device_map": device_map} | options
+        asked["torch_dtype"] = None if given is None or precision in ("auto", model.dtype) else precision
+        useless = [name for name, value in asked.items() if value is not None]
+        if useless:
+            raise ValueError(
+                f"`{useless[0]}` is for a model that is loaded here, but `model` is given: please leave one out."
+            )
     return precision, options
 
 

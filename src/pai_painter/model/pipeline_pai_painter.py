@@ -4,18 +4,14 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
-import numpy as np
 import torch
 from accelerate import cpu_offload
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import BaseOutput
-from PIL import Image
 from tqdm import tqdm
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
@@ -26,6 +22,7 @@ from .configuration_pai_painter import PaiPainterVQConfig
 from .model_files_pai_painter import HUB_OPTIONS
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .pipeline_loading_pai_painter import COMPONENTS, Precision, loading_options, pipeline_files
+from .pipeline_output_pai_painter import PaiPainterPipelineOutput
 from .processing_pai_painter import PaiPainterProcessor
 
 __all__ = ["PaiPainterPipeline", "PaiPainterPipelineOutput"]
@@ -34,27 +31,6 @@ logger = logging.get_logger(__name__)
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 StepCallback = Callable[["PaiPainterPipeline", int, int, dict[str, Any]], dict[str, Any] | None]
-
-
-@dataclass
-class PaiPainterPipelineOutput(BaseOutput):
-    """
-    Pictures in the order of the captions, `num_images_per_prompt` of each.
-
-    Args:
-        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): By `output_type`: Pillow pictures, an array
-            (pictures, side, side, 3) in [0, 1], a tensor (pictures, 3, side, side) in [0, 1], or the image tokens.
-        scores (`list[float]`): Mean log-likelihood under the model, in nats per image token; `None` if the
-            generation was interrupted.
-        seeds (`list[int]`): The seed of each picture. It paints the picture again with `best_of=1`.
-        image_tokens (`torch.LongTensor` of shape `(pictures, num_image_tokens)`): Raster order; fewer columns if the
-            painting was interrupted.
-    """
-
-    images: list[Image.Image] | np.ndarray | torch.Tensor
-    scores: list[float | None]
-    seeds: list[int]
-    image_tokens: torch.LongTensor
 
 
 class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
@@ -141,13 +117,11 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         if not isinstance(captions, list) or not captions:
             raise ValueError(f"`prompt` must be a caption or a list of captions, got {prompt!r}.")
         for caption in captions:
-            pieces = self.processor.word_pieces(caption)
+            pieces = len(self.processor.word_pieces(caption))
             if not pieces:
                 raise ValueError(f"The caption {caption!r} is empty: please say in Chinese what to paint.")
-            if len(self.processor.unknown_pieces(caption)) == min(len(pieces), self.processor.text_length):
-                raise ValueError(
-                    f"The model knows no word of the caption {caption!r}: please say in Chinese what to paint."
-                )
+            if len(self.processor.unknown_pieces(caption)) == min(pieces, self.processor.text_length):
+                raise ValueError(f"The model knows no word of the caption {caption!r}: please write it in Chinese.")
         return captions
 
     @torch.no_grad()
@@ -172,7 +146,7 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         Paints captions. Options left out are those that the model recommends (its `generation_config`).
 
         A picture is a function of model, caption, options and one seed: picture k of the call, counted over all
-        captions, starts from `seed + k` (with `best_of`, from `seed + k * best_of`).
+        captions, has the seed `seed + k` (with `best_of`, its candidate j has `seed + k * best_of + j`).
 
         Args:
             prompt (`str` or `list[str]`): One caption or several.
@@ -190,15 +164,15 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
             speed (`str`, *optional*, defaults to `"exact"`): On the CPU `"balanced"` and `"fastest"` round the model's
                 numbers; see [`~cpu.speed.SPEEDS`].
             callback_on_step_end (*optional*): A function or a `diffusers.callbacks.PipelineCallback`, called as
-                `callback(pipe, step, timestep, callback_kwargs)` after each token; `step` and `timestep` both are its
-                position. `callback_kwargs["image_tokens"]` are the tokens so far, (candidates, step + 1). If it returns
-                a `dict` with other `image_tokens`, these are painted on.
+                `callback(pipe, step, timestep, callback_kwargs)` after each token; `step` and `timestep` are its
+                position, `callback_kwargs["image_tokens"]` the tokens so far, (candidates, step + 1). If it returns a
+                `dict` with other `image_tokens`, generation goes on from these.
             callback_on_step_end_tensor_inputs (*optional*): Which tensors the callback wants: `image_tokens` or none.
             return_dict (`bool`, *optional*, defaults to `True`): `False` gives a tuple in the same order.
 
         Returns:
-            [`PaiPainterPipelineOutput`]. If the painting was interrupted, the token that was painted last fills the
-            rest of a picture, and there are no scores.
+            [`PaiPainterPipelineOutput`]. If the generation was interrupted, the last token fills the rest of a picture,
+            and there are no scores.
 
         Raises:
             ValueError: if a caption says nothing to the model, if an option is out of range, or if both `seed` and
@@ -207,7 +181,10 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         captions = self.check_inputs(prompt, output_type, callback_on_step_end_tensor_inputs)
-        self._warn_of_unknown_pieces(captions)
+        for caption in dict.fromkeys(captions):
+            unknown = self.processor.unknown_pieces(caption)
+            if unknown:
+                logger.warning(f"The model doesn't know {' '.join(unknown)} in the caption {caption!r}.")
         call = _Call(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._calls.append(call)
         try:
@@ -238,12 +215,6 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         self.maybe_free_model_hooks()
         output = PaiPainterPipelineOutput(images, scores, painted.seeds, painted.image_tokens)
         return output if return_dict else output.to_tuple()
-
-    def _warn_of_unknown_pieces(self, captions: list[str]) -> None:
-        for caption in dict.fromkeys(captions):
-            unknown = self.processor.unknown_pieces(caption)
-            if unknown:
-                logger.warning(f"The model doesn't know {' '.join(unknown)} in the caption {caption!r}.")
 
     @classmethod
     def from_pretrained(
@@ -301,18 +272,10 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
             raise TypeError(f"from_pretrained() has no option {', '.join(map(repr, unknown))}.")
         if not low_cpu_mem_usage:
             raise ValueError("`low_cpu_mem_usage=False` isn't supported: the weights are never in memory twice.")
+        further = {"variant": variant, "use_safetensors": use_safetensors, "attn_implementation": attn_implementation}
         precision, options = loading_options(
-            torch_dtype, dtype, device_map, max_memory, offload_folder, quantization_config
+            torch_dtype, dtype, device_map, max_memory, offload_folder, quantization_config, model, further
         )
-        options |= {"variant": variant, "use_safetensors": use_safetensors, "attn_implementation": attn_implementation}
-        if model is not None:
-            given = [name for name, value in ({"device_map": device_map} | options).items() if value is not None]
-            if not torch_dtype is dtype is None and precision not in ("auto", model.dtype):
-                given.append("torch_dtype")
-            if given:
-                raise ValueError(
-                    f"`{given[0]}` is for a model that is loaded here, but `model` is given: please leave one out."
-                )
         hub_options["revision"] = hub_options.get("revision") or "main"
         name = os.fspath(pretrained_model_name_or_path)
         if subfolder and os.path.isdir(name):
