@@ -13,7 +13,6 @@ from typing import Any, Literal, cast
 from httpx2 import HTTPError  # huggingface_hub's own client
 from safetensors import SafetensorError
 
-from .hub.folder import DEMO_NAME
 from .model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 from .model.model_files_pai_painter import (
     find_model_file,
@@ -24,6 +23,7 @@ from .model.model_files_pai_painter import (
 from .model.processing_pai_painter import PaiPainterProcessor
 
 __all__ = [
+    "DEMO_NAME",
     "AdapterFolder",
     "PainterFolder",
     "find_file",
@@ -34,6 +34,8 @@ __all__ = [
     "read_painter_folder",
 ]
 
+# The package's own model as an adapter's base: its path is different on each machine.
+DEMO_NAME = "pai_painter.DEMO_MODEL"
 _DEMO_FOLDER = Path(__file__).parent / "demo_model"
 
 _BESIDE_LORA = ("bias", "modules_to_save", "target_parameters", "trainable_token_indices")

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from accelerate import cpu_offload
 
+from ..hub import push_saved
 from ..lora import has_lora, load_painter, save_lora
 from ..lora_pipeline import LoraPipelineMixin
-from ..push_to_hub import DEFAULT_SHARD_SIZE, push_pipeline
 from .configuration_pai_painter import PaiPainterVQConfig
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .pipeline_base_pai_painter import PaiPainterBasePipeline, PaiPainterPipelineOutput
@@ -42,6 +42,8 @@ class PaiPainterPipeline(PaiPainterBasePipeline, LoraPipelineMixin):
     >>> image = pipe("红苹果", seed=0).images[0]
     ```
     """
+
+    push_to_hub = push_saved
 
     @classmethod
     def from_pretrained(
@@ -156,67 +158,6 @@ class PaiPainterPipeline(PaiPainterBasePipeline, LoraPipelineMixin):
         if self._offload_device.type == "cpu":  # accelerate's hooks only work under the device's own name
             self.remove_all_hooks()
             cpu_offload(self.model, torch.device("cpu"))
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        create_pr: bool = False,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        subfolder: str | None = None,
-        *,
-        revision: str | None = None,
-        max_shard_size: int | str = DEFAULT_SHARD_SIZE,
-        commit_description: str | None = None,
-        tags: list[str] | None = None,
-    ) -> str:
-        """
-        Pushes model and processor as one commit, with the code that loads them where this package isn't installed.
-        What else is in the repository, such as its card, stays.
-
-        Args:
-            repo_id: `owner/name`; a name alone is the token's owner's. Made if there is none.
-            commit_message: its first line.
-            private: make the repository private; one that is public already is refused.
-            token: that may write; `HF_TOKEN` or the login of `hf auth login` by default.
-            create_pr: ask by a pull request instead.
-            safe_serialization, variant, subfolder: diffusers' own, which aren't supported: there is one model, at the
-                root, as safetensors.
-            revision: branch; made from `main` if there is none.
-            max_shard_size: larger weights are split.
-            commit_description: what follows the message's first line.
-            tags: are added to those in the repository's card, which is made if there is none.
-
-        Returns:
-            the address of the repository at the commit, or of the pull request.
-
-        Raises:
-            ValueError: if the model has an adapter, if an option isn't supported, or if the name or the token can't be
-                right.
-            OSError: if the Hub refuses or can't be reached.
-        """
-        if not safe_serialization:
-            raise ValueError("`safe_serialization=False` isn't supported: weights go to the Hub as safetensors.")
-        if variant is not None or subfolder is not None:
-            raise ValueError(
-                "`variant` and `subfolder` aren't supported: a repository holds one model, at its root. For another "
-                "one please take another `revision` or repository."
-            )
-        return push_pipeline(
-            self,
-            repo_id,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            tags=tags,
-            private=private,
-            token=token,
-            create_pr=create_pr,
-            revision=revision,
-            max_shard_size=max_shard_size,
-        )
 
 
 def _check_nothing_to_load(
