@@ -2,13 +2,14 @@
 """
 LoRA: small trained matrices beside the frozen ones (https://arxiv.org/abs/2106.09685), through peft.
 
-The painter stays the class it is: peft's layers are put into it, rather than a `PeftModel` around it, so that
-`generate`, the pipeline and the training loop see no difference.
+peft's layers are put into the painter, which stays the class it is. This takes peft's own functions: transformers'
+methods for adapters ask for a version of peft that may not exist yet (5.24 for one above the newest).
 """
 
+import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import is_peft_available
 
-from .lora_layers import (
-    active_adapters,
-    active_lora,
-    has_lora,
-    lora_layers,
-    put_fresh_lora_in,
-    put_lora_in,
-    take_lora_out,
-)
 from .model.configuration_pai_painter import PaiPainterVQConfig
 from .model.generation_config_pai_painter import read_generation_config
+from .model.model_files_pai_painter import check_finite
 from .model.modeling_pai_painter import PaiPainterForImageGeneration
 from .model.processing_pai_painter import PaiPainterProcessor
 from .painter_folder import (
@@ -40,30 +33,48 @@ from .painter_folder import (
 )
 
 __all__ = [
+    "active_lora",
     "add_lora",
     "has_lora",
     "load_lora",
     "load_painter",
     "lora_layers",
     "merge_lora",
+    "painter_names",
     "require_peft",
     "save_lora",
     "take_lora_out",
 ]
 
-# Whole paths as regular expressions: the VQGAN, whose layers have names like these, is never meant.
-_TARGETS = {
-    "q_proj": r"model\.layers\.\d+\.attn\.q_proj",
-    "k_proj": r"model\.layers\.\d+\.attn\.k_proj",
-    "v_proj": r"model\.layers\.\d+\.attn\.v_proj",
-    "out_proj": r"model\.layers\.\d+\.attn\.out_proj",
-    "fc_1": r"model\.layers\.\d+\.mlp\.fc_1",
-    "fc_2": r"model\.layers\.\d+\.mlp\.fc_2",
-    "lm_head": r"lm_head",
-    "embed_tokens": r"model\.embed_tokens",
-}
 _PREFIX = "base_model.model."  # of the names in peft's files
+_OWN = ("model.embed_tokens.", "model.layers.", "lm_head.")
 _DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_1", "fc_2")
+_TARGETS = (*_DEFAULT_TARGETS, "lm_head", "embed_tokens")
+
+
+def require_peft() -> None:
+    """
+    Raises:
+        ModuleNotFoundError: if peft isn't installed.
+    """
+    if not is_peft_available():
+        raise ModuleNotFoundError(
+            'LoRA adapters need peft: please run `pip install "pai-painter[train]"`.', name="peft"
+        )
+
+
+def has_lora(painter: PaiPainterForImageGeneration) -> bool:
+    """Whether there is an adapter in the painter."""
+    return bool(getattr(painter, "peft_config", None))  # which peft sets with the first adapter
+
+
+def lora_layers(painter: PaiPainterForImageGeneration) -> list[Any]:
+    """peft's `LoraLayer`s in the painter."""
+    if not has_lora(painter):
+        return []
+    from peft.tuners.lora import LoraLayer
+
+    return [module for module in painter.modules() if isinstance(module, LoraLayer)]
 
 
 def add_lora(
@@ -75,57 +86,66 @@ def add_lora(
     base_revision: str | None = None,
 ) -> None:
     """
-    Puts a fresh adapter into a painter, in place; everything else in it, the VQGAN too, is frozen.
+    Puts a fresh adapter into a painter, in place, and freezes everything else.
 
-    The painter still computes what it did, since the second of each pair of matrices starts at zero. The first one is
-    drawn by PyTorch: set its seed before. The adapter is float32, whatever the painter is.
+    The painter still computes the same, since the second of each pair of matrices starts at zero. The first is drawn by
+    PyTorch, so set its seed before. The adapter is float32, whatever the painter is.
 
     Args:
-        painter: loaded by `from_pretrained`, so that the adapter can say what its base is.
-        rank: the width between the two matrices; `rank * (inputs + outputs)` parameters for each layer.
-        alpha: the matrices' product is scaled by `alpha / rank`. By default `rank`, the scale 1, as in diffusers'
-            training scripts: another rank then needs no other learning rate.
-        dropout: rate of dropout in front of the adapter, in [0, 1).
-        target_modules: which layers get one: `q_proj`, `k_proj`, `v_proj`, `out_proj` (attention), `fc_1`, `fc_2`
-            (MLP), which are the default, `lm_head` and `embed_tokens`.
-        base_revision: the revision of the base, if it is a repository of the Hub.
+        painter: loaded by `from_pretrained`, so that the adapter can name its base.
+        rank: the width between the two matrices; `rank * (inputs + outputs)` parameters per layer.
+        alpha: the product of the matrices is scaled by `alpha / rank`. `rank` by default, as in diffusers' scripts.
+        dropout: its rate in front of the adapter, in [0, 1).
+        target_modules: `q_proj`, `k_proj`, `v_proj`, `out_proj`, `fc_1`, `fc_2` by default, `lm_head`, `embed_tokens`.
+        base_revision: of the base, if it is a repository on the Hub.
 
     Raises:
         ModuleNotFoundError: if peft isn't installed.
         ValueError: if an option is out of range, or if the painter has an adapter already.
     """
     require_peft()
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
+    targets = _DEFAULT_TARGETS if target_modules is None else target_modules
     if rank < 1:
-        raise ValueError(f"The rank of an adapter must be at least 1, got {rank}.")
-    alpha = rank if alpha is None else alpha
-    if alpha < 1:
-        raise ValueError(f"`alpha`, the scale of an adapter, must be at least 1, got {alpha}.")
+        raise ValueError(f"`rank` must be at least 1, got {rank}.")
+    if alpha is not None and alpha < 1:
+        raise ValueError(f"`alpha` must be at least 1, got {alpha}.")
     if not 0 <= dropout < 1:
-        raise ValueError(f"`dropout` is a rate and must lie in [0, 1), got {dropout}.")
-    pattern = _pattern_of(_DEFAULT_TARGETS if target_modules is None else target_modules)
+        raise ValueError(f"`dropout` must be in [0, 1), got {dropout}.")
+    if isinstance(targets, str) or not targets or not set(targets) <= set(_TARGETS):
+        raise ValueError(f"`target_modules` must be a list of some of {', '.join(_TARGETS)}, got {targets!r}.")
     if has_lora(painter):
-        raise ValueError(
-            f"The painter has an adapter already ({', '.join(painter.peft_config)}): please merge or unload it first."
-        )
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)
+        raise ValueError("The painter has an adapter already: please merge or unload it first.")
+    # A regular expression for whole paths, so that layers of the VQGAN with such names are not meant.
+    pattern = rf"(model\.(layers\.\d+\.(attn|mlp)\.)?)?({'|'.join(name for name in _TARGETS if name in targets)})"
+    config = LoraConfig(r=rank, lora_alpha=alpha or rank, lora_dropout=dropout, target_modules=pattern)
     config.base_model_name_or_path = portable_base_name(painter.name_or_path) or None
     config.revision = base_revision
-    put_fresh_lora_in(painter, config)
+    inject_adapter_in_model(config, painter)
+    painter._hf_peft_config_loaded = True  # so that transformers saves the adapter rather than the whole
     cast_adapter_dtype(painter, "default")
 
 
-def _pattern_of(target_modules: Sequence[str]) -> str:
-    if isinstance(target_modules, str) or not target_modules:
-        raise ValueError(f"`target_modules` must be a list of names ({', '.join(_TARGETS)}), got {target_modules!r}.")
-    unknown = sorted(set(target_modules) - set(_TARGETS))
-    if unknown:
-        raise ValueError(
-            f"The painter has no {', '.join(unknown)} to adapt; `target_modules` are {', '.join(_TARGETS)}."
-        )
-    return "|".join(path for name, path in _TARGETS.items() if name in target_modules)
+def active_lora(
+    painter: PaiPainterForImageGeneration, state_dict: dict[str, torch.Tensor] | None = None
+) -> tuple[dict[str, torch.Tensor], Any]:
+    """
+    The weights of the active adapter, under the painter's own names, and its `LoraConfig`; see [`save_lora`].
+
+    Raises:
+        ValueError: if there is no adapter, or if more than one is active.
+    """
+    if not has_lora(painter):
+        raise ValueError("The painter has no adapter to save: please call `add_lora` or load one first.")
+    from peft import get_peft_model_state_dict
+
+    active = list(lora_layers(painter)[0].active_adapters)
+    if len(active) != 1:
+        raise ValueError(f"Only one adapter can be saved at a time, but {len(active)} are active: {', '.join(active)}.")
+    weights = get_peft_model_state_dict(painter, state_dict, active[0], save_embedding_layers=False)
+    return weights, painter.peft_config[active[0]]
 
 
 def save_lora(
@@ -134,51 +154,133 @@ def save_lora(
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """
-    Saves the active adapter: adapter_config.json, adapter_model.safetensors (peft's names) and
-    generation_config.json.
-
-    Unlike the painter's own `save_pretrained`, it asks no Hub for the base, and it saves no frozen embeddings beside
-    their adapters.
+    Saves the active adapter in peft's form (adapter_config.json, adapter_model.safetensors) with the recommended
+    settings (generation_config.json).
 
     Args:
-        painter: with an adapter.
-        folder: made if it doesn't exist.
         state_dict: the painter's weights, gathered from all processes, if its own are spread over them.
 
     Raises:
-        ValueError: if there is no adapter, or more than one is active.
+        ValueError: if there is no adapter, or if more than one is active.
     """
-    weights, _ = active_lora(painter, state_dict)
+    weights, config = active_lora(painter, state_dict)
     tensors = {f"{_PREFIX}{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
     os.makedirs(folder, exist_ok=True)
-    painter.peft_config[active_adapters(painter)[0]].save_pretrained(os.fspath(folder))
+    config.save_pretrained(os.fspath(folder))
     painter.generation_config.save_pretrained(folder)
     save_file(tensors, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
-def load_lora(painter: PaiPainterForImageGeneration, adapter: AdapterFolder, adapter_name: str = "default") -> None:
+def painter_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    Loads an adapter into a painter, frozen, and makes it the active one. If that fails, the painter is as it was.
+    The weights of an adapter under the painter's own names, without diffusers' or peft's prefix.
 
-    Unlike the painter's own `load_adapter`, it takes no weights that don't fit.
+    Raises:
+        ValueError: if there are other weights, or none.
+    """
+    if not state_dict:
+        raise ValueError("There are no LoRA weights in the state dict.")
+    weights = {}
+    for name, weight in state_dict.items():
+        own = str(name).removeprefix(_PREFIX)
+        own = own.removeprefix("model.") if own.removeprefix("model.").startswith(_OWN) else own
+        if not own.startswith(_OWN) or ".lora_" not in own or not isinstance(weight, torch.Tensor):
+            raise ValueError(f"{name!r} is no LoRA weight of a painter, such as `model.lm_head.lora_A.weight`.")
+        weights[own] = weight
+    return weights
+
+
+def load_lora(
+    painter: PaiPainterForImageGeneration,
+    weights: dict[str, torch.Tensor],
+    settings: Mapping[str, Any] | None = None,
+    source: str = "in the state dict",
+    adapter_name: str = "default",
+) -> None:
+    """
+    Puts an adapter into a painter, frozen, and makes it the active one. If that fails, the painter is as it was.
+
+    The layers are those that the weights name; patterns in settings, which may be a stranger's, choose none. No memory
+    is taken before sizes have been compared.
 
     Args:
-        painter: the model that the adapter was trained on.
-        adapter: from [`~painter_folder.read_adapter_folder`].
-        adapter_name: what it is called in the painter.
+        weights: from [`painter_names`].
+        settings: of peft's `LoraConfig`; without them the rank is read off the weights, and alpha is the rank.
+        source: what errors call the adapter.
 
     Raises:
         ModuleNotFoundError: if peft isn't installed.
-        ValueError: if the name is taken, or if the adapter's weights are damaged or don't fit the painter.
+        ValueError: if the name is taken, or if weights or settings don't fit the painter.
     """
     require_peft()
-    from peft import LoraConfig
+    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 
-    with naming_damaged_weights(adapter.name):
-        tensors = load_file(adapter.weights)
-    weights = {name.removeprefix(_PREFIX): weight for name, weight in tensors.items()}
-    folder = os.path.dirname(adapter.weights)
-    put_lora_in(painter, weights, lambda: LoraConfig.from_pretrained(folder), adapter.name, adapter_name)
+    if has_lora(painter) and adapter_name in painter.peft_config:
+        raise ValueError(f"There is an adapter {adapter_name!r} already: please unload it or set `adapter_name`.")
+    check_finite(weights, source)
+    active = list(lora_layers(painter)[0].active_adapters) if has_lora(painter) else []
+    try:
+        config = LoraConfig(**_settings(weights, settings))
+        inject_adapter_in_model(config, painter, adapter_name, low_cpu_mem_usage=True)
+        painter._hf_peft_config_loaded = True  # as in `add_lora`
+        _check_fit(weights, get_peft_model_state_dict(painter, None, adapter_name, save_embedding_layers=False))
+        if not all(math.isfinite(layer.scaling.get(adapter_name, 1.0)) for layer in lora_layers(painter)):
+            raise ValueError("its scale is NaN or infinite")
+        set_peft_model_state_dict(painter, weights, adapter_name, low_cpu_mem_usage=True)
+        for layer in lora_layers(painter):
+            layer.set_adapter([adapter_name])
+    except BaseException as error:
+        for layer in lora_layers(painter) if active else []:
+            layer.delete_adapter(adapter_name)
+            layer.set_adapter(active)
+        if active:
+            painter.peft_config.pop(adapter_name, None)
+        else:
+            take_lora_out(painter)
+        if not isinstance(error, Exception):  # Ctrl-C
+            raise
+        fit = f"The adapter {source} doesn't fit {painter.name_or_path or 'the painter'}"
+        raise ValueError(f"{fit}: {str(error).split('. ')[0].rstrip('.')}.") from error
+    painter.requires_grad_(False)
+    painter.train(painter.training)  # the new layers, too
+
+
+def _settings(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those of `LoraConfig`, with the layers by their names."""
+    layers = list(dict.fromkeys(name.partition(".lora_")[0] for name in weights))
+    if settings is None:
+        first = {name: weight for name, weight in weights.items() if ".lora_A." in name or "_embedding_A" in name}
+        ranks = {name.partition(".lora_")[0]: weight.shape[0] for name, weight in first.items()}
+        return {"target_modules": layers, "rank_pattern": ranks, "alpha_pattern": dict(ranks)}
+    for key in (*(settings.get("rank_pattern") or {}), *(settings.get("alpha_pattern") or {})):
+        # To peft they are regular expressions; a layer's name, or its end, is a harmless one.
+        if not any(f".{layer}".endswith(f".{key}") for layer in layers):
+            raise ValueError(f"{key!r} in its settings is no name of a layer that it adapts")
+    others = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
+    return {**settings, **others, "target_modules": layers, "init_lora_weights": True}
+
+
+def _check_fit(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    problems = [f"missing: {name}" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"unexpected: {name}" for name in sorted(found.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & found.keys()):
+        if wanted[name].shape != found[name].shape:
+            shapes = f"is {tuple(found[name].shape)}, must be {tuple(wanted[name].shape)}"
+            problems.append(f"ill-shaped: {name} {shapes}")
+    if problems:
+        raise ValueError(f"{len(problems)} of its weights don't: {'; '.join(problems[:5])}")
+
+
+def take_lora_out(painter: PaiPainterForImageGeneration) -> None:
+    """Puts the layers under the adapters back, with what was merged into them."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(painter.named_modules()):
+        if isinstance(module, LoraLayer):
+            painter.set_submodule(name, module.get_base_layer())
+    if hasattr(painter, "peft_config"):
+        del painter.peft_config
+    painter._hf_peft_config_loaded = False
 
 
 def load_painter(
@@ -192,38 +294,30 @@ def load_painter(
     **hub_options: Any,
 ) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     """
-    A painter and its processor from a whole model's folder or from an adapter's.
-
-    An adapter's folder gives the adapter and the recommended settings (generation_config.json), everything else comes
-    from its base.
+    A painter and its processor from the folder of a whole model or of an adapter, whose base gives everything but the
+    adapter and the recommended settings.
 
     Args:
         name_or_path, base, vq_config, hub_options: see [`~painter_folder.read_painter_folder`].
-        dtype: the numbers to compute with; `"auto"` is the precision of the model's file.
+        dtype: the precision to compute in; `"auto"` is that of the model's file.
         painter, processor: to be used instead of loading them.
-        options: of the painter's `from_pretrained`, such as `attn_implementation`.
+        options: for the painter's `from_pretrained`.
 
     Raises:
         OSError: if there is no such folder or repository, or if a file is missing in it.
-        ValueError: if it isn't a painter's, if its weights are damaged or don't fit its configuration, or if it is an
-            adapter's and a painter is given.
+        ValueError: if it isn't a painter's, if its weights don't fit, or if an adapter's comes with `painter`.
     """
     folder = read_painter_folder(name_or_path, vq_config, base, **hub_options)
     if folder.adapter is not None and painter is not None:
-        raise ValueError(
-            f"{folder.adapter.name} holds an adapter, which would change the model that is given: please load it by "
-            f"`load_lora_weights`."
-        )
-    if processor is None:
-        processor = load_processor(folder)
-    if painter is None:
-        painter = _load_whole(folder, dtype, options)
+        raise ValueError(f"{folder.adapter.name} holds an adapter: please load it over `model` by `load_lora_weights`.")
+    processor = load_processor(folder) if processor is None else processor
+    painter = _load_base(folder, dtype, options) if painter is None else painter
     if folder.adapter is not None:
         _load_over(painter, folder.adapter)
     return painter, processor
 
 
-def _load_whole(
+def _load_base(
     folder: PainterFolder, dtype: torch.dtype | str, options: dict[str, Any] | None = None
 ) -> PaiPainterForImageGeneration:
     with naming_damaged_weights(folder.name):
@@ -233,7 +327,9 @@ def _load_whole(
 
 
 def _load_over(painter: PaiPainterForImageGeneration, adapter: AdapterFolder) -> None:
-    load_lora(painter, adapter)
+    with naming_damaged_weights(adapter.name):
+        weights = load_file(adapter.weights)
+    load_lora(painter, painter_names(weights), adapter.settings, adapter.name)
     settings = read_generation_config(adapter.name, painter.config, **adapter.hub_options)
     if settings is not None:
         painter.generation_config = settings
@@ -246,58 +342,38 @@ def merge_lora(
     revision: str = "main",
 ) -> Path:
     """
-    Makes a whole model of an adapter and its base: model, processor, tokenizer and recommended settings.
-
-    The sum is computed in float32 and saved in the base's precision. The folder is there whole or not at all.
+    Makes a whole model of an adapter and its base, computed in float32 and saved in the base's precision. The folder is
+    there whole or not at all.
 
     Args:
-        adapter_folder: the adapter's folder or repository.
-        output: a new folder, or an empty one.
+        output: a new folder, or an empty one. It is returned.
         base: the model under the adapter, if it isn't where the adapter says.
-        revision: the adapter repository's.
-
-    Returns:
-        `output`.
+        revision: of the adapter's repository.
 
     Raises:
         ModuleNotFoundError: if peft isn't installed.
-        OSError: if `output` exists and isn't an empty folder, or if adapter or base isn't there.
+        OSError: if `output` isn't an empty folder, or if adapter or base is missing.
         ValueError: if `adapter_folder` is no adapter, or if it is damaged or doesn't fit its base.
     """
     require_peft()
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists already: please name a new folder, or an empty one.")
-    folder = None
-    if read_adapter_folder(adapter_folder, base, revision=revision) is not None:
-        folder = read_painter_folder(adapter_folder, base=base, revision=revision)
-    if folder is None or folder.adapter is None:
+    if read_adapter_folder(adapter_folder, base or "", revision=revision) is None:
         raise ValueError(f"{os.fspath(adapter_folder)} holds no adapter: it has no adapter_config.json.")
-    processor, painter = load_processor(folder), _load_whole(folder, "auto")
+    folder = read_painter_folder(adapter_folder, base=base, revision=revision)
+    processor, painter = load_processor(folder), _load_base(folder, "auto")
     dtype = painter.dtype
-    painter.float()
-    _load_over(painter, folder.adapter)
+    _load_over(painter.float(), folder.adapter)
     for layer in lora_layers(painter):
         layer.merge(safe_merge=True)
     take_lora_out(painter)
-    painter.to(dtype)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
         whole = Path(scratch) / output.name
-        painter.save_pretrained(whole)
+        painter.to(dtype).save_pretrained(whole)
         processor.save_pretrained(whole)
         if output.exists():
             output.rmdir()  # empty; not everywhere can a folder be renamed onto one
         whole.rename(output)
     return output
-
-
-def require_peft() -> None:
-    """
-    Raises:
-        ModuleNotFoundError: if peft isn't installed.
-    """
-    if not is_peft_available():
-        raise ModuleNotFoundError(
-            'LoRA adapters need peft: please run `pip install "pai-painter[train]"`.', name="peft"
-        )

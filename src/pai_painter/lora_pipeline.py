@@ -1,127 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pipeline's way with LoRA adapters: diffusers' methods."""
+"""Adapters in the pipeline, by diffusers' names."""
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, cast
 
 import torch
-from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from .lora import load_lora, require_peft
-from .lora_layers import active_lora, has_lora, lora_layers, put_lora_in, take_lora_out
-from .lora_weights import COMPONENT, find_lora, lora_settings, painter_names, read_lora
-from .painter_folder import AdapterFolder
+from .lora import active_lora, has_lora, load_lora, lora_layers, painter_names, require_peft, take_lora_out
+from .painter_folder import find_file, naming_damaged_weights, read_adapter_folder
 
 __all__ = ["LoraPipelineMixin"]
 
-Layers = torch.nn.Module | Mapping[str, torch.Tensor]
-
-
-class _OfClassOrPipeline:
-    """A method that diffusers calls on the class, with all that it needs, and that a pipeline fills in itself."""
-
-    def __init__(self, function: Callable):
-        self.function = function
-        self.__doc__ = function.__doc__
-
-    def __get__(self, pipeline: Any, cls: type) -> Callable:
-        return partial(self.function, cls, pipeline)
+_Source = str | os.PathLike | Mapping[str, torch.Tensor]
+_Lora = tuple[dict[str, torch.Tensor], dict[str, Any] | None, str]  # weights, peft's settings, what errors call it
 
 
 class LoraPipelineMixin(LoraBaseMixin):
     """
-    Adapters in the pipeline, under diffusers' names: those below, and `enable_lora`, `disable_lora`,
-    `get_active_adapters`, `get_list_adapters`.
+    Adapters under diffusers' names: the methods below, and `set_adapters`, `enable_lora`, `disable_lora`,
+    `get_active_adapters` and `get_list_adapters`.
     """
 
     model: Any  # the painter
-    _lora_loadable_modules = [COMPONENT]
+    _lora_loadable_modules = ["model"]
     _fused_scale = 1.0
 
     def load_lora_weights(
         self,
-        pretrained_model_name_or_path_or_dict: str | os.PathLike | Mapping[str, torch.Tensor],
-        adapter_name: str | None = None,
+        pretrained_model_name_or_path_or_dict: _Source,
+        adapter_name: str = "default",
         *,
         weight_name: str | None = None,
         subfolder: str | None = None,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
+        **hub_options: Any,
     ) -> None:
         """
-        Loads an adapter over the pipeline's model and makes it the active one.
+        Loads an adapter into the pipeline's model and makes it the active one.
 
         Args:
-            pretrained_model_name_or_path_or_dict: the adapter's folder, file or Hub repository, or a state dict whose
-                names have peft's prefix, diffusers' or none. A state dict doesn't say alpha, which is then the rank.
-            adapter_name: what to call it; by default `"default"`. A second one needs a name.
+            pretrained_model_name_or_path_or_dict: the adapter's folder, file or Hub repository, or a state dict, whose
+                alpha is its rank.
+            adapter_name: what to call it; a second adapter needs another name.
             weight_name: the file; by default peft's `adapter_model.safetensors` with its settings, or diffusers'
                 `pytorch_lora_weights.safetensors`.
             subfolder: the folder inside the folder or repository.
-            revision, cache_dir, token, local_files_only, force_download: as everywhere on the Hub.
+            hub_options: `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`.
 
         Raises:
             ModuleNotFoundError: if peft isn't installed.
             OSError: if there is no such folder, file or repository.
             ValueError: if it is no adapter, if the name is taken, or if the adapter doesn't fit the model.
         """
-        options: dict[str, Any] = {
-            "weight_name": weight_name,
-            "subfolder": subfolder,
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "token": token,
-            "local_files_only": local_files_only,
-            "force_download": force_download,
-        }
         require_peft()
-        adapter_name = adapter_name or "default"
-        # Whatever the adapter names, its base is the model that is here; whether it fits is seen on loading.
-        found = _find(pretrained_model_name_or_path_or_dict, self.model.name_or_path, **options)
+        weights, settings, source = _read(
+            pretrained_model_name_or_path_or_dict, self.model.name_or_path, weight_name, subfolder, **hub_options
+        )
         with self._without_offloading():
-            if isinstance(found, AdapterFolder):
-                load_lora(self.model, found, adapter_name)
-                return
-            weights, settings = (painter_names(found), None) if isinstance(found, Mapping) else read_lora(found)
-            name = "in the state dict" if isinstance(found, Mapping) else found
-            put_lora_in(self.model, weights, lambda: lora_settings(weights, settings), name, adapter_name)
+            load_lora(self.model, weights, settings, source, adapter_name)
 
     @classmethod
-    def lora_state_dict(
-        cls,
-        pretrained_model_name_or_path_or_dict: str | os.PathLike | Mapping[str, torch.Tensor],
-        *,
-        return_lora_metadata: bool = False,
-        **options: Any,
-    ) -> Any:
-        """
-        The weights of an adapter, under diffusers' names, `model.` and the name in the painter.
-
-        Args:
-            pretrained_model_name_or_path_or_dict, options: see [`~LoraPipelineMixin.load_lora_weights`].
-            return_lora_metadata: give peft's settings, if they are known, as a second value.
-
-        Raises:
-            OSError: if there is no such folder, file or repository.
-            ValueError: if it is no adapter.
-        """
-        found = _find(pretrained_model_name_or_path_or_dict, "", **options)
-        weights, settings = (painter_names(found), None) if isinstance(found, Mapping) else read_lora(found)
-        state_dict = cls.pack_weights(weights, COMPONENT)
-        return (state_dict, settings) if return_lora_metadata else state_dict
-
-    @_OfClassOrPipeline
     def save_lora_weights(
-        cls: Any,
-        pipeline: Any,
+        cls,
         save_directory: str | os.PathLike,
-        model_lora_layers: Layers | None = None,
+        model_lora_layers: torch.nn.Module | Mapping[str, torch.Tensor],
         is_main_process: bool = True,
         weight_name: str | None = None,
         save_function: Callable | None = None,
@@ -129,57 +76,31 @@ class LoraPipelineMixin(LoraBaseMixin):
         model_lora_adapter_metadata: dict[str, Any] | None = None,
     ) -> None:
         """
-        Saves an adapter as diffusers does: one file, `pytorch_lora_weights.safetensors`, with peft's settings in its
-        metadata. (The pipeline's `save_pretrained` saves peft's folder, from which a pipeline can be loaded as well.)
+        Saves an adapter as diffusers does: one file, with peft's settings in its metadata.
 
         Args:
-            save_directory: the folder; made if it doesn't exist.
-            model_lora_layers: a state dict, or the model with one active adapter; by default the pipeline's own.
-            is_main_process: whether this process writes.
-            weight_name: the file's name.
-            save_function: writes in place of safetensors, called with the state dict and the path.
-            safe_serialization: must be `True`.
-            model_lora_adapter_metadata: peft's settings, `LoraConfig.to_dict()`, for a state dict. Without them alpha
-                will be the rank when it is loaded.
+            model_lora_layers: the pipeline's model, with one active adapter, or a state dict.
+            weight_name: by default `pytorch_lora_weights.safetensors`.
+            model_lora_adapter_metadata: for a state dict, peft's settings, `LoraConfig.to_dict()`.
+            others: see diffusers' `save_lora_weights`; `safe_serialization` must be `True`.
 
         Raises:
             ValueError: if there is no adapter, if more than one is active, or if an option isn't supported.
         """
-        if not safe_serialization or (weight_name is not None and not weight_name.endswith(".safetensors")):
+        if not safe_serialization or not (weight_name or ".safetensors").endswith(".safetensors"):
             raise ValueError("LoRA weights are saved as .safetensors only.")
-        if model_lora_layers is None and pipeline is None:
-            raise ValueError("Please give `model_lora_layers`, or call `save_lora_weights` on a pipeline.")
-        layers = pipeline.model if model_lora_layers is None else model_lora_layers
-        if isinstance(layers, torch.nn.Module):
-            layers, own_settings = active_lora(cast(Any, layers))
-            model_lora_adapter_metadata = model_lora_adapter_metadata or own_settings
-        weights = {name: weight.detach().cpu().contiguous() for name, weight in painter_names(layers).items()}
-        if is_main_process:
-            cls._save_lora_weights(
-                os.fspath(save_directory),
-                {COMPONENT: weights},
-                {COMPONENT: model_lora_adapter_metadata},
-                weight_name=weight_name,
-                save_function=save_function,
-            )
-
-    def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:
-        """
-        Makes adapters the active ones, each with a weight.
-
-        Args:
-            adapter_names: one or several.
-            adapter_weights: a number, or one for each adapter; also as `{"model": number}`. By default 1.
-
-        Raises:
-            ValueError: if there is no such adapter, or if the weights are more, fewer or for another component.
-        """
-        for weights in adapter_weights if isinstance(adapter_weights, list) else [adapter_weights]:
-            if isinstance(weights, dict) and set(weights) != {COMPONENT}:
-                raise ValueError(
-                    f"`adapter_weights` are for the component {COMPONENT!r}, got {', '.join(map(repr, weights))}."
-                )
-        super().set_adapters(adapter_names, adapter_weights)
+        if isinstance(model_lora_layers, torch.nn.Module):
+            model_lora_layers, config = active_lora(cast(Any, model_lora_layers))
+            model_lora_adapter_metadata = model_lora_adapter_metadata or config.to_dict()
+        named = painter_names(model_lora_layers)
+        cls._save_lora_weights(
+            os.fspath(save_directory),
+            {"model": {name: weight.detach().cpu().contiguous() for name, weight in named.items()}},
+            {"model": model_lora_adapter_metadata},
+            is_main_process=is_main_process,
+            weight_name=weight_name,
+            save_function=save_function,
+        )
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """
@@ -190,16 +111,15 @@ class LoraPipelineMixin(LoraBaseMixin):
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         self._check_names(names)
-        fused = sorted(set(names) & set(self.fused_loras))
-        if fused:
-            raise ValueError(f"{', '.join(fused)} is fused with the weights: please call `unfuse_lora` first.")
+        if self.fused_loras & set(names):
+            raise ValueError(f"{', '.join(names)} can't be deleted while fused: please call `unfuse_lora` first.")
         with self._without_offloading():
             super().delete_adapters(names)
             if not has_lora(self.model):
                 take_lora_out(self.model)
 
     def unload_lora_weights(self) -> None:
-        """Takes all adapters out. What was fused before stays in the weights, so that they can be saved."""
+        """Takes all adapters out. What is fused stays in the weights, so that they can be saved."""
         if has_lora(self.model):
             with self._without_offloading():
                 take_lora_out(self.model)
@@ -213,23 +133,17 @@ class LoraPipelineMixin(LoraBaseMixin):
         adapter_names: list[str] | None = None,
     ) -> None:
         """
-        Adds the active adapters to the weights: painting is as fast as without them.
-
-        Args:
-            components: `["model"]`, which is the default.
-            lora_scale: how much of them; not 0.
-            safe_fusing: refuse adapters that aren't finite.
-            adapter_names: which ones, instead of the active ones.
+        Adds the active adapters to the weights, which makes painting as fast as without them; see diffusers'
+        `fuse_lora`.
 
         Raises:
-            ValueError: if there is no such adapter, if it is fused already, or if `lora_scale` is 0.
+            ValueError: if there is no such adapter, if one is fused already, or if `lora_scale` is 0.
         """
-        if not has_lora(self.model):
-            raise ValueError("There is no adapter to fuse; `load_lora_weights` loads one.")
-        if self.num_fused_loras:
-            raise ValueError(f"Fused already: {', '.join(sorted(self.fused_loras))}; please call `unfuse_lora` first.")
+        if not has_lora(self.model) or self.num_fused_loras:
+            fused = ", ".join(sorted(self.fused_loras))
+            raise ValueError(f"Fused already: {fused}." if fused else "There is no adapter to fuse.")
         if lora_scale == 0:
-            raise ValueError("`lora_scale` must not be 0; to paint without adapters there is `disable_lora`.")
+            raise ValueError("`lora_scale` must not be 0: `disable_lora` paints without adapters.")
         self._check_names(adapter_names or [])
         with self._without_offloading():
             super().fuse_lora(components or self._lora_loadable_modules, lora_scale, safe_fusing, adapter_names)
@@ -239,22 +153,14 @@ class LoraPipelineMixin(LoraBaseMixin):
         """Takes the fused adapters out of the weights again, up to rounding; they stay active."""
         with self._without_offloading():
             super().unfuse_lora(components or self._lora_loadable_modules)
-            for layer in lora_layers(self.model) if has_lora(self.model) else []:
-                layer.unscale_layer(self._fused_scale)  # which fusing has multiplied in, and diffusers leaves there
+            for layer in lora_layers(self.model):
+                layer.unscale_layer(self._fused_scale)  # which fusing multiplies in, and diffusers leaves there
         self._fused_scale = 1.0
 
-    def enable_lora_hotswap(self, **kwargs: Any) -> None:
-        """
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("Adapters can't be exchanged in place: please load both and choose by `set_adapters`.")
-
     def _check_names(self, names: list[str]) -> None:
-        there = list(self.model.peft_config) if has_lora(self.model) else []
-        unknown = [name for name in names if name not in there]
-        if unknown:
-            raise ValueError(f"There is no adapter {', '.join(map(repr, unknown))}, only {', '.join(there) or 'none'}.")
+        there = self.get_list_adapters().get("model", [])
+        if not set(names) <= set(there):
+            raise ValueError(f"There is no adapter {', '.join(names)}, only {', '.join(there) or 'none'}.")
 
     @contextmanager
     def _without_offloading(self) -> Iterator[None]:
@@ -272,34 +178,37 @@ class LoraPipelineMixin(LoraBaseMixin):
                 self.enable_sequential_cpu_offload(device=device)
 
 
-def _find(
-    source: str | os.PathLike | Mapping[str, torch.Tensor],
-    base: str,
-    *,
-    weight_name: str | None = None,
-    subfolder: str | None = None,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
-) -> AdapterFolder | str | Mapping[str, torch.Tensor]:
+def _read(source: _Source, base: str, weight_name: str | None, subfolder: str | None, **hub_options: Any) -> _Lora:
+    """An adapter from wherever it is. Its base is the model that is here, whatever it names."""
+    unknown = sorted(hub_options.keys() - {"revision", "cache_dir", "token", "local_files_only", "force_download"})
+    if unknown:
+        raise TypeError(f"load_lora_weights() has no option {', '.join(map(repr, unknown))}.")
     if isinstance(source, Mapping):
-        if weight_name is not None or subfolder is not None:
-            raise ValueError(
-                "`weight_name` and `subfolder` are for a folder or a repository, but a state dict is given."
-            )
-        return source
-    if subfolder and os.path.isdir(source):
-        source, subfolder = os.path.join(source, subfolder), None
-    return find_lora(
-        source,
-        weight_name,
-        base,
-        revision=revision or "main",
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
-        force_download=force_download,
-        **({"subfolder": subfolder} if subfolder else {}),
-    )
+        if weight_name or subfolder or hub_options:
+            raise ValueError("A state dict is given, so please leave out options of files and repositories.")
+        return {name: weight.clone() for name, weight in painter_names(source).items()}, None, "in the state dict"
+    name = os.path.join(source, subfolder) if subfolder and os.path.isdir(source) else os.fspath(source)
+    if subfolder and name == os.fspath(source):
+        hub_options["subfolder"] = subfolder
+    if os.path.isfile(name) and weight_name is None:
+        name, weight_name = os.path.split(os.path.abspath(name))
+    if not (weight_name or ".safetensors").endswith(".safetensors"):
+        raise ValueError(f"LoRA weights are read from .safetensors files only, but `weight_name` is {weight_name!r}.")
+    of_peft = weight_name in (None, "adapter_model.safetensors")
+    adapter = read_adapter_folder(name, base=base, **hub_options) if of_peft else None
+    path = adapter.weights if adapter else find_file(name, weight_name or LORA_WEIGHT_NAME_SAFE, **hub_options)
+    if path is None and weight_name is None:
+        raise ValueError(f"{name} holds no adapter: it has no adapter_config.json and no {LORA_WEIGHT_NAME_SAFE}.")
+    if path is None:
+        raise OSError(f"{name} has no file {weight_name}.")
+    with naming_damaged_weights(path):
+        weights = painter_names(load_file(path))
+        with safe_open(path, framework="pt") as file:
+            stored = (file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
+    if adapter is not None:
+        return weights, adapter.settings, adapter.name
+    try:
+        settings = None if stored is None else json.loads(stored)
+        return weights, settings and {key.removeprefix("model."): value for key, value in settings.items()}, path
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"The {LORA_ADAPTER_METADATA_KEY} in {path} is damaged ({error}).") from error

@@ -24,7 +24,9 @@ def push(
     pull_request: Annotated[
         bool, typer.Option("--pull-request", help="Open a pull request instead of committing to the repository.")
     ] = False,
-    message: Annotated[str, typer.Option(help="The first line of the commit's message.")] = "Upload a PAI-Painter model",
+    message: Annotated[
+        str, typer.Option(help="The first line of the commit's message.")
+    ] = "Upload a PAI-Painter model",
     base: Annotated[
         str | None,
         typer.Option(help="For an adapter trained on a local folder: the name of that model on the Hub."),
