@@ -11,14 +11,17 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 from httpx2 import HTTPError, UnsupportedProtocol  # huggingface_hub's own client
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, errors, snapshot_download
-from huggingface_hub.utils import get_token, validate_repo_id  # type: ignore[attr-defined]  # not in its __all__
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
+    filter_repo_objects,
+    get_token,
+    validate_repo_id,
+)
 from safetensors import safe_open
 from transformers import ProcessorMixin
 from yaml import YAMLError
@@ -53,16 +56,15 @@ _CODE = ("model_index.json", "*.py")
 _EASYNLP_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 _INCOMPLETE = ".incomplete"  # a folder's, while a pull fills it
 
-_NEW_CARD = b"---\nlibrary_name: transformers\npipeline_tag: text-to-image\n---\n"
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
-    (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set"),
+    (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set"),
     (UnsupportedProtocol, "HF_ENDPOINT must begin with https://"),
-    (JSONDecodeError, "HF_ENDPOINT doesn't answer as the Hub does"),
+    (json.JSONDecodeError, "HF_ENDPOINT doesn't answer as the Hub does"),
     (errors.GatedRepoError, "it is gated: please accept its conditions on its page, and log in with `hf auth login`"),
     (errors.RevisionNotFoundError, "it has no such branch, tag or commit"),
     (errors.RepositoryNotFoundError, "there is no such repository, or the token can't see it"),
     (errors.HfHubHTTPError, "the Hub refuses"),
-    (errors.LocalEntryNotFoundError, "the Hub is not asked"),
+    (LocalEntryNotFoundError, "the Hub is not asked"),
     (Exception, "the Hub can't be reached, or the connection broke"),
 )
 
@@ -134,7 +136,7 @@ def push_saved(
         repo_id, commit_message, private, token, revision: see [`push_folder`]; `token=True` is the login's.
 
     Returns:
-        `str`: the address of the repository at the commit, or of the pull request.
+        `str`: the address, see [`push_folder`].
 
     Raises:
         ValueError: if the model has an adapter, or if an option is wrong.
@@ -173,11 +175,7 @@ def register_push_to_hub() -> None:
 
 
 def pull_folder(
-    repo_id: str,
-    local_dir: str | Path | None = None,
-    *,
-    revision: str = "main",
-    token: str | None = None,
+    repo_id: str, local_dir: str | Path | None = None, *, revision: str = "main", token: str | None = None
 ) -> Path:
     """
     Downloads a model or an adapter into the cache that `from_pretrained` reads, and copies it from there into a folder,
@@ -196,7 +194,8 @@ def pull_folder(
         ValueError: if the name can't be a repository's, or if the repository holds no model.
         OSError: if the Hub refuses or can't be reached, or if `local_dir` holds something else.
     """
-    _check_name(repo_id, is_whole="/" in repo_id)
+    if "/" not in repo_id or not is_repository_name(repo_id):
+        raise ValueError(f"{repo_id!r} can't be a repository on the Hub: please give owner/name.")
     patterns = [*_FILES, *_WEIGHTS, *_EASYNLP_WEIGHTS, *_CODE]
     with _one_sentence_errors("pulled", repo_id, token):
         snapshot = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns))
@@ -207,7 +206,7 @@ def pull_folder(
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{target} is a file: please name a new folder.")
     shutil.rmtree(target / _INCOMPLETE, ignore_errors=True)  # of a pull that was killed
-    files = [name for name in _names(snapshot) if _matches(name, patterns)]
+    files = list(filter_repo_objects(_names(snapshot), allow_patterns=patterns))
     held = _names(target)
     if held == files and filecmp.cmpfiles(snapshot, target, files, shallow=False)[0] == files:
         return target
@@ -258,7 +257,8 @@ def _push(
     tag: str | None = None,
     tags: list[str] | None = None,
 ) -> str:
-    _check_name(repo_id, is_whole="/" in repo_id or not create_pr)
+    if not is_repository_name(repo_id) or (create_pr and "/" not in repo_id):
+        raise ValueError(f"{repo_id!r} can't be a repository on the Hub: please give owner/name.")
     if create_pr and (private or revision is not None or tag is not None):
         raise ValueError("A pull request is opened on main: please leave `private`, `revision` and `tag` out.")
     token = check_login(token)
@@ -276,13 +276,14 @@ def _push(
             raise ValueError(f"The tag {tag} names another commit, so nothing was pushed: please choose another tag.")
         names = [file.rfilename for file in there.siblings or []]
         if tags:
-            has_card = "README.md" in names
-            card = Path(api.hf_hub_download(repo_id, "README.md", revision=there.sha)) if has_card else _NEW_CARD
+            card: Path | bytes = b"---\nlibrary_name: transformers\npipeline_tag: text-to-image\n---\n"
+            if "README.md" in names:
+                card = Path(api.hf_hub_download(repo_id, "README.md", revision=there.sha))
             files["README.md"] = _card(card, f"README.md of {repo_id}", tags)
         operations: list[Any] = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
         if not files.keys().isdisjoint(_CONFIGS):  # loading would prefer an older model's files
-            older = [name for name in names if _matches(name, (*_CONFIGS, *_WEIGHTS)) and name not in files]
-            operations += [CommitOperationDelete(name) for name in older]
+            older = filter_repo_objects(names, allow_patterns=[*_CONFIGS, *_WEIGHTS])
+            operations += [CommitOperationDelete(name) for name in older if name not in files]
         commit = api.create_commit(
             repo_id, operations, **message, revision=revision, create_pr=create_pr, parent_commit=there.sha
         )
@@ -309,6 +310,8 @@ def _files_of(folder: Path, base: str | None) -> Files:
     """What is sent of a folder; the settings and the card of an adapter name its base as the Hub does."""
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
+    if (folder / "pytorch_model.bin").is_file() and not list(folder.glob("model*.safetensors")):
+        raise ValueError(f"{folder} has no safetensors: please run `pai-painter convert {folder} NEW_FOLDER` first.")
     found = _weights(folder, str(folder), use_safetensors=True)
     for file in found:
         with naming_damaged_weights(str(file)), safe_open(file, framework="numpy"):
@@ -354,19 +357,10 @@ def _card(content: Path | bytes, name: str, tags: Iterable[str] = (), base: str 
     return str(card).encode()
 
 
-def _check_name(repo_id: str, is_whole: bool) -> None:
-    if not is_whole or not is_repository_name(repo_id):
-        raise ValueError(f"{repo_id!r} can't be a repository on the Hub: please give owner/name.")
-
-
 def _names(folder: Path) -> list[str]:
     """All files in a folder, and links to folders."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(path.relative_to(folder).as_posix() for path in found)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _fill(target: Path, snapshot: Path, files: list[str]) -> None:
@@ -392,21 +386,16 @@ def _one_sentence_errors(done: str, repo_id: str, token: str | None) -> Iterator
     """The client's errors as one sentence each, without their cause, whose requests carry the token."""
     try:
         yield
-    except (
-        HTTPError,
-        JSONDecodeError,
-        errors.LocalEntryNotFoundError,
-        errors.OfflineModeIsEnabled,
-        RuntimeError,
-    ) as error:
+    except (HTTPError, json.JSONDecodeError, LocalEntryNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
         cause: BaseException = error
-        while isinstance(cause, errors.LocalEntryNotFoundError | RuntimeError) and cause.__cause__ is not None:
+        while isinstance(cause, LocalEntryNotFoundError | RuntimeError) and cause.__cause__ is not None:
             cause = cause.__cause__
         reason = next(text for kind, text in _REASONS if isinstance(cause, kind))
-        said = str(cause).splitlines()[0].rstrip(".")
+        said = str(cause).partition("\n")[0].rstrip(".")
         if isinstance(cause, errors.HfHubHTTPError):
             response = cause.response
             said = f"{response.status_code}, {cause.server_message or response.reason_phrase}".rstrip(". ")
-        cached = ", and the cache doesn't hold all of it" if isinstance(error, errors.LocalEntryNotFoundError) else ""
+        cached = ", and the cache doesn't hold all of it" if isinstance(error, LocalEntryNotFoundError) else ""
         text = _shown(f"{repo_id} could not be {done}: {reason}{cached} ({HfApi().endpoint}: {said}).")
-        raise OSError(text.replace(token, "[token]") if token else text) from None
+        secret = token or get_token()
+        raise OSError(text.replace(secret, "[token]") if secret else text) from None
