@@ -27,7 +27,7 @@ _HEAD = """# API reference
 
 <!-- Written by tools/make_api_reference.py from the docstrings: change those instead. -->
 
-Everything here is imported from the module in its heading. The command line is described by `pai-painter COMMAND --help`.
+Everything here is imported from the module in its heading. For the command line see `pai-painter COMMAND --help`.
 """
 
 

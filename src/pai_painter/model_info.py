@@ -8,10 +8,10 @@ from typing import Any
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
+from .model.folder_pai_painter import AdapterFolder, find_file, naming_damaged_weights, read_painter_folder
 from .model.model_files_pai_painter import build_without_memory
 from .model.modeling_pai_painter import PaiPainterForImageGeneration
 from .model.sampling_pai_painter import default_generation_config, read_generation_config
-from .painter_folder import AdapterFolder, find_file, naming_damaged_weights, read_painter_folder
 
 __all__ = ["describe_model"]
 

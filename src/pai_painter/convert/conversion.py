@@ -11,12 +11,12 @@ from typing import Literal, cast, get_args
 import torch
 
 from ..model.configuration_pai_painter import PaiPainterVQConfig
+from ..model.folder_pai_painter import naming_damaged_weights
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..model.model_files_pai_painter import refuse_git_lfs_pointer
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
-from ..painter_folder import naming_damaged_weights
 from .archives import is_archive, unpack
 from .easynlp import read_easynlp, write_easynlp
 from .kinds import kind_of, model_folder

@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from ..model.configuration_pai_painter import PaiPainterVQConfig
+from ..model.folder_pai_painter import naming_damaged_weights
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
-from ..painter_folder import naming_damaged_weights
 from .safe_pickle import CheckpointError
 
 __all__ = ["add_encoder", "read_settings", "read_vq_config"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..data.tsv import open_lines
-from ..painter_folder import read_painter_folder
+from ..model.folder_pai_painter import read_painter_folder
 from ..training.arguments import PainterTrainingArguments
 from .flags import Given, parse_flags
 from .names import explaining_missing_models, hub_name

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from ..lora import has_lora, load_painter, save_lora
-from ..lora_pipeline import LoraPipelineMixin
 from .configuration_pai_painter import PaiPainterVQConfig
+from .lora_pai_painter import has_lora, load_painter, save_lora
+from .lora_pipeline_pai_painter import LoraPipelineMixin
 from .model_files_pai_painter import HUB_OPTIONS
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .pipeline_loading_pai_painter import COMPONENTS, Precision, loading_options, pipeline_files
@@ -352,6 +352,17 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = kwargs.get("model", pipeline).dtype
         return super().from_pipe(pipeline, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *args: Any, **options: Any) -> str:
+        """
+        Pushes model and processor as diffusers does; where the package is installed, in one commit and with the code
+        that loads them elsewhere. See [`~hub.push_saved`] for the options.
+        """
+        try:
+            from pai_painter.hub import push_saved
+        except ImportError:
+            return super().push_to_hub(repo_id, *args, **options)
+        return push_saved(self, repo_id, *args, **options)
 
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None

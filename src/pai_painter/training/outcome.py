@@ -4,10 +4,9 @@
 import logging
 from pathlib import Path
 
-from ..hub import check_login, is_repository_name, push_folder
-from ..hub.folder import is_base_name, is_reference_name
+from ..hub import check_login, is_base_name, is_repository_name, push_folder
+from ..model.folder_pai_painter import portable_base_name
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
-from ..painter_folder import portable_base_name
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
 from .loss_curve import draw_loss_curve
 from .model_card import write_model_card
@@ -26,7 +25,7 @@ def check_push(model: PainterModelArguments, training: PainterTrainingArguments)
     Finds out before the training, without a network, what would keep its model from the Hub in the end.
 
     Raises:
-        ValueError: if there is no token, if the name or the tag can't be one, or if an adapter's base has no name on
+        ValueError: if there is no token, if the name can't be a repository's, or if an adapter's base has no name on
             the Hub.
     """
     if not training.push_to_hub:
@@ -35,10 +34,6 @@ def check_push(model: PainterModelArguments, training: PainterTrainingArguments)
     repository = _repository(training)
     if not is_repository_name(repository):
         raise ValueError(f"{repository!r} can be no repository on the Hub: please set `hub_model_id` to owner/name.")
-    if training.hub_tag is not None and not is_reference_name(training.hub_tag):
-        raise ValueError(
-            f"`hub_tag` can't be {training.hub_tag!r}: please give a name without blanks, .. and any of ~^:?*[\\."
-        )
     if model.lora_rank is None:
         if training.hub_base_model is not None:
             raise ValueError("`hub_base_model` is for adapters (`lora_rank`): please leave it out.")

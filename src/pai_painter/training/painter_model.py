@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import torch
 
 from ..model.configuration_pai_painter import PaiPainterConfig
+from ..model.folder_pai_painter import find_file, load_processor, naming_damaged_weights, read_painter_folder
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from ..model.tokenization_pai_painter import PaiPainterTokenizer
 from ..model_hash import architecture_of
-from ..painter_folder import find_file, load_processor, naming_damaged_weights, read_painter_folder
 from .arguments import PainterModelArguments
 
 __all__ = ["build_painter", "take_vqgan", "with_vqgan"]

@@ -16,10 +16,10 @@ from ..data.augment import shift_and_flip
 from ..data.rows import PictureRows
 from ..imaging.grids import draw_grid
 from ..model.configuration_pai_painter import PaiPainterVQConfig
+from ..model.folder_pai_painter import naming_damaged_weights
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model_hash import architecture_of
-from ..painter_folder import naming_damaged_weights
 from .arguments import DataArguments, VQGANModelArguments, VQGANTrainingArguments
 from .codebook import CodebookLearner
 from .command_line import run_from_command_line

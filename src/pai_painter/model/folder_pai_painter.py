@@ -10,20 +10,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from httpx2 import HTTPError  # huggingface_hub's own client
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client's, whatever its version
 from safetensors import SafetensorError
 
-from .hub.folder import DEMO_NAME
-from .model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
-from .model.model_files_pai_painter import (
+from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from .model_files_pai_painter import (
     find_model_file,
     read_json_object,
     refuse_git_lfs_pointer,
     resolve_hub_options,
 )
-from .model.processing_pai_painter import PaiPainterProcessor
+from .processing_pai_painter import PaiPainterProcessor
 
 __all__ = [
+    "DEMO_NAME",
     "AdapterFolder",
     "PainterFolder",
     "find_file",
@@ -34,7 +34,9 @@ __all__ = [
     "read_painter_folder",
 ]
 
-_DEMO_FOLDER = Path(__file__).parent / "demo_model"
+# The package's own model as an adapter's base: its path is different on each machine.
+DEMO_NAME = "pai_painter.DEMO_MODEL"
+_DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
 
 _BESIDE_LORA = ("bias", "modules_to_save", "target_parameters", "trainable_token_indices")
 
@@ -205,7 +207,7 @@ def portable_base_name(name_or_path: str) -> str:
     """
     if not os.path.isdir(name_or_path):
         return name_or_path
-    if os.path.samefile(name_or_path, _DEMO_FOLDER):
+    if _DEMO_FOLDER.is_dir() and os.path.samefile(name_or_path, _DEMO_FOLDER):
         return DEMO_NAME
     return os.path.abspath(name_or_path)
 
@@ -225,7 +227,7 @@ def find_file(name_or_path: str, filename: str, **hub_options: Any) -> str | Non
     hub_options = _resolved(name_or_path, hub_options)
     try:
         return find_model_file(name_or_path, filename, **hub_options)
-    except (OSError, HTTPError) as error:  # the latter if HF_ENDPOINT is no address
+    except (OSError, httpx.HTTPError) as error:  # the latter if HF_ENDPOINT is no address
         reason = str(error).split("\n")[0].rstrip(".")
         raise OSError(f"There is no folder {name_or_path}, and the Hub does not give it either: {reason}.") from error
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that put models on the Hub and that get them from there."""
+"""The commands that upload models to the Hub and download them from there."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,25 +16,27 @@ def push(
         Path, typer.Argument(help="A model's or an adapter's folder, such as the output of `pai-painter train`.")
     ],
     repo: Annotated[
-        str, typer.Argument(help="OWNER/NAME on the Hub; made if there is none. A name alone is under your own.")
+        str, typer.Argument(help="OWNER/NAME on the Hub, created if there is none; a name alone is your own.")
     ],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="A branch, made if there is none; main by default.")] = None,
-    tag: Annotated[str | None, typer.Option(help="Name the commit, for example v1.0.")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, created if there is none; main by default.")] = None,
+    tag: Annotated[str | None, typer.Option(help="A tag for the commit, such as v1.0.")] = None,
     pull_request: Annotated[
-        bool, typer.Option("--pull-request", help="Ask the owner to take it, instead of writing to the repository.")
+        bool, typer.Option("--pull-request", help="Open a pull request instead of committing to the repository.")
     ] = False,
-    message: Annotated[str, typer.Option(help="What the commit is about.")] = "Upload a PAI-Painter model",
+    message: Annotated[
+        str, typer.Option(help="The first line of the commit's message.")
+    ] = "Upload a PAI-Painter model",
     base: Annotated[
         str | None,
-        typer.Option(help="For an adapter trained on a local folder: what that model is called on the Hub."),
+        typer.Option(help="For an adapter trained on a local folder: the name of that model on the Hub."),
     ] = None,
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Put a trained model or a LoRA adapter on the Hub, as one commit, without checkpoints, data and logs.
+    Upload a trained model or a LoRA adapter to the Hub as one commit, without checkpoints, data and logs.
 
-    The token comes from `hf auth login` or from HF_TOKEN. The same command again changes nothing.
+    The token comes from `hf auth login` or HF_TOKEN. Running the same command again changes nothing.
 
     Examples:
 
@@ -42,7 +44,7 @@ def push(
 
     pai-painter push out me/line-style --base alibaba-pai/pai-painter-base-zh
     """
-    with one_sentence_errors(verbose, "Stopped; the same command goes on from there."):
+    with one_sentence_errors(verbose, "Stopped; rerun to resume."):
         quieten(verbose)
         from ..hub import push_folder
 
@@ -62,16 +64,16 @@ def push(
 def pull(
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
     output: Annotated[
-        Path | None, typer.Option(help="A new folder for a copy; by default the model stays in the Hub's cache.")
+        Path | None, typer.Option(help="A new folder for a copy; by default the model is in the Hub's cache only.")
     ] = None,
     revision: RevisionOption = "main",
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that is in the output folder.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """
     Download a model or an adapter from the Hub, complete or not at all, and print its folder.
 
-    Files that have arrived aren't fetched again. HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 asks nobody.
+    Files that are in the cache aren't downloaded again. HF_ENDPOINT names a mirror; HF_HUB_OFFLINE=1 uses the cache
+    alone.
 
     Examples:
 
@@ -79,8 +81,8 @@ def pull(
 
     pai-painter pull me/shop-painter --output shop --revision v1.0
     """
-    with one_sentence_errors(verbose, "Stopped; the same command fetches the rest."):
+    with one_sentence_errors(verbose, "Stopped; rerun to resume."):
         quieten(verbose)
         from ..hub import pull_folder
 
-        typer.echo(pull_folder(repo, output, revision=revision, force=force))
+        typer.echo(pull_folder(repo, output, revision=revision))
