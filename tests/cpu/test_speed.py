@@ -14,7 +14,7 @@ from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipe
 from pai_painter.cpu.speed import SPEEDS, PaintingSpeed, _warn_once, find_speed, has_bfloat16
 from pai_painter.imaging.painting import PaintingOptions
 from pai_painter.lora import add_lora
-from pai_painter.model.generation_pai_painter import _stamp
+from pai_painter.cpu.backend import _stamp
 
 CAPTIONS = expected()["text_ids"]
 CPU = torch.device("cpu")

@@ -43,39 +43,24 @@ _BESIDE_LORA = ("bias", "modules_to_save", "target_parameters", "trainable_token
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """
-    Args:
-        name (`str`): The adapter's folder or repository.
-        settings (`dict`): Its adapter_config.json.
-        weights (`str`): The local path of its adapter_model.safetensors.
-        base (`str`): Folder or repository of the model under it.
-        base_revision (`str`): The base repository's.
-        hub_options (`dict`): With which the adapter's other files are found, without asking the Hub again.
-    """
+    """What an adapter's folder or repository holds."""
 
     name: str
-    settings: dict[str, Any]
-    weights: str
-    base: str
+    settings: dict[str, Any]  # its adapter_config.json
+    weights: str  # the local path of its adapter_model.safetensors
+    base: str  # folder or repository of the model under it
     base_revision: str
-    hub_options: dict[str, Any] = field(default_factory=dict)
+    hub_options: dict[str, Any] = field(default_factory=dict)  # with which its other files are found
 
 
 @dataclass(frozen=True)
 class PainterFolder:
-    """
-    Args:
-        name (`str`): The folder or repository of the whole model: for an adapter's folder, of its base.
-        config ([`PaiPainterConfig`]): The painter's configuration.
-        layout (`str`): `"native"`, or `"EasyNLP"` for a checkpoint of that program.
-        hub_options (`dict`): With which its other files are found, without asking the Hub again.
-        adapter ([`AdapterFolder`], *optional*): The adapter over it, if an adapter's folder was named.
-    """
+    """What a painter's folder or repository holds; for an adapter's, what its base's holds, and the adapter."""
 
     name: str
     config: PaiPainterConfig
     layout: Literal["native", "EasyNLP"]
-    hub_options: dict[str, Any] = field(default_factory=dict)
+    hub_options: dict[str, Any] = field(default_factory=dict)  # with which its other files are found
     adapter: AdapterFolder | None = None
 
     @property
@@ -200,10 +185,8 @@ def read_adapter_folder(
 
 def portable_base_name(name_or_path: str) -> str:
     """
-    The name under which an adapter finds its base again.
-
-    The demo model gets a name without a path, since it comes with the package on every machine; other folders are
-    named by their whole path, since a relative one, `models/base`, reads like a repository of the Hub elsewhere.
+    The name under which an adapter finds its base again: a repository's, the demo model's, which is on every machine,
+    or a folder's absolute path, since `models/base` would read like a repository elsewhere.
     """
     if not os.path.isdir(name_or_path):
         return name_or_path
@@ -215,11 +198,6 @@ def portable_base_name(name_or_path: str) -> str:
 def find_file(name_or_path: str, filename: str, **hub_options: Any) -> str | None:
     """
     The local path of a file of a folder or a Hub repository, or `None` if that has no such file.
-
-    Args:
-        name_or_path: the folder or the repository.
-        filename: the file's name in it.
-        hub_options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
 
     Raises:
         OSError: if there is no such folder or repository.
