@@ -27,7 +27,7 @@ def convert(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="taming's YAML file, or a JSON file with PaddleNLP's num_attention_heads, if it isn't beside the weights."
+            help="taming's YAML, or a JSON with PaddleNLP's num_attention_heads, if it isn't beside the weights."
         ),
     ] = None,
     vq_config: Annotated[
