@@ -1,31 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """EasyNLP's names: of the published models, and of the sizes that its commands repeat although the model has them."""
 
+import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line is parsed without transformers
     from ..model.configuration_pai_painter import PaiPainterConfig
 
-__all__ = ["PUBLISHED", "SIZES", "TASK", "check_sizes", "explaining_missing_models", "hub_name", "number_of_pictures"]
+__all__ = ["PUBLISHED", "SIZES", "TASK", "checked_model", "nearest", "number_of_pictures"]
 
 TASK = "text2image_generation"
-PUBLISHED = (
-    "pai-painter-base-zh",
-    "pai-painter-large-zh",
-    "pai-painter-commercial-base-zh",
-    "pai-painter-scenery-base-zh",
-    "pai-painter-painting-base-zh",
+PUBLISHED = tuple(
+    f"pai-painter-{kind}-zh" for kind in ("base", "large", "commercial-base", "scenery-base", "painting-base")
 )
 _OWNER = "alibaba-pai"
 SIZES: "dict[str, Callable[[PaiPainterConfig], int]]" = {
     "size": lambda config: config.vq_config.resolution,  # type: ignore[union-attr]  # a PaiPainterVQConfig by now
     "text_len": lambda config: config.text_length,
     "img_len": lambda config: config.num_image_tokens,
-    "sequence_length": lambda config: config.max_position_embeddings,
-    "block_size": lambda config: config.max_position_embeddings,
+    **dict.fromkeys(("sequence_length", "block_size"), lambda config: config.max_position_embeddings),
     "img_vocab_size": lambda config: config.image_vocab_size,
     "text_vocab_size": lambda config: config.text_vocab_size,
     "vocab_size": lambda config: config.vocab_size,
@@ -35,33 +30,26 @@ SIZES: "dict[str, Callable[[PaiPainterConfig], int]]" = {
 }
 
 
-def hub_name(name: str) -> str:
-    """A published name with its owner on the Hub; any other name, or a folder, as it is."""
-    return f"{_OWNER}/{name}" if name in PUBLISHED and not os.path.isdir(name) else name
+def checked_model(name: str, given: Mapping[str, Any]) -> str:
+    """The name that loads a model (a published one gets its owner), if the sizes in `given` are the model's."""
+    from ..painter_folder import read_painter_folder
 
-
-@contextmanager
-def explaining_missing_models(name: str) -> Iterator[None]:
-    """Says where else a published model (`name` is from [`hub_name`]) may come from, if it isn't there."""
+    published = name.removeprefix(f"{_OWNER}/") in PUBLISHED and not os.path.isdir(name)
+    name = f"{_OWNER}/{name}" if published and "/" not in name else name
     try:
-        yield
+        config = read_painter_folder(name).config
     except OSError as error:
-        if name.removeprefix(f"{_OWNER}/") not in PUBLISHED or os.path.isdir(name):
+        if not published:
             raise
         raise OSError(
             f"The model {name} is not in the cache, and the Hub can't be reached or doesn't have it: please go online, "
-            f"or run `pai-painter convert` on EasyNLP's folder or archive of it, and give the folder instead."
+            f"or run `pai-painter convert` on EasyNLP's archive of it and give that folder instead."
         ) from error
-
-
-def check_sizes(model_name: str, config: "PaiPainterConfig", given: Mapping[str, Any]) -> None:
-    """Refuses sizes by EasyNLP's names that aren't the model's; other names are passed over."""
-    for name, size in SIZES.items():
-        if name in given and str(given[name]) != str(size(config)):
-            raise ValueError(
-                f"{name}={given[name]} contradicts the model {model_name}, which has {size(config)}: please leave it "
-                f"out, or take a model of that size."
-            )
+    for size, get in SIZES.items():
+        if size in given and str(given[size]) != str(get(config)):
+            told = f"{size}={given[size]} contradicts the model {name}, which has {get(config)}"
+            raise ValueError(f"{told}: please leave it out, or take a model of that size.")
+    return name
 
 
 def number_of_pictures(given: Any) -> int:
@@ -69,3 +57,9 @@ def number_of_pictures(given: Any) -> int:
     if not str(given).isdecimal() or int(given) < 1:
         raise ValueError(f"`max_generated_num` must be a whole number of at least 1, got {given!r}.")
     return int(given)
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The end of an error about an unknown name."""
+    similar = difflib.get_close_matches(str(name), known, 1)
+    return f"did you mean `{similar[0]}`?" if similar else f"there are {', '.join(sorted(known))}."
