@@ -17,7 +17,7 @@ from pai_painter.hub import pull_folder, push_folder
 from pai_painter.hub.folder import DEMO_NAME
 from pai_painter.painter_folder import find_file
 from pai_painter.training.arguments import PainterModelArguments, PainterTrainingArguments
-from pai_painter.training.outcome import check_push
+from pai_painter.training.publishing import check_push
 
 pytestmark = pytest.mark.usefixtures("token")
 

@@ -55,12 +55,15 @@ class DataArguments:
     )
     streaming: bool = field(
         default=False,
-        metadata={"help": "Read the training rows as they come, for what doesn't fit on the disk; nothing is cached."},
+        metadata={
+            "help": "Read the training rows as they come, for data that doesn't fit on the disk; nothing is cached."
+        },
     )
     shuffle_buffer: int = field(default=1000, metadata={"help": "With streaming: rows among which the next is drawn."})
     max_bad_rows: int = field(default=100, metadata={"help": "More unusable rows than this stop the run."})
     cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the caches of rows and codes; the datasets library's by default."}
+        default=None,
+        metadata={"help": "Folder of the caches of rows and image tokens; the datasets library's by default."},
     )
 
     def __post_init__(self) -> None:
@@ -87,6 +90,9 @@ class TrainingArguments:
     """What both trainers share. A step is one update of the weights."""
 
     output_dir: str = field(metadata={"help": "Folder for the trained model, checkpoints and samples."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace a model in output_dir that no checkpoint belongs to."}
+    )
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training rows."})
     max_train_steps: int | None = field(default=None, metadata={"help": "Overrides `num_train_epochs`."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows per process and forward."})
@@ -100,12 +106,13 @@ class TrainingArguments:
     adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients longer than this are cut to it."})
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16 (not on the CPU); what accelerate was told by default."}
+        default=None,
+        metadata={"help": "no, bf16 or fp16 (not on the CPU); what accelerate was launched with by default."},
     )
     torch_compile: bool = field(default=False, metadata={"help": "Compile the model; the first steps take minutes."})
     use_ema: bool = field(default=False, metadata={"help": "Save an exponential moving average of the weights."})
     ema_decay: float = field(default=0.999, metadata={"help": "Decay of that average for each step."})
-    seed: int = field(default=42, metadata={"help": "Fixes the start, the order of rows and all noise."})
+    seed: int = field(default=42, metadata={"help": "Fixes new weights, the order of rows and all noise."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes beside each that prepare its rows."})
     logging_steps: int = field(default=100, metadata={"help": "Steps between two lines of the log."})
     save_steps: int = field(default=1000, metadata={"help": "Steps between two checkpoints."})
@@ -154,9 +161,9 @@ class VQGANModelArguments:
     """Which VQGAN is trained."""
 
     config_name: str | None = field(
-        default=None, metadata={"help": "Folder or config.json of a new VQGAN, trained from nothing."}
+        default=None, metadata={"help": "Folder or config.json of a new VQGAN, trained from scratch."}
     )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A VQGAN to go on training."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A VQGAN to continue training."})
     revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a VQGAN on the Hub."})
 
     def __post_init__(self) -> None:
@@ -172,21 +179,23 @@ class VQGANTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     l2_weight: float = field(default=2.0, metadata={"help": "Weight of the squared error beside the absolute error."})
     gradient_weight: float = field(default=1.0, metadata={"help": "Weight of the absolute error of edges."})
-    commitment_weight: float = field(default=0.25, metadata={"help": "Weight of the latents' distance to codes."})
+    commitment_weight: float = field(
+        default=0.25, metadata={"help": "Weight of the latents' distance to their codebook entries."}
+    )
     codebook_start_step: int = field(
         default=400,
-        metadata={"help": "Steps of a new VQGAN without codes, after which k-means of latents makes the codebook."},
+        metadata={"help": "Steps of a new VQGAN without a codebook, which k-means of latents then makes."},
     )
     codebook_decay: float = field(default=0.99, metadata={"help": "Decay of the codebook's running means."})
     restart_below: float = field(
-        default=0.02, metadata={"help": "A code used less than this share of the mean use is given a new place."}
+        default=0.02, metadata={"help": "A codebook entry used less than this share of the mean use is moved."}
     )
     max_shift: int = field(default=2, metadata={"help": "Pictures are shifted by up to this many pixels."})
     num_samples: int = field(default=32, metadata={"help": "Validation rows on a grid of samples."})
     flip: bool = field(default=True, metadata={"help": "Mirror every second picture."})
     blank_code: bool = field(
         default=False,
-        metadata={"help": "Teach the encoder that code 0, and no other, stands for a patch of plain white."},
+        metadata={"help": "Teach the encoder that image token 0, and no other, stands for a patch of plain white."},
     )
 
     def __post_init__(self) -> None:
@@ -200,9 +209,9 @@ class VQGANTrainingArguments(TrainingArguments):
 class PainterModelArguments:
     """Which painter is trained."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A painter to go on training."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A painter to continue training."})
     config_name: str | None = field(
-        default=None, metadata={"help": "Folder or config.json of a new painter, trained from nothing."}
+        default=None, metadata={"help": "Folder or config.json of a new painter, trained from scratch."}
     )
     vqgan: str | None = field(default=None, metadata={"help": "With config_name: the trained VQGAN's folder."})
     tokenizer_name: str | None = field(
@@ -260,7 +269,7 @@ class PainterTrainingArguments(TrainingArguments):
     """How the painter is trained."""
 
     pkeep: float = field(
-        default=1.0, metadata={"help": "Each input code is replaced by a random image code with probability 1 - pkeep."}
+        default=1.0, metadata={"help": "Each input image token is replaced by a random one with probability 1 - pkeep."}
     )
     caption_dropout: float = field(default=0.0, metadata={"help": "Share of rows trained with the empty caption."})
     random_crop: bool = field(default=False, metadata={"help": "Cut random squares instead of the middle one."})
@@ -269,12 +278,12 @@ class PainterTrainingArguments(TrainingArguments):
     num_crops: int = field(
         default=1,
         metadata={
-            "help": "Codes cached per picture: the picture itself and randomly changed copies of it. "
+            "help": "Encodings cached per picture: the picture itself and randomly changed copies of it. "
             "0 caches nothing and encodes a new copy in every step."
         },
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many validations in a row that were not better than the best."}
+        default=None, metadata={"help": "Stop after this many validations in a row without a lower loss."}
     )
     load_best_model_at_end: bool = field(
         default=False, metadata={"help": "Keep the model of the best validation in output_dir/best and end with it."}

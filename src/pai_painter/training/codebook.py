@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Learning the codebook: k-means to begin with, running means afterwards, new places for codes that nobody uses.
+Learning the codebook: k-means to begin with, running means afterwards, new places for entries that are hardly used.
 
 The running means are those of van den Oord et al., "Neural Discrete Representation Learning" (2017), appendix A.1.
 """
@@ -15,7 +15,7 @@ from .order import seed_of
 __all__ = ["CodebookLearner", "k_means"]
 
 _HARDLY_USED = 1e-6
-_CHUNK = 4096  # rows of a table of distances; all at once, 16,384 codes would need 40 GB
+_CHUNK = 4096  # rows of a table of distances; all at once, 16,384 entries would need 40 GB
 
 
 class CodebookLearner:
@@ -28,8 +28,8 @@ class CodebookLearner:
     Args:
         codebook: whose `embedding.weight` (num_embeddings, embed_dim) is moved.
         decay: of the running means, for each step.
-        restart_below: codes whose running use is below this share of the mean use get a new place.
-        blank_code: code 0 is kept for plain white patches; it is neither restarted nor part of k-means.
+        restart_below: entries whose running use is below this share of the mean use get a new place.
+        blank_code: entry 0 is kept for plain white patches; it is neither restarted nor part of k-means.
         seed: fixes k-means and restarts.
     """
 
@@ -47,11 +47,11 @@ class CodebookLearner:
         Puts the entries at the k-means centres of `latents`.
 
         Args:
-            latents (`torch.FloatTensor` of shape `(n, embed_dim)`): n well above the number of codes.
+            latents (`torch.FloatTensor` of shape `(n, embed_dim)`): n well above the number of entries.
             blank (`torch.BoolTensor` of shape `(n,)`): which of them are plain white patches.
 
         Raises:
-            ValueError: if there are fewer latents than codes.
+            ValueError: if there are fewer latents than entries.
         """
         if self.first_free:
             if blank.any():
@@ -60,8 +60,8 @@ class CodebookLearner:
         count = len(self.entries) - self.first_free
         if len(latents) < count:
             raise ValueError(
-                f"{count} codes can't be found among {len(latents)} patches of pictures (plain white ones left out, "
-                f"if `blank_code` is set); please train on more pictures or configure fewer `num_embeddings`."
+                f"{len(latents)} patches of pictures (without plain white ones, if `blank_code` is set) are too few for "
+                f"{count} codebook entries; please train on more pictures or configure fewer `num_embeddings`."
             )
         self.go_on_from(torch.cat([self.entries[: self.first_free], k_means(latents, count, seed_of(self.seed, 1))]))
 
@@ -73,34 +73,34 @@ class CodebookLearner:
         self.started = True
 
     @torch.no_grad()
-    def update(self, latents: torch.Tensor, codes: torch.Tensor, errors: torch.Tensor, step: int) -> int:
+    def update(self, latents: torch.Tensor, image_tokens: torch.Tensor, errors: torch.Tensor, step: int) -> int:
         """
-        One step of the running means, and new places for dead codes where the picture is worst.
+        One step of the running means, and new places for dead entries where the picture is worst.
 
         Args:
             latents (`torch.FloatTensor` of shape `(n, embed_dim)`): Before quantisation, of all processes.
-            codes (`torch.LongTensor` of shape `(n,)`): What they chose.
+            image_tokens (`torch.LongTensor` of shape `(n,)`): What they chose.
             errors (`torch.FloatTensor` of shape `(n,)`): Reconstruction error of each one's patch.
             step: the run's step, part of the restart's seed.
 
         Returns:
-            how many codes were restarted.
+            how many entries were restarted.
         """
-        latents, codes, errors = latents.float().cpu(), codes.cpu(), errors.float().cpu()
-        counts = torch.bincount(codes, minlength=len(self.entries)).float()
+        latents, image_tokens, errors = latents.float().cpu(), image_tokens.cpu(), errors.float().cpu()
+        counts = torch.bincount(image_tokens, minlength=len(self.entries)).float()
         if not self.uses.any():
-            # As if it had always been so; from small numbers, a code often used would jump to its first batch's mean.
+            # As if it had always been so: from small numbers, an entry would jump to its first batch's mean.
             self.uses.copy_(counts.clamp_min(counts.mean()))
             self.sums.copy_(self._on_cpu() * self.uses[:, None])
         self.uses.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, latents), 1 - self.decay)
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, image_tokens, latents), 1 - self.decay)
         dead = self.uses < self.restart_below * self.uses.mean()
         dead[: self.first_free] = False
-        # A code that nobody has used for long (only the blank one isn't restarted) stays where it is.
+        # An entry unused for long (only the blank one isn't restarted) stays where it is.
         moving = ~dead & (self.uses > _HARDLY_USED)
         entries = torch.where(moving[:, None], self.sums / self.uses.clamp_min(_HARDLY_USED)[:, None], self._on_cpu())
-        # Where the loss has become nan, the run is about to say so: it isn't for the draw to fail over it.
-        weights = errors.nan_to_num(0.0, 0.0, 0.0) * (codes >= self.first_free)
+        # If the loss has become nan, the run is about to say so; the draw must not fail before.
+        weights = errors.nan_to_num(0.0, 0.0, 0.0) * (image_tokens >= self.first_free)
         places = dead.nonzero().flatten()[: int((weights > 0).sum())]
         if len(places):
             generator = torch.Generator().manual_seed(seed_of(self.seed, 2, step))
@@ -118,7 +118,7 @@ class CodebookLearner:
         return {"uses": self.uses, "sums": self.sums, "started": self.started}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts a checkpoint's state back."""
+        """Restores a checkpoint's state."""
         self.uses.copy_(state["uses"])
         self.sums.copy_(state["sums"])
         self.started = state["started"]

@@ -18,12 +18,8 @@ def build_optimizer(model: nn.Module, training: TrainingArguments) -> torch.opti
             if parameter.requires_grad:
                 decays = name == "weight" and isinstance(module, nn.Linear | nn.Conv2d)
                 (decayed if decays else others).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": training.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
     return torch.optim.AdamW(
-        groups,
+        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=training.learning_rate,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,

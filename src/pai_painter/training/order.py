@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rows a step sees: a pure function of (seed, step, process), so that a resumed run goes on exactly."""
+"""Which rows a step sees: a function of (seed, step, process) alone, so that a resumed run continues exactly."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,11 +23,10 @@ def seed_of(*numbers: int) -> int:
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
     """
-    For each step from `start` on, this process's batches as (epoch, row) pairs.
+    This process's batches of the steps from `start` to `stop` - 1, as (epoch, row) pairs.
 
-    The epochs' permutations stand one behind the other and are cut into batches without a gap, so every batch is
-    full and every row is seen once per epoch. A step's rows are the same for the same number of them, however they are
-    divided among processes and batches.
+    The epochs' permutations are joined and cut into batches, so every batch is full and every row comes once per epoch.
+    A step sees the same rows however they are divided among processes and accumulated batches.
 
     Args:
         rows: number of training rows.
@@ -39,18 +38,10 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self,
-        rows: int,
-        batch_size: int,
-        accumulation: int,
-        rank: int,
-        processes: int,
-        seed: int,
-        start: int,
-        stop: int,
+        self, rows: int, batch_size: int, accumulation: int, rank: int, processes: int, seed: int, start: int, stop: int
     ):
-        self.rows, self.batch_size, self.rank, self.processes = rows, batch_size, rank, processes
-        self.accumulation = accumulation
+        self.rows, self.batch_size, self.accumulation = rows, batch_size, accumulation
+        self.rank, self.processes = rank, processes
         self.seed, self.start, self.stop = seed, start, stop
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
@@ -75,8 +66,7 @@ def read_batches(loader: DataLoader) -> Iterator[Any]:
     The batches of a loader.
 
     Raises:
-        ValueError, OSError: what is wrong with the data. If a worker has found it, torch puts the worker's stack into
-            the message, which users don't want to read: its last line is what was said.
+        ValueError, OSError: what is wrong with the data. torch puts a worker's stack into the message; it is cut off.
     """
     try:
         yield from loader

@@ -4,6 +4,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from ..model_hash import architecture_of
 from ..painter_folder import find_file, load_processor, naming_damaged_weights, read_painter_folder
 from .arguments import PainterModelArguments
 
-__all__ = ["build_painter", "take_vqgan", "with_vqgan"]
+__all__ = ["build_painter", "naming_damaged_files", "take_vqgan", "with_vqgan"]
 
 
 def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
@@ -25,23 +26,41 @@ def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGener
     The painter, in float32, and its processor.
 
     Raises:
-        ValueError: if configuration, VQGAN and vocabulary don't fit each other.
+        ValueError: if configuration, VQGAN and vocabulary are damaged or don't fit each other.
         OSError: if one of them isn't there.
     """
     dropout = {} if model.dropout is None else {"embd_pdrop": model.dropout, "resid_pdrop": model.dropout}
-    if model.model_name_or_path is not None:
-        painter, processor = _trained(model, dropout)
-    else:
-        painter, processor = _new(model, dropout)
+    with naming_damaged_files(str(model.model_name_or_path or model.config_name)):
+        painter, processor = (_new if model.model_name_or_path is None else _trained)(model, dropout)
     if model.gradient_checkpointing:
         painter.activation_checkpointing_enable()
     return painter, processor
 
 
+@contextmanager
+def naming_damaged_files(name: str) -> Iterator[None]:
+    """
+    While a model's files are read.
+
+    Raises:
+        ValueError: for any error of the libraries that doesn't say of itself what is wrong with the files.
+    """
+    try:
+        with naming_damaged_weights(name):
+            yield
+    except (OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # tokenizers raises nothing more special
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{name} can't be loaded: one of its files is damaged ({type(error).__name__}: {reason})."
+        ) from error
+
+
 def take_vqgan(painter: PaiPainterForImageGeneration) -> PaiPainterVQModel:
     """
-    Takes the frozen VQGAN out of the painter: it is no part of what is trained, wrapped, spread over processes and
-    held in checkpoints. [`with_vqgan`] puts it back for a while.
+    Takes the frozen VQGAN out of the painter, so that it is neither wrapped, sharded nor held in checkpoints.
+    [`with_vqgan`] puts it back for a while.
     """
     vqgan = painter.vqgan.requires_grad_(False).eval()
     painter.register_module("vqgan", None)
@@ -58,38 +77,41 @@ def with_vqgan(painter: PaiPainterForImageGeneration, vqgan: PaiPainterVQModel) 
         painter.register_module("vqgan", None)
 
 
-def _trained(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
+def _trained(
+    model: PainterModelArguments, dropout: dict[str, float]
+) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     name = str(model.model_name_or_path)
     folder = read_painter_folder(name, revision=model.revision)
     if folder.adapter is not None:
         raise ValueError(
-            f"{name} is an adapter: please make a whole painter of it first (`pai-painter merge {name} OUTPUT`) and "
-            f"train that."
+            f"{name} is an adapter: please merge it into its base first (`pai-painter merge {name} OUTPUT`) and train "
+            f"the result."
         )
-    config = folder.config
     for field, rate in dropout.items():
-        setattr(config, field, rate)
+        setattr(folder.config, field, rate)
     processor = load_processor(folder)
-    with naming_damaged_weights(name):
-        painter = PaiPainterForImageGeneration.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=model.attn_implementation,
-            **folder.hub_options,
-        )
+    attention = model.attn_implementation
+    painter = PaiPainterForImageGeneration.from_pretrained(
+        name, config=folder.config, dtype=torch.float32, attn_implementation=attention, **folder.hub_options
+    )
     return painter, processor
 
 
-def _new(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
+def _new(
+    model: PainterModelArguments, dropout: dict[str, float]
+) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     for name in (str(model.vqgan), str(model.config_name)):
         if not os.path.isfile(name) and find_file(name, "config.json") is None:
             raise OSError(f"{name} has no config.json.")
-    with naming_damaged_weights(str(model.vqgan)):
+    with naming_damaged_files(str(model.vqgan)):
         vqgan = PaiPainterVQModel.from_pretrained(model.vqgan, dtype=torch.float32)
     config = _config_for(vqgan, str(model.config_name), str(model.vqgan))
     config.update(dropout)
-    tokenizer = _load_tokenizer(str(model.tokenizer_name or model.config_name), config)
+    words = str(model.tokenizer_name or model.config_name)
+    if not any(find_file(words, file) for file in ("tokenizer.json", "vocab.txt")):
+        raise ValueError(f"{words} has no vocabulary (vocab.txt or tokenizer.json): please set `tokenizer_name`.")
+    sizes = {"image_vocab_size": config.image_vocab_size, "model_max_length": config.text_length}
+    tokenizer = PaiPainterTokenizer.from_pretrained(words, **sizes)
     processor = PaiPainterProcessor(PaiPainterImageProcessor(size=vqgan.config.resolution), tokenizer)
     processor.check_model(config)
     painter = PaiPainterForImageGeneration._from_config(config, attn_implementation=model.attn_implementation)
@@ -99,32 +121,23 @@ def _new(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImag
 
 def _config_for(vqgan: PaiPainterVQModel, name: str, vqgan_name: str) -> PaiPainterConfig:
     """The configuration of a new painter. It may leave its VQGAN out, but must not name another."""
-    config_dict, _ = PaiPainterConfig.get_config_dict(name)
-    if config_dict.get("model_type") != PaiPainterConfig.model_type:
-        raise ValueError(
-            f"{name} is no painter's configuration: its model_type is {config_dict.get('model_type')!r}, but must be "
-            f"{PaiPainterConfig.model_type!r}."
-        )
+    settings: dict[str, Any] = PaiPainterConfig.get_config_dict(name)[0]
+    model_type, wanted = settings.get("model_type"), PaiPainterConfig.model_type
+    if model_type != wanted:
+        raise ValueError(f"{name} is no painter's configuration: its model_type is {model_type!r}, not {wanted!r}.")
     found = architecture_of(vqgan.config)
-    if config_dict.get("image_vocab_size", PaiPainterConfig.image_vocab_size) != found["num_embeddings"]:
+    size = settings.get("image_vocab_size", PaiPainterConfig.image_vocab_size)
+    if size != found["num_embeddings"]:
         raise ValueError(
-            f"{name} wants {config_dict.get('image_vocab_size', PaiPainterConfig.image_vocab_size)} image codes "
-            f"(`image_vocab_size`), but the VQGAN {vqgan_name} has {found['num_embeddings']}; they must be equal."
+            f"{name} wants {size} image tokens (`image_vocab_size`), but the VQGAN {vqgan_name} has "
+            f"{found['num_embeddings']}; they must be equal."
         )
-    config = PaiPainterConfig.from_dict({"vq_config": found, **config_dict})
-    wanted = architecture_of(config.vq_config)
-    differences = [f"`{key}` {wanted[key]} instead of {found[key]}" for key in found if wanted[key] != found[key]]
+    config = PaiPainterConfig.from_dict({"vq_config": found, **settings})
+    own = architecture_of(config.vq_config)
+    differences = [f"`{key}` {own[key]} instead of {found[key]}" for key in found if own[key] != found[key]]
     if differences:
         raise ValueError(
             f"The `vq_config` of {name} isn't that of the VQGAN {vqgan_name}: it has {', '.join(differences)}; please "
             f"leave `vq_config` out to take the VQGAN's."
         )
     return config
-
-
-def _load_tokenizer(name: str, config: PaiPainterConfig) -> PaiPainterTokenizer:
-    if not any(find_file(name, file) for file in ("tokenizer.json", "vocab.txt")):
-        raise ValueError(f"{name} has no vocabulary (vocab.txt or tokenizer.json): please set `tokenizer_name`.")
-    return PaiPainterTokenizer.from_pretrained(
-        name, image_vocab_size=config.image_vocab_size, model_max_length=config.text_length
-    )

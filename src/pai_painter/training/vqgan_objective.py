@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the VQGAN is trained to do: paint a picture back from its codes."""
+"""What the VQGAN is trained to do: reconstruct a picture from its image tokens."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ class VQGANObjective(nn.Module):
     One training step's forward, as a module so that DDP sees it.
 
     The loss is L1 + `l2_weight`·L2 + `gradient_weight`·L1 of the differences of neighbouring pixels, plus
-    `commitment_weight`·squared distance of the latents to their codes. The codebook itself is moved by
+    `commitment_weight`·squared distance of the latents to their codebook entries. The codebook itself is moved by
     [`~pai_painter.training.codebook.CodebookLearner`], not by gradients.
     """
 
@@ -33,11 +33,11 @@ class VQGANObjective(nn.Module):
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, channels, resolution, resolution)`): In [-1, 1].
-            quantise: go through the codes; before the codebook starts, latents are passed on as they are.
+            quantise: go through the codebook; before it starts, latents are passed on as they are.
 
         Returns:
-            `loss` (scalar), `pixels_loss` (scalar), and for the codebook `latents` (n, embed_dim), `codes` (n,),
-            `errors` (n,), where n = batch × codes of a picture.
+            `loss` (scalar), `pixels_loss` (scalar), and for the codebook `latents` (n, embed_dim), `image_tokens` (n,),
+            `errors` (n,), where n = batch × image tokens of a picture.
         """
         vqgan = self.vqgan
         latents = vqgan.encode_latents(pixel_values).float()  # (B, D, g, g)
@@ -45,26 +45,25 @@ class VQGANObjective(nn.Module):
         if not quantise:
             reconstruction = vqgan.decode_latents(latents).float()
             commitment = latents.new_zeros(())
-            codes = torch.zeros(len(vectors), dtype=torch.long, device=vectors.device)
+            image_tokens = torch.zeros(len(vectors), dtype=torch.long, device=vectors.device)
         else:
-            # Half precision would take the wrong one of two near codes.
+            # Half precision would take the wrong one of two near entries.
             with torch.autocast(latents.device.type, enabled=False):
-                image_tokens: torch.Tensor = vqgan.quantize.nearest(latents.detach())  # (B, g*g)
+                image_tokens = vqgan.quantize.nearest(latents.detach())  # (B, g*g)
             if self.blank_code:
                 blank = blank_patches(pixel_values, vqgan.config.image_grid)
                 image_tokens = image_tokens.masked_fill(blank.flatten(1), 0)
             quantized = vqgan.quantize(image_tokens, vqgan.config.image_grid)
             commitment = F.mse_loss(latents, quantized)
-            # Straight through: the decoder sees the codes, the encoder gets the decoder's gradient.
+            # Straight through: the decoder sees the entries, the encoder gets the decoder's gradient.
             reconstruction = vqgan.decode_latents(latents + (quantized - latents).detach()).float()
-            codes = image_tokens.flatten()
         pixels_loss = self._pixels_loss(reconstruction, pixel_values)
         patch_errors = F.adaptive_avg_pool2d((reconstruction - pixel_values).abs().detach(), vqgan.config.image_grid)
         return {
             "loss": pixels_loss + self.commitment_weight * commitment,
             "pixels_loss": pixels_loss.detach(),
             "latents": vectors,
-            "codes": codes,
+            "image_tokens": image_tokens.flatten(),
             "errors": patch_errors.mean(1).flatten(),
         }
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the painter: captions and cached codes → a folder that `AutoModel` and the pipeline load."""
+"""Trains the painter: captions and cached image tokens → a folder that `AutoModel` and the pipeline load."""
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,61 +13,62 @@ from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from ..model_hash import architecture_of, hash_of_model
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
+from .callbacks import BestModel
 from .command_line import run_from_command_line
-from .objective import PainterObjective
-from .outcome import check_push, tell_outcome
+from .model_card import describe_run
 from .painter_data import PainterData
 from .painter_model import build_painter, take_vqgan, with_vqgan
+from .painter_objective import PainterObjective
 from .painter_rows import sequences
-from .run import TrainingRun
-from .saving import BestModel, check_kind
+from .publishing import check_push, push_model
+from .training_run import TrainingRun
 
 __all__ = ["main", "train_painter"]
 
 
 def train_painter(model: PainterModelArguments, data: DataArguments, training: PainterTrainingArguments) -> Path:
     """
-    Trains a painter on captions and the codes of their pictures; the VQGAN stays as it is.
+    Trains a painter on captions and the image tokens of their pictures; the VQGAN stays as it is.
 
     Returns:
         `training.output_dir`, with model, processor and generation configuration, or with an adapter (`lora_rank`).
 
     Raises:
         ValueError: if arguments, data or a checkpoint don't fit.
+        OSError: if the model can't be saved, or if the Hub refuses it; the error says where it is then.
         Stopped: if SIGTERM or Ctrl-C came while it trained; there is a checkpoint then.
     """
     check_push(model, training)
-    run, since = TrainingRun(training), time.monotonic()
-    check_kind(Path(training.output_dir), adapter=model.lora_rank is not None)
-    painter, processor = build_painter(model)
-    vqgan = take_vqgan(painter).to(run.accelerator.device)
-    rows = PainterData(run, vqgan, processor, data, training)
-    settings = {**_settings_of(painter, vqgan, processor, model), "data": rows.identity}
-    if training.keeps_best:
-        settings["validation_data"] = rows.validation_identity
-    if model.lora_rank is not None:
-        targets = model.lora_target_modules or None
-        add_lora(painter, model.lora_rank, model.lora_alpha, model.lora_dropout, targets, model.revision)
-    trained = [parameter for parameter in painter.parameters() if parameter.requires_grad]
-    best = BestModel(Path(training.output_dir), training.early_stopping_patience)
-    objective = PainterObjective(painter, training.pkeep)
-    run.prepare(objective, trained, rows.count, settings, rows.stateful, best if training.keeps_best else None)
+    with TrainingRun(training, adapter=model.lora_rank is not None) as run:
+        painter, processor = build_painter(model)
+        vqgan = take_vqgan(painter).to(run.accelerator.device)
+        rows = PainterData(run, vqgan, processor, data, training)
+        settings = {**_settings_of(painter, vqgan, processor, model), "data": rows.identity}
+        best = None
+        if training.keeps_best:
+            best = BestModel(Path(training.output_dir), training.early_stopping_patience)
+            settings["validation_data"] = rows.validation_identity
+        if model.lora_rank is not None:
+            targets = model.lora_target_modules or None
+            add_lora(painter, model.lora_rank, model.lora_alpha, model.lora_dropout, targets, model.revision)
+        trained = [parameter for parameter in painter.parameters() if parameter.requires_grad]
+        run.prepare(PainterObjective(painter, training.pkeep), trained, rows.count, settings, rows.stateful, best)
 
-    evaluate, sample = partial(rows.validate, run), partial(rows.sample, painter)
-    save = partial(_save, painter, vqgan, processor)
-    with run.signals:
-        for step, batch in rows.batches(run):
-            input_ids, labels = sequences(batch, run.accelerator.device, rows.encoder)
-            loss = run.objective(input_ids, labels)
-            run.update(loss)
-            run.finish_step(step, loss, evaluate, sample, save)
+        evaluate, sample = partial(rows.validate, run), partial(rows.sample, painter)
+        save = partial(_save, painter, vqgan, processor)
+        with run.signals:
+            for step, batch in rows.batches(run):
+                input_ids, labels = sequences(batch, run.accelerator.device, rows.encoder)
+                loss = run.objective(input_ids, labels)
+                run.update(loss)
+                run.after_batch(step, loss, evaluate, sample, save)
+            run.finish(evaluate, sample, save)
 
-    folder = run.save_model(save)
-    if run.accelerator.is_main_process:
-        with with_vqgan(painter, vqgan):
-            tell_outcome(run, painter, rows, model, data, training, time.monotonic() - since)
-    run.end()
-    return folder
+        if run.accelerator.is_main_process:
+            with with_vqgan(painter, vqgan):
+                describe_run(run, painter, rows, model, data, training)
+            push_model(training)
+    return Path(training.output_dir)
 
 
 def _settings_of(
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None, program: str | None = None) -> None:
 
     Args:
         argv: its words; `sys.argv[1:]` by default.
-        program: what the user has called, for the help and in front of errors; the script's name by default.
+        program: what the user called, for the help and in front of errors; the script's name by default.
     """
     types = (PainterModelArguments, DataArguments, PainterTrainingArguments)
     run_from_command_line(types, train_painter, argv, program)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the painter learns: to predict each code from the caption and the codes before it."""
+"""What the painter learns: to predict each image token from the caption and the image tokens before it."""
 
 import torch
 
@@ -10,11 +10,11 @@ __all__ = ["PainterObjective"]
 
 class PainterObjective(torch.nn.Module):
     """
-    Mean cross-entropy of the codes; a module so that DDP sees the forward.
+    Mean cross-entropy of the image tokens; a module so that DDP sees the forward.
 
     Args:
-        painter: is trained.
-        pkeep: in training, each input code is replaced by a random one with probability 1 - pkeep.
+        painter: the model to train.
+        pkeep: in training, each input image token is replaced by a random one with probability 1 - pkeep.
     """
 
     def __init__(self, painter: PaiPainterForImageGeneration, pkeep: float = 1.0):
@@ -28,15 +28,15 @@ class PainterObjective(torch.nn.Module):
             labels (`torch.LongTensor` of the same shape): -100 on the caption.
 
         Returns:
-            `torch.FloatTensor`, a scalar in nats per code.
+            `torch.FloatTensor`, a scalar in nats per token.
         """
         config = self.painter.config
         if self.training and self.pkeep < 1:
-            # Published: from all ids, caption tokens included, and never used. Only codes make sense here.
+            # minGPT draws the noise from all ids, caption pieces included. Only image tokens make sense here.
             noise = torch.randint_like(input_ids, config.image_vocab_size)
-            is_code = torch.arange(input_ids.shape[1], device=input_ids.device) >= config.text_length
-            replaced = is_code & (torch.rand(input_ids.shape, device=input_ids.device) >= self.pkeep)
+            is_image_token = torch.arange(input_ids.shape[1], device=input_ids.device) >= config.text_length
+            replaced = is_image_token & (torch.rand(input_ids.shape, device=input_ids.device) >= self.pkeep)
             input_ids = torch.where(replaced, noise, input_ids)
-        # The caption's logits predict nothing that is trained, but for the last, which predicts the first code.
+        # Of the caption's logits only the last is trained: it predicts the first image token.
         keep = config.num_image_tokens + 1
         return self.painter(input_ids, labels=labels, logits_to_keep=keep, use_cache=False).loss

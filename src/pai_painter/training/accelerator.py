@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The accelerator of a run; what accelerate would pass over in silence is refused here."""
+"""The accelerator of a run; what accelerate would ignore silently is refused here."""
 
 import os
 import shutil
@@ -28,20 +28,19 @@ def build_accelerator(training: TrainingArguments) -> Accelerator:
         raise ValueError("MEGATRON_LM is not supported; please launch with DDP, FSDP or DeepSpeed.")
     if _asked_for("DEEPSPEED") and not is_deepspeed_available():
         raise ValueError("DeepSpeed isn't installed here; please `pip install deepspeed` or launch without it.")
-    _check_trackers(training.report_to)
+    for name in training.report_to:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            raise ValueError(f"There is no tracker {name!r} (`report_to`); accelerate knows {known}.")
+        if name not in {str(tracker) for tracker in get_available_trackers()}:
+            raise ValueError(f"The tracker {name} (`report_to`) isn't installed: please `pip install {name}`.")
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         log_with=[*training.report_to] or None,
         project_dir=training.output_dir,
     )
-    if accelerator.gradient_accumulation_steps != training.gradient_accumulation_steps:
-        raise ValueError(
-            f"accelerate was launched with gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, but "
-            f"`gradient_accumulation_steps` is {training.gradient_accumulation_steps}: please give both the same."
-        )
-    _check_processes(accelerator.num_processes)
-    _check_kind(accelerator, training)
+    _check_launch(accelerator, training)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # It would take the batch size from a prepared dataloader; ours follows an order of its own.
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -62,47 +61,36 @@ def _asked_for(name: str) -> bool:
 
 
 def _agreed_precision(wanted: str | None) -> str:
-    """A contradiction between the launcher and the arguments must not pass silently."""
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if told not in ("no", "bf16", "fp16"):
         raise ValueError(f"accelerate was launched with mixed precision {told}; please choose no, bf16 or fp16.")
-    if wanted is None:
-        return told
-    if told not in ("no", wanted):
+    if wanted is not None and told not in ("no", wanted):
         raise ValueError(
             f"accelerate was launched with mixed precision {told}, but `mixed_precision` is {wanted}: please set one "
             f"of them only."
         )
-    return wanted
+    return told if wanted is None else wanted
 
 
-def _check_trackers(names: list[str]) -> None:
-    known = sorted(LOGGER_TYPE_TO_CLASS)
-    available = {str(tracker) for tracker in get_available_trackers()}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"There is no tracker {name!r} (`report_to`); accelerate knows {', '.join(known)}.")
-        if name not in available:
-            raise ValueError(f"The tracker {name} (`report_to`) isn't installed: please `pip install {name}`.")
-
-
-def _check_processes(found: int) -> None:
-    """torchrun on a machine without accelerators gives accelerate no hint: each process would train for itself."""
+def _check_launch(accelerator: Accelerator, training: TrainingArguments) -> None:
+    steps, device = accelerator.gradient_accumulation_steps, accelerator.device.type
+    if steps != training.gradient_accumulation_steps:
+        raise ValueError(
+            f"accelerate was launched with gradient_accumulation_steps {steps}, but `gradient_accumulation_steps` is "
+            f"{training.gradient_accumulation_steps}: please give both the same."
+        )
+    # torchrun on a machine without accelerators gives accelerate no hint.
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != found:
+    if started != accelerator.num_processes:
         raise ValueError(
             f"{started} processes were started, but accelerate runs each alone; on the CPU please set "
             f"ACCELERATE_USE_CPU=true."
         )
-
-
-def _check_kind(accelerator: Accelerator, training: TrainingArguments) -> None:
-    # On the CPU, accelerate trains without fp16 and without FSDP when asked for them, and says nothing.
-    if accelerator.device.type == "cpu" and training.mixed_precision == "fp16":
+    if device == "cpu" and training.mixed_precision == "fp16":
         raise ValueError("fp16 needs an accelerator; on the CPU please set `mixed_precision` to bf16 or no.")
     # Where torch.compile looks for it, at the first step, minutes from now.
     compiler = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
-    if accelerator.device.type == "cpu" and training.torch_compile and shutil.which(compiler) is None:
+    if device == "cpu" and training.torch_compile and shutil.which(compiler) is None:
         raise ValueError(
             f"`torch_compile` needs a C++ compiler, and there is no {compiler} here: please install it, name another "
             f"one by the variable CXX, or leave `torch_compile` out."
@@ -110,8 +98,8 @@ def _check_kind(accelerator: Accelerator, training: TrainingArguments) -> None:
     for name, kind in {"FSDP": DistributedType.FSDP, "DEEPSPEED": DistributedType.DEEPSPEED}.items():
         if _asked_for(name) and accelerator.distributed_type != kind:
             raise ValueError(
-                f"{name} needs accelerators, and this machine trains on {accelerator.device.type}; please launch "
-                f"without it (several processes then use DDP)."
+                f"{name} needs accelerators, and this machine trains on {device}; please launch without it (several "
+                f"processes then use DDP)."
             )
     if training.use_ema and is_sharded(accelerator):
         raise ValueError("`use_ema` needs the whole weights in each process; please launch without FSDP or DeepSpeed.")

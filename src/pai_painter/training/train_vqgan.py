@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the VQGAN: pictures from a TSV → a folder that `PaiPainterVQModel.from_pretrained` loads."""
+"""Trains the VQGAN: pictures → a folder that `PaiPainterVQModel.from_pretrained` loads."""
 
 import math
 from functools import partial
@@ -19,19 +19,18 @@ from ..model.configuration_pai_painter import PaiPainterVQConfig
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model_hash import architecture_of
-from ..painter_folder import naming_damaged_weights
 from .arguments import DataArguments, VQGANModelArguments, VQGANTrainingArguments
 from .codebook import CodebookLearner
 from .command_line import run_from_command_line
 from .order import seed_of
+from .painter_model import naming_damaged_files
 from .rows import find_training_source, load_training_rows, load_validation_rows
-from .run import TrainingRun
+from .training_run import TrainingRun
 from .vqgan_objective import VQGANObjective, blank_patches
 
 __all__ = ["main", "train_vqgan", "validate_vqgan"]
 
-# What k-means starts from; more changes little.
-_LATENTS_PER_CODE = 40
+_LATENTS_PER_ENTRY = 40  # what k-means starts from; more changes little
 
 
 def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGANTrainingArguments) -> Path:
@@ -43,46 +42,46 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
 
     Raises:
         ValueError: if arguments, data or a checkpoint don't fit.
+        OSError: if the model can't be saved; the error says what was saved instead.
     """
-    run = TrainingRun(training)
-    accelerator = run.accelerator
-    vqgan = _build_vqgan(model).to(accelerator.device)
-    processor = PaiPainterImageProcessor(size=vqgan.config.resolution)
     if data.streaming:
-        raise ValueError("The VQGAN can't be trained on a stream yet: please leave `streaming` out.")
-    train_rows = load_training_rows(data, find_training_source(data), training.output_dir, accelerator)
-    valid_rows = load_validation_rows(data, training.output_dir, accelerator)
-    learner = CodebookLearner(
-        vqgan.quantize, training.codebook_decay, training.restart_below, training.blank_code, training.seed
-    )
-    if model.model_name_or_path is not None:
-        learner.go_on_from(learner.entries)
-    settings = {"config": architecture_of(vqgan.config), "data": train_rows._fingerprint}
-    run.prepare(VQGANObjective(vqgan, training), list(vqgan.parameters()), len(train_rows), settings, [learner])
-    _check_codebook_start(run, len(train_rows), learner, vqgan, training)
+        raise ValueError("The VQGAN can't be trained on a stream: please leave `streaming` out.")
+    with TrainingRun(training) as run:
+        accelerator = run.accelerator
+        vqgan = _build_vqgan(model).to(accelerator.device)
+        processor = PaiPainterImageProcessor(size=vqgan.config.resolution)
+        train_rows = load_training_rows(data, find_training_source(data), training.output_dir, accelerator)
+        valid_rows = load_validation_rows(data, training.output_dir, accelerator)
+        learner = CodebookLearner(
+            vqgan.quantize, training.codebook_decay, training.restart_below, training.blank_code, training.seed
+        )
+        if model.model_name_or_path is not None:
+            learner.go_on_from(learner.entries)
+        settings = {"config": architecture_of(vqgan.config), "data": train_rows._fingerprint}
+        run.prepare(VQGANObjective(vqgan, training), list(vqgan.parameters()), len(train_rows), settings, [learner])
+        _check_codebook_start(run, len(train_rows), learner, vqgan, training)
 
-    def evaluate() -> dict[str, float]:
-        alone = accelerator.is_main_process and valid_rows is not None
-        return validate_vqgan(vqgan, valid_rows, processor) if alone else {}
+        def evaluate() -> dict[str, float]:
+            alone = accelerator.is_main_process and valid_rows is not None
+            return validate_vqgan(vqgan, valid_rows, processor) if alone else {}
 
-    sample = partial(_draw_samples, vqgan, valid_rows, processor, training)
-    save = partial(_save, vqgan, processor)
-    with run.signals:
-        for step, pictures in run.batches(PictureRows(train_rows, processor), len(train_rows), torch.stack):
-            # The generator that the run has set for this batch.
-            pictures = shift_and_flip(pictures, training.max_shift, training.flip, torch.default_generator)
-            pictures = pictures.to(accelerator.device)
-            if not learner.started and step >= training.codebook_start_step:
-                _start_codebook(run, learner, vqgan, train_rows, processor)
-            outputs = run.objective(pictures, quantise=learner.started)
-            run.update(outputs["loss"])
-            if learner.started:
-                latents, codes, errors = accelerator.gather((outputs["latents"], outputs["codes"], outputs["errors"]))
-                learner.update(latents, codes, errors, step)
-            run.finish_step(step, outputs["pixels_loss"], evaluate, sample, save)
-    folder = run.save_model(save)
-    run.end()
-    return folder
+        sample = partial(_draw_samples, vqgan, valid_rows, processor, training)
+        save = partial(_save, vqgan, processor)
+        with run.signals:
+            for step, pictures in run.batches(PictureRows(train_rows, processor), len(train_rows), torch.stack):
+                # The generator that the run has set for this batch.
+                pictures = shift_and_flip(pictures, training.max_shift, training.flip, torch.default_generator)
+                pictures = pictures.to(accelerator.device)
+                if not learner.started and step >= training.codebook_start_step:
+                    _start_codebook(run, learner, vqgan, train_rows, processor)
+                outputs = run.objective(pictures, quantise=learner.started)
+                run.update(outputs["loss"])
+                if learner.started:
+                    learned_from = (outputs["latents"], outputs["image_tokens"], outputs["errors"])
+                    learner.update(*accelerator.gather(learned_from), step)
+                run.after_batch(step, outputs["pixels_loss"], evaluate, sample, save)
+            run.finish(evaluate, sample, save)
+    return Path(training.output_dir)
 
 
 @torch.no_grad()
@@ -91,7 +90,7 @@ def validate_vqgan(
 ) -> dict[str, float]:
     """
     What the VQGAN loses on pictures: `psnr` (dB, mean over pictures of 8-bit range), `codes_used` (share of the
-    codebook) and `perplexity` (of the codes' distribution).
+    codebook) and `perplexity` (of the image tokens' distribution).
     """
     vqgan.eval()
     device = vqgan.quantize.embedding.weight.device
@@ -112,11 +111,11 @@ def validate_vqgan(
 
 
 def _build_vqgan(model: VQGANModelArguments) -> PaiPainterVQModel:
-    if model.model_name_or_path is not None:
-        name = model.model_name_or_path
-        with naming_damaged_weights(name):
-            return PaiPainterVQModel.from_pretrained(name, dtype=torch.float32, revision=model.revision)
-    return PaiPainterVQModel(PaiPainterVQConfig.from_pretrained(model.config_name, revision=model.revision))
+    with naming_damaged_files(str(model.model_name_or_path or model.config_name)):
+        if model.model_name_or_path is None:
+            return PaiPainterVQModel(PaiPainterVQConfig.from_pretrained(model.config_name, revision=model.revision))
+        name, revision = model.model_name_or_path, model.revision
+        return PaiPainterVQModel.from_pretrained(name, dtype=torch.float32, revision=revision)
 
 
 def _check_codebook_start(
@@ -128,12 +127,12 @@ def _check_codebook_start(
     if training.codebook_start_step >= run.steps:
         raise ValueError(
             f"`codebook_start_step` ({training.codebook_start_step}) must be below the {run.steps} steps of the run, "
-            f"or the VQGAN never learns its codes."
+            f"or the VQGAN never learns its codebook."
         )
-    patches = rows * vqgan.config.num_image_tokens
-    if patches < vqgan.config.num_embeddings:
+    patches, entries = rows * vqgan.config.num_image_tokens, vqgan.config.num_embeddings
+    if patches < entries:
         raise ValueError(
-            f"{rows} training pictures have {patches} patches, too few for {vqgan.config.num_embeddings} codes "
+            f"{rows} training pictures have {patches} patches, too few for {entries} codebook entries "
             f"(`num_embeddings`)."
         )
 
@@ -147,7 +146,7 @@ def _start_codebook(
     processor: PaiPainterImageProcessor,
 ) -> None:
     """k-means over the latents of some hundred training pictures; all processes take the first one's result."""
-    wanted = math.ceil(_LATENTS_PER_CODE * vqgan.config.num_embeddings / vqgan.config.num_image_tokens)
+    wanted = math.ceil(_LATENTS_PER_ENTRY * vqgan.config.num_embeddings / vqgan.config.num_image_tokens)
     generator = torch.Generator().manual_seed(seed_of(run.training.seed, 5))
     chosen = torch.randperm(len(rows), generator=generator)[:wanted].tolist()
     latents, blank = [], []
@@ -191,7 +190,7 @@ def _save(
     gathered: dict[str, torch.Tensor] | None,
 ) -> None:
     if gathered is not None:
-        gathered = {name.removeprefix("VQGAN."): weight for name, weight in gathered.items()}
+        gathered = {name.removeprefix("vqgan."): weight for name, weight in gathered.items()}
     vqgan.save_pretrained(folder, state_dict=gathered)
     processor.save_pretrained(folder)
 
@@ -202,6 +201,6 @@ def main(argv: list[str] | None = None, program: str | None = None) -> None:
 
     Args:
         argv: its words; `sys.argv[1:]` by default.
-        program: what the user has called, for the help and in front of errors; the script's name by default.
+        program: what the user called, for the help and in front of errors; the script's name by default.
     """
     run_from_command_line((VQGANModelArguments, DataArguments, VQGANTrainingArguments), train_vqgan, argv, program)
