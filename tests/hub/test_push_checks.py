@@ -105,7 +105,7 @@ def test_an_adapters_recorded_base(hub: HubStandIn, tmp_path: Path, recorded: st
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"hub_base_model": "base"}, "`hub_base_model` must be a repository of the Hub, owner/name, got 'base'"),
+        ({"hub_base_model": "base"}, "`hub_base_model` is for adapters .*, and must be owner/name, got 'base'"),
         ({"hub_base_model": "painter/base", "hub_tag": "v 1"}, "`hub_tag` can't be 'v 1'"),
         ({"hub_base_model": "painter/base", "hub_tag": ""}, "`hub_tag` can't be ''"),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What looks on at every step: signals that end a run, and the best model so far with early stopping."""
+"""What is asked at every step: whether a signal ends the run, and whether the model is the best so far."""
 
 import math
 import shutil
@@ -7,7 +7,6 @@ import signal
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..signals import ended_by_signals
@@ -19,41 +18,28 @@ __all__ = ["BestModel", "StopSignals", "Stopped"]
 
 
 class Stopped(KeyboardInterrupt):
-    """
-    A run was asked to stop.
-
-    Attributes:
-        number (`int`): the signal, such as `signal.SIGTERM`.
-    """
+    """A run was asked to stop, by the signal `number`."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
 
 
-class StopSignals:
+class StopSignals(ExitStack):
     """
-    While it lasts, the first SIGTERM or Ctrl-C is only noted, for the loop to ask about; the second raises [`Stopped`]
-    wherever the program is, and ends the process if native code is waiting, for another process for example. In
-    threads other than the main one, signals stay as they are.
+    While it lasts, the first SIGTERM or Ctrl-C is only noted, for the loop to ask about; the second raises [`Stopped`],
+    or ends the process if native code is waiting, for another process for example. In threads other than the main one,
+    signals stay as they are.
     """
 
-    def __init__(self) -> None:
-        self.number = 0
-        self._before: dict[int, Any] = {}
-        self._watch = ExitStack()
+    number = 0
 
     def __enter__(self) -> "StopSignals":
-        self._watch.enter_context(ended_by_signals(after=2))
+        self.enter_context(ended_by_signals(after=2))
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+                self.callback(signal.signal, number, signal.signal(number, self._note))
         return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._watch.close()
 
     def anywhere(self, accelerator: "Accelerator") -> int:
         """The signal that this or another process got, or 0. All processes ask at the same step."""
@@ -63,7 +49,7 @@ class StopSignals:
 
         return int(accelerator.gather(torch.tensor([self.number], device=accelerator.device)).max())
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: Any) -> None:
         if self.number:
             raise Stopped(number)
         self.number = number
@@ -73,22 +59,16 @@ class BestModel:
     """
     Remembers the lowest validation loss, and keeps its model in `output_dir/best`.
 
-    Args:
-        output_dir: the run's.
-        patience: after so many validations in a row without a lower loss, `exhausted` is true; `None` for never.
+    After `patience` validations in a row without a lower loss, `exhausted` is true.
     """
 
     def __init__(self, output_dir: Path, patience: int | None):
         self.folder, self.patience = output_dir / "best", patience
         self.loss, self.step, self.worse = math.inf, 0, 0
 
-    def is_better(self, loss: float) -> bool:
-        """Whether a validation loss is the lowest so far."""
-        return loss < self.loss
-
     def take(self, loss: float, step: int, kept: bool) -> None:
         """Takes a validation into account; `kept` says that its model is now in the folder."""
-        self.worse = 0 if self.is_better(loss) else self.worse + 1
+        self.worse = 0 if loss < self.loss else self.worse + 1
         if kept:
             self.loss, self.step = loss, step
 
@@ -98,14 +78,9 @@ class BestModel:
         return self.patience is not None and self.worse >= self.patience
 
     @property
-    def found(self) -> bool:
-        """Whether there has been a best model yet."""
-        return math.isfinite(self.loss)
-
-    @property
     def is_missing(self) -> bool:
         """Whether the folder no longer holds the model that is remembered."""
-        return self.found and not any(self.folder.glob("*.safetensors"))
+        return math.isfinite(self.loss) and not any(self.folder.glob("*.safetensors"))
 
     def copy_to(self, folder: Path) -> None:
         """Copies the kept model's files."""

@@ -6,8 +6,8 @@ Checkpoints that are whole or not there.
 old optimizer, and loading doesn't notice. So a checkpoint is written under a temporary name, synced, given a manifest
 with sizes and checksums, and only then renamed; old ones are removed after the new one is whole.
 
-Nothing in a checkpoint is executed: accelerate reads its files with safetensors and `weights_only=True`, but for objects
-registered with it, so ours are in a file of their own.
+Nothing in a checkpoint is executed: accelerate reads its own files with safetensors and `weights_only=True`. What is
+registered with it would be unpickled, so our states are in a file of their own.
 """
 
 import json
@@ -15,7 +15,6 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -37,17 +36,11 @@ _MANIFEST, _STATES = "manifest.json", "states.pt"
 
 
 def save_checkpoint(
-    accelerator: Accelerator,
-    output_dir: str | Path,
-    step: int,
-    settings: dict[str, Any],
-    states: Mapping[str, Any],
-    keep: int,
+    accelerator: Accelerator, folder: Path, step: int, settings: dict[str, Any], states: dict[str, Any], keep: int
 ) -> Path | None:
     """
-    Saves everything that `accelerator` holds as `output_dir/checkpoint-<step>`. All processes call it.
-
-    A full disk doesn't end the run: it is warned about, older checkpoints stay, and training goes on.
+    Saves everything that `accelerator` holds as `folder/checkpoint-<step>`. All processes call it. A full disk doesn't
+    end the run: it is warned about, and older checkpoints stay.
 
     Args:
         step: updates done so far.
@@ -58,38 +51,37 @@ def save_checkpoint(
     Returns:
         the checkpoint, or `None` if it could not be written.
     """
-    final = Path(output_dir) / f"checkpoint-{step}"
-    partial = final.with_name(f".{final.name}.partial")
-    if accelerator.is_main_process:
-        for left_over in Path(output_dir).glob(".checkpoint-*.partial"):
-            shutil.rmtree(left_over, ignore_errors=True)
+    final, main = folder / f"checkpoint-{step}", accelerator.is_main_process
+    partial = folder / f".{final.name}.partial"
+    if main:
+        shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
     problem: Exception | None = None
     try:
         accelerator.save_state(str(partial))
-        if accelerator.is_main_process:
+        if main:
             torch.save({name: state.state_dict() for name, state in states.items()}, partial / _STATES)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have their own for ENOSPC
         problem = error
-    if written := all_well(accelerator, problem):
-        try:
-            if accelerator.is_main_process:
-                _publish(partial, final, {"step": step, "processes": accelerator.num_processes, "settings": settings})
-        except OSError as error:
-            problem = error
-        written = all_well(accelerator, problem)
-    if accelerator.is_main_process and written:
-        # Later ones are left from a run that was resumed at an earlier step.
-        until_now = all_checkpoints(final.parent)
-        until_now = until_now[: until_now.index(final) + 1]
-        for old in [path for path in until_now if _damage(path, contents=False) is None][:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
-    elif accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        reason = "another process failed" if problem is None else " ".join(str(problem).split())
-        whole = [path.name for path in all_checkpoints(final.parent) if _damage(path, contents=False) is None]
-        newest = f"the newest is {whole[-1]}" if whole else "there is none yet"
-        logger.warning("%s could not be saved (%s); %s.", final, reason, newest)
+    written = all_well(accelerator, problem)  # all files of all processes, before they are listed
+    try:
+        if written and main:
+            _publish(partial, final, {"step": step, "processes": accelerator.num_processes, "settings": settings})
+    except OSError as error:
+        problem = error
+    written = all_well(accelerator, problem) and written
+    if main:
+        found = all_checkpoints(folder)
+        whole = [path for path in found if _damage(path, contents=False) is None]
+        if written:  # later ones are left from a run that was resumed at an earlier step
+            oldest = whole[: whole.index(final) + 1][-keep:][0]
+            for old in found[: found.index(oldest)]:
+                shutil.rmtree(old, ignore_errors=True)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = " ".join(str(problem or "another process failed").split())
+            newest = f"the newest is {whole[-1].name}" if whole else "there is none yet"
+            logger.warning("%s could not be saved (%s); %s.", final, reason, newest)
     accelerator.wait_for_everyone()
     return final if written else None
 
@@ -113,13 +105,7 @@ def all_well(accelerator: Accelerator, problem: Exception | None) -> bool:
 
 
 def hold_only_trained(accelerator: Accelerator, trained: list[nn.Parameter]) -> None:
-    """
-    From now on, checkpoints leave frozen weights out: those of the base under an adapter are a hundred times as large.
-
-    Args:
-        accelerator: after the model is prepared.
-        trained: the parameters to hold; buffers are held, too.
-    """
+    """From now on, checkpoints leave out weights that aren't among `trained`, such as an adapter's large base."""
     wanted = {id(parameter) for parameter in trained}
 
     def held(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -144,49 +130,36 @@ def hold_only_trained(accelerator: Accelerator, trained: list[nn.Parameter]) -> 
     accelerator.register_load_state_pre_hook(put_back)
 
 
-def find_checkpoint(output_dir: str | Path, which: str) -> Path | None:
+def find_checkpoint(folder: Path, which: str) -> Path | None:
     """
     The checkpoint that `which` names: a path, or `latest` for the newest whole one (`None` if there is none at all).
 
     Raises:
-        ValueError: if the folder isn't there or is damaged, or if all checkpoints are.
+        ValueError: if it isn't there or is damaged, or if all of the folder's are.
     """
-    if which != "latest":
-        if not Path(which).is_dir():
-            raise ValueError(f"There is no checkpoint {which}; use `latest` to take the newest one in `output_dir`.")
-        if reason := _damage(Path(which)):
-            raise ValueError(
-                f"The checkpoint {which} is damaged ({reason}); use `latest` to take the newest whole one."
-            )
-        return Path(which)
-    found = all_checkpoints(Path(output_dir))
+    found = all_checkpoints(folder) if which == "latest" else [Path(which)]
     for checkpoint in reversed(found):
         reason = _damage(checkpoint)
         if reason is None:
             return checkpoint
-        logger.warning("%s is damaged (%s) and is passed over.", checkpoint, reason)
+        logger.warning("%s is damaged: %s.", checkpoint, reason)
     if found:
         raise ValueError(
-            f"All checkpoints in {output_dir} are damaged, the newest ({found[-1].name}) because {_damage(found[-1])}: "
-            f"please remove them to start from the beginning."
+            f"{found[-1]} is no whole checkpoint: {_damage(found[-1])}. Please use `latest` to resume from the newest "
+            f"whole one in `output_dir`, or take another folder to start from the beginning."
         )
     return None
 
 
 def load_checkpoint(
-    accelerator: Accelerator,
-    checkpoint: Path,
-    settings: dict[str, Any],
-    states: Mapping[str, Any],
-    ignore_changes: bool = False,
+    accelerator: Accelerator, checkpoint: Path, settings: dict[str, Any], states: dict[str, Any], ignore: bool = False
 ) -> int:
     """
     Restores everything and returns the number of steps done.
 
     Args:
-        settings: what the run depends on.
-        states: the objects that [`save_checkpoint`] was given.
-        ignore_changes: resume even if the settings have changed, with a warning.
+        settings, states: see [`save_checkpoint`].
+        ignore: resume even if the settings have changed, with a warning.
 
     Raises:
         ValueError: if the run that wrote it had other settings or another number of processes, or if it doesn't fit.
@@ -199,7 +172,7 @@ def load_checkpoint(
         for name in sorted(then.keys() | now.keys())
         if then.get(name) != now.get(name)
     )
-    if differences and not ignore_changes:
+    if differences and not ignore:
         raise ValueError(
             f"{checkpoint.name} belongs to a run with other settings: {differences}. Set them back, take a new output "
             f"folder, or set `ignore_changed_settings` to continue as a different run."
@@ -219,8 +192,7 @@ def load_checkpoint(
         KeyError,
         SafetensorError,
     ) as error:  # other shapes, damage
-        reason = " ".join(str(error).split("\n\n")[0].split())
-        raise ValueError(f"{checkpoint} can't be resumed by this run: {reason}") from error
+        raise ValueError(f"{checkpoint} can't be resumed by this run: {error}") from error
     return manifest["step"]
 
 
@@ -237,9 +209,8 @@ def _damage(checkpoint: Path, contents: bool = True) -> str | None:
     try:
         files = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, (size, checksum) in files.items():
-            if (checkpoint / name).stat().st_size != size:
-                return f"{name} has another size than it was written with"
-            if contents and _checksum(checkpoint / name) != checksum:
+            path = checkpoint / name
+            if path.stat().st_size != size or (contents and _checksum(path) != checksum):
                 return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "a file is missing, or its manifest is damaged"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..model.modeling_vqgan import PaiPainterVQCodebook
+from .arguments import VQGANTrainingArguments
 from .order import seed_of
 
 __all__ = ["CodebookLearner", "k_means"]
@@ -27,16 +28,14 @@ class CodebookLearner:
 
     Args:
         codebook: whose `embedding.weight` (num_embeddings, embed_dim) is moved.
-        decay: of the running means, for each step.
-        restart_below: entries whose running use is below this share of the mean use get a new place.
-        blank_code: entry 0 is kept for plain white patches; it is neither restarted nor part of k-means.
-        seed: fixes k-means and restarts.
+        training: `codebook_decay` of the running means for each step; `restart_below`, the share of the mean use under
+            which an entry gets a new place; `blank_code`, which keeps entry 0 for plain white patches; `seed`.
     """
 
-    def __init__(self, codebook: PaiPainterVQCodebook, decay: float, restart_below: float, blank_code: bool, seed: int):
-        self.entries = codebook.embedding.weight
-        self.entries.requires_grad_(False)
-        self.decay, self.restart_below, self.first_free, self.seed = decay, restart_below, int(blank_code), seed
+    def __init__(self, codebook: PaiPainterVQCodebook, training: VQGANTrainingArguments):
+        self.entries = codebook.embedding.weight.requires_grad_(False)
+        self.decay, self.restart_below = training.codebook_decay, training.restart_below
+        self.first_free, self.seed = int(training.blank_code), training.seed
         self.uses = torch.zeros(len(self.entries))
         self.sums = self._on_cpu().clone()
         self.started = False
@@ -44,11 +43,8 @@ class CodebookLearner:
     @torch.no_grad()
     def start(self, latents: torch.Tensor, blank: torch.Tensor) -> None:
         """
-        Puts the entries at the k-means centres of `latents`.
-
-        Args:
-            latents (`torch.FloatTensor` of shape `(n, embed_dim)`): n well above the number of entries.
-            blank (`torch.BoolTensor` of shape `(n,)`): which of them are plain white patches.
+        Puts the entries at the k-means centres of `latents` (n, embed_dim); `blank` (n,) says which of them are plain
+        white patches.
 
         Raises:
             ValueError: if there are fewer latents than entries.
@@ -59,10 +55,7 @@ class CodebookLearner:
             latents = latents[~blank]
         count = len(self.entries) - self.first_free
         if len(latents) < count:
-            raise ValueError(
-                f"{len(latents)} patches of pictures (without plain white ones, if `blank_code` is set) are too few for "
-                f"{count} codebook entries; please train on more pictures or configure fewer `num_embeddings`."
-            )
+            raise ValueError(f"{len(latents)} patches of pictures are too few for {count} `num_embeddings`.")
         self.go_on_from(torch.cat([self.entries[: self.first_free], k_means(latents, count, seed_of(self.seed, 1))]))
 
     @torch.no_grad()

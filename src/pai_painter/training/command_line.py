@@ -25,19 +25,16 @@ __all__ = ["parse_arguments", "run_from_command_line"]
 
 _FILES = (".yaml", ".yml", ".json")
 _HEAD_START = 5.0  # seconds that the first process has to say what is wrong, and its launcher to end the others
-_ABOUT = (
-    "The settings may be in a YAML or JSON file, given first; flags after it override its lines. "
-    "For example: %(prog)s settings.yaml --learning_rate 2e-5"
-)
+_ABOUT = "The settings may be in a YAML or JSON file, given first; flags after it override its lines. For example: "
+_ABOUT += "%(prog)s settings.yaml --learning_rate 2e-5"
 
 
 class _Texts(yaml.BaseLoader):
     """Values as they are written, for the parser to check like flags (to YAML, 2e-5 is a text and `no` is false)."""
 
 
-_NULL = "tag:yaml.org,2002:null"
-_Texts.add_implicit_resolver(_NULL, re.compile(r"~|null|"), ["~", "n", ""])
-_Texts.add_constructor(_NULL, lambda loader, node: None)
+_Texts.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"~|null|"), ["~", "n", ""])
+_Texts.add_constructor("tag:yaml.org,2002:null", lambda loader, node: None)
 
 
 def parse_arguments(
@@ -64,13 +61,10 @@ def parse_arguments(
     for word in argv:  # before argparse complains that a required setting, perhaps this one misspelt, is missing
         flag = word.partition("=")[0]
         if flag.startswith("--") and flag not in known:
-            name = flag.lstrip("-").replace("-", "_")
-            similar = difflib.get_close_matches(f"--{name}", known, 1)
+            similar = difflib.get_close_matches(flag.replace("-", "_").replace("__", "--", 1), known, 1)
             hint = f"did you mean `{similar[0].lstrip('-')}`?" if similar else "--help lists all settings."
-            raise ValueError(f"There is no setting `{name}`; {hint}")
-    *arguments, unknown = parser.parse_args_into_dataclasses(
-        argv, look_for_args_file=False, return_remaining_strings=True
-    )
+            raise ValueError(f"There is no setting `{flag.lstrip('-').replace('-', '_')}`; {hint}")
+    *arguments, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
     if unknown:
         raise ValueError(f"{unknown[0]!r} belongs to no setting; a settings file must be the first word.")
     return tuple(arguments)
@@ -106,10 +100,10 @@ def _flags_of_file(path: str) -> list[str]:
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(each, str) for each in values if value is not None):
             raise ValueError(f"`{name}` in {path} must be one value or a list of values.")
-        if isinstance(value, list) and value:
-            flags += [f"--{name}", *value]
-        elif isinstance(value, str):
+        if isinstance(value, str):
             flags.append(f"--{name}={value}")
+        elif value:
+            flags += [f"--{name}", *value]
     return flags
 
 
@@ -117,16 +111,12 @@ def run_from_command_line(
     types: tuple[type, ...], train: Callable[..., Any], argv: list[str] | None, program: str | None = None
 ) -> None:
     """
-    Parses and trains.
-
-    What is wrong with the input is said in one sentence on stderr, with exit status 2. A run that is stopped names its
-    newest checkpoint, with exit status 130 (Ctrl-C) or 143 (SIGTERM).
+    Parses and trains. What is wrong with the input is said in one sentence on stderr, with exit status 2. A run that is
+    stopped names its newest checkpoint, with exit status 130 (Ctrl-C) or 143 (SIGTERM).
 
     Args:
-        types: the dataclasses to fill.
-        train: is called with them.
-        argv: the words of the command line; `sys.argv[1:]` if not given.
-        program: what was called, for the help and in front of errors; the script's name if not given.
+        types: the dataclasses to fill, with which `train` is called.
+        argv, program: see [`parse_arguments`].
     """
     program, output_dir = program or os.path.basename(sys.argv[0]), None
     try:
@@ -148,11 +138,9 @@ def run_from_command_line(
         _leave(program, "Another process of this run has ended, so this one can't continue.", 2, True)
     except KeyboardInterrupt as stop:
         found = [] if output_dir is None else all_checkpoints(Path(output_dir))
-        advice = (
-            f"resume from {found[-1]} with --resume_from_checkpoint latest." if found else "there is no checkpoint."
-        )
+        advice = f"resume from {found[-1]} with --resume_from_checkpoint latest" if found else "there is no checkpoint"
         terminated = isinstance(stop, Stopped) and stop.number == signal.SIGTERM
-        _leave(program, f"Stopped; {advice}", 143 if terminated else 130)
+        _leave(program, f"Stopped; {advice}.", 143 if terminated else 130)
 
 
 def _is_first_process() -> bool:
@@ -160,10 +148,7 @@ def _is_first_process() -> bool:
 
 
 def _leave(program: str, sentence: str, status: int, perhaps_alone: bool = False) -> NoReturn:
-    """
-    Args:
-        perhaps_alone: whether this process may be the only one that has something to say.
-    """
+    """Ends this process; `perhaps_alone` if it may be the only one that has something to say."""
     if not _is_first_process():
         if not perhaps_alone:
             sys.exit(status)
@@ -193,16 +178,6 @@ def _set_up_logging() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pai_painter").setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    logging.getLogger("pai_painter.model.processing_pai_painter").addFilter(_OnlyFirst())
-
-
-class _OnlyFirst(logging.Filter):
-    """Lets one message through: captions that are too long are met again in every epoch."""
-
-    said = False
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Adds to the first that it stands for the others."""
-        first, self.said = not self.said, True
-        record.msg = f"{record.msg} (Said once; it may be so for other captions.)"
-        return first
+    said: list[logging.LogRecord] = []  # captions that are too long are met again in every epoch: one warning is enough
+    captions = logging.getLogger("pai_painter.model.processing_pai_painter")
+    captions.addFilter(lambda record: not said and (said.append(record) or True))

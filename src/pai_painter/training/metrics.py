@@ -15,16 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class Metrics:
-    """
-    Where the first process writes metrics.
+    """Where the first process writes metrics: metrics.jsonl in `folder`, and the trackers of `accelerator`."""
 
-    Args:
-        accelerator: hands them to its trackers, too.
-        output_dir: folder of metrics.jsonl.
-    """
-
-    def __init__(self, accelerator: Accelerator, output_dir: str | Path):
-        self.accelerator, self.path = accelerator, Path(output_dir) / "metrics.jsonl"
+    def __init__(self, accelerator: Accelerator, folder: Path):
+        self.accelerator, self.path = accelerator, folder / "metrics.jsonl"
 
     def begin(self, start: int, settings: dict[str, Any]) -> None:
         """Drops what came after step `start`, which is done again, and starts the trackers with the settings."""
@@ -34,10 +28,7 @@ class Metrics:
             rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             rewritten.replace(self.path)
         if self.accelerator.log_with:
-            plain = {
-                name: value if isinstance(value, int | float | str | bool) else json.dumps(value)
-                for name, value in settings.items()
-            }
+            plain = {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
             # A resumed run is the run that it was, and its steps don't stand twice.
             options = {
                 "tensorboard": {"purge_step": start + 1},
@@ -48,20 +39,18 @@ class Metrics:
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line. A full disk doesn't end the run."""
         self.accelerator.log(metrics, step=step)
-        if not self.accelerator.is_main_process:
-            return
-        line = {"step": step, **metrics}
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            logger.warning("The metrics %s could not be written (%s). Training continues.", line, error)
+        if self.accelerator.is_main_process:
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, **metrics}) + "\n")
+            except OSError as error:
+                logger.warning("The metrics of step %d can't be written (%s): %s.", step, error, metrics)
 
 
-def read_metrics(path: str | Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[dict[str, float]]:
     """The whole lines of a metrics.jsonl with their finite numbers; a line that a kill cut off is left out."""
     lines: list[dict[str, float]] = []
-    for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:

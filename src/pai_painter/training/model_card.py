@@ -21,7 +21,6 @@ from .arguments import DataArguments, PainterModelArguments, PainterTrainingArgu
 from .loss_curve import draw_loss_curve
 from .metrics import read_metrics
 from .painter_data import PainterData
-from .publishing import is_repository_name
 from .rows import rejected_rows
 from .training_run import TrainingRun
 
@@ -29,8 +28,7 @@ __all__ = ["describe_run", "write_model_card"]
 
 logger = logging.getLogger(__name__)
 
-_MARK = "<!-- Written by pai-painter's training, which overwrites it only if nobody has edited it: {} -->"
-_MARKED = re.compile(r"\n" + re.escape(_MARK).replace(r"\{\}", "([0-9a-f]{16})") + r"\s*\Z")
+_MARK = "<!-- Written by pai-painter's training, which overwrites it only if nobody has edited it: {} -->\n"
 _PACKAGES = ("pai-painter", "torch", "transformers", "accelerate", "datasets")
 _RESULTS = ("loss", "validation_loss", "perplexity", "best_validation_loss", "best_step", "steps", "epochs")
 _DATA = ("data", "rows", "rejected_rows", "validation_rows", "data_hash")
@@ -44,7 +42,7 @@ def describe_run(
     data: DataArguments,
     training: PainterTrainingArguments,
 ) -> None:
-    """Writes the three files beside the saved model. They name no folder of the machine, and hold no row of the data."""
+    """Writes the three files beside the saved model. They name no folder of the machine and hold no row of the data."""
     folder, processes = run.folder, run.accelerator.num_processes
     rows_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
     facts: dict[str, Any] = {
@@ -67,8 +65,7 @@ def describe_run(
     try:
         facts |= _losses(folder)
         draw_loss_curve(folder / "metrics.jsonl", folder / "loss.png")
-        text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(folder / "training_summary.json", lambda file: file.write(text.encode()), force=True)
+        _write(folder / "training_summary.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
         write_model_card(folder, facts)
     except (OSError, ModuleNotFoundError) as error:  # a full disk, no matplotlib
         logger.warning("The model is saved, but not what describes its training (%s).", error)
@@ -80,39 +77,37 @@ def write_model_card(folder: Path, facts: dict[str, Any]) -> None:
     edited stays: ours end in a mark with their hash.
     """
     path = folder / "README.md"
-    if path.exists() and not _is_ours(path.read_text(encoding="utf-8", errors="replace")):
+    body, *mark = path.read_text("utf-8", "replace").rpartition("<!--") if path.exists() else ("",)
+    if path.exists() and "".join(mark) != _mark(body):
         logger.warning("%s was written or edited by hand and stays as it is; its numbers may be an older run's.", path)
         return
-    base = facts["base_model"]
+    base, lora = facts["base_model"], facts["lora"]
     on_hub = base is not None and "/" in base  # of paths, only the last component is left
     samples = sorted((folder / "samples").glob("step-*.png"), key=lambda path: (len(path.name), path.name))
     card_data = ModelCardData(
         language="zh",
-        library_name="peft" if facts["lora"] else "transformers",  # whose code snippet the Hub shows
+        library_name="peft" if lora else "transformers",  # whose code snippet the Hub shows
         pipeline_tag="text-to-image",
-        tags=["pai-painter", "vqgan", "chinese", *(["lora"] if facts["lora"] else [])],
+        tags=["pai-painter", "vqgan", "chinese", *(["lora"] if lora else [])],
         base_model=base if on_hub else None,
-        base_model_relation=("adapter" if facts["lora"] else "finetune") if on_hub else None,
+        base_model_relation=("adapter" if lora else "finetune") if on_hub else None,
     )
-    card = ModelCard.from_template(
-        card_data,
-        template_str=files(__package__).joinpath("model_card_template.md").read_text(encoding="utf-8"),
-        **facts,
-        title=_cell(facts["name"]),
-        quoted_name=json.dumps(facts["name"], ensure_ascii=False),
-        shell_name=shlex.quote(facts["name"]),
-        base=f"[{base}](https://huggingface.co/{base})" if on_hub else None if base is None else f"`{base}`",
-        samples=f"samples/{samples[-1].name}" if samples else None,
-        loss_curve="loss.png" if (folder / "loss.png").is_file() else None,
-        tables={
+    shown = {
+        "title": _cell(facts["name"]),
+        "quoted_name": json.dumps(facts["name"], ensure_ascii=False),
+        "shell_name": shlex.quote(facts["name"]),
+        "base": f"[{base}](https://huggingface.co/{base})" if on_hub else base and f"`{base}`",
+        "samples": f"samples/{samples[-1].name}" if samples else None,
+        "loss_curve": "loss.png" if (folder / "loss.png").is_file() else None,
+        "tables": {
             "Results": _table({name: facts[name] for name in _RESULTS}),
             "Data": _table({name: facts[name] for name in _DATA}),
             "Hyperparameters": _table(facts["settings"]),
         },
-    )
-    text = str(card).rstrip() + "\n"
-    text += f"\n{_MARK.format(_digest(text))}\n"
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")), force=True)
+    }
+    template = files(__package__).joinpath("model_card_template.md").read_text(encoding="utf-8")
+    text = str(ModelCard.from_template(card_data, template_str=template, **facts, **shown)).rstrip() + "\n"
+    _write(path, f"{text}\n{_mark(text)}")
 
 
 def _losses(folder: Path) -> dict[str, float | None]:
@@ -137,7 +132,7 @@ def _public(value: Any) -> Any:
         return {name: _public(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_public(each) for each in value]
-    if not isinstance(value, str) or (value.count("/") == 1 and is_repository_name(value) and not Path(value).exists()):
+    if not isinstance(value, str) or (re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value) and not Path(value).exists()):
         return value
     return re.split(r"[/\\]+", value.rstrip("/\\"))[-1] or value
 
@@ -148,17 +143,13 @@ def _table(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _cell(value: Any) -> str:
     """Anything as text that neither ends a table's cell nor is markup."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = f"{value:,}" if type(value) is int else ", ".join(map(str, value if isinstance(value, list) else [value]))
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split())) or "(empty)"
 
 
-def _is_ours(text: str) -> bool:
-    mark = _MARKED.search(text)
-    return mark is not None and _digest(text[: mark.start()]) == mark[1]
+def _mark(text: str) -> str:
+    return _MARK.format(hashlib.sha256(text.strip().encode()).hexdigest()[:16])
 
 
-def _digest(text: str) -> str:
-    """Of the words, not of the kind of line ends that git or an editor gives them."""
-    return hashlib.sha256("\n".join(text.splitlines()).encode("utf-8")).hexdigest()[:16]
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()), force=True)

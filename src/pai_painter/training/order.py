@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
@@ -11,14 +12,8 @@ __all__ = ["StepBatches", "read_batches", "seed_of"]
 
 
 def seed_of(*numbers: int) -> int:
-    """One 63-bit seed out of several integers; neighbours give unrelated seeds (splitmix64's mixing steps)."""
-    state = 0
-    for number in numbers:
-        state = (state + 0x9E3779B97F4A7C15 * (number + 1)) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
+    """One 63-bit seed out of several integers; neighbours give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
@@ -30,8 +25,7 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
     Args:
         rows: number of training rows.
-        batch_size: rows per process and batch.
-        accumulation: batches per step.
+        batch_size, accumulation: rows per process and batch, and batches per step.
         rank, processes: this process and how many there are.
         seed: fixes the permutations.
         start, stop: first step, and the step before which to end.

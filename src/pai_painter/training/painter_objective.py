@@ -10,11 +10,8 @@ __all__ = ["PainterObjective"]
 
 class PainterObjective(torch.nn.Module):
     """
-    Mean cross-entropy of the image tokens; a module so that DDP sees the forward.
-
-    Args:
-        painter: the model to train.
-        pkeep: in training, each input image token is replaced by a random one with probability 1 - pkeep.
+    Mean cross-entropy of the image tokens; a module so that DDP sees the forward. In training, each input image token
+    is replaced by a random one with probability 1 - `pkeep`.
     """
 
     def __init__(self, painter: PaiPainterForImageGeneration, pkeep: float = 1.0):

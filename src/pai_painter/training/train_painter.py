@@ -79,16 +79,16 @@ def _settings_of(
 ) -> dict[str, Any]:
     """What of the model a run depends on, beside the weights that checkpoints hold."""
     names = ["attn_implementation", "gradient_checkpointing"]
-    settings: dict[str, Any] = {
+    if model.lora_rank is not None:
+        names += ["lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"]
+    return {
         "config": architecture_of(painter.config),
         "vqgan": hash_of_model(vqgan),
         "vocabulary": processor.tokenizer.fingerprint,
         "image_processor": processor.image_processor.to_dict(),
+        "base": None if model.lora_rank is None else hash_of_model(painter),
+        **{name: getattr(model, name) for name in names},
     }
-    if model.lora_rank is not None:
-        names += ["lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"]
-        settings["base"] = hash_of_model(painter)
-    return {**settings, **{name: getattr(model, name) for name in names}}
 
 
 def _save(
@@ -98,12 +98,7 @@ def _save(
     folder: Path,
     gathered: dict[str, torch.Tensor] | None,
 ) -> None:
-    """
-    The painter with its processor, or its adapter.
-
-    Args:
-        gathered: the objective's weights, if this process's painter doesn't have all of them.
-    """
+    """The painter with its processor, or its adapter; `gathered` are the objective's weights, if they are sharded."""
     if gathered is not None:
         gathered = {name.removeprefix("painter."): weight for name, weight in gathered.items()}
     if has_lora(painter):
@@ -117,12 +112,6 @@ def _save(
 
 
 def main(argv: list[str] | None = None, program: str | None = None) -> None:
-    """
-    The command line of `train.py`; errors are one sentence on stderr and status 2.
-
-    Args:
-        argv: its words; `sys.argv[1:]` by default.
-        program: what the user called, for the help and in front of errors; the script's name by default.
-    """
+    """The command line of `train.py`; see [`~command_line.run_from_command_line`]."""
     types = (PainterModelArguments, DataArguments, PainterTrainingArguments)
     run_from_command_line(types, train_painter, argv, program)

@@ -4,7 +4,7 @@
 import math
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import datasets
 import torch
@@ -35,14 +35,10 @@ _LATENTS_PER_ENTRY = 40  # what k-means starts from; more changes little
 
 def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGANTrainingArguments) -> Path:
     """
-    Trains a VQGAN and saves it, with its image processor, into `training.output_dir`.
-
-    Returns:
-        the folder.
+    Trains a VQGAN and saves it, with its image processor, into `training.output_dir`, which is returned.
 
     Raises:
-        ValueError: if arguments, data or a checkpoint don't fit.
-        OSError: if the model can't be saved; the error says what was saved instead.
+        ValueError, OSError, Stopped: see [`~train_painter.train_painter`].
     """
     if data.streaming:
         raise ValueError("The VQGAN can't be trained on a stream: please leave `streaming` out.")
@@ -52,28 +48,27 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
         processor = PaiPainterImageProcessor(size=vqgan.config.resolution)
         train_rows = load_training_rows(data, find_training_source(data), training.output_dir, accelerator)
         valid_rows = load_validation_rows(data, training.output_dir, accelerator)
-        learner = CodebookLearner(
-            vqgan.quantize, training.codebook_decay, training.restart_below, training.blank_code, training.seed
-        )
+        learner = CodebookLearner(vqgan.quantize, training)
         if model.model_name_or_path is not None:
             learner.go_on_from(learner.entries)
         settings = {"config": architecture_of(vqgan.config), "data": train_rows._fingerprint}
         run.prepare(VQGANObjective(vqgan, training), list(vqgan.parameters()), len(train_rows), settings, [learner])
-        _check_codebook_start(run, len(train_rows), learner, vqgan, training)
+        _check_codebook(run.steps, len(train_rows), learner, vqgan, training)
 
         def evaluate() -> dict[str, float]:
             alone = accelerator.is_main_process and valid_rows is not None
             return validate_vqgan(vqgan, valid_rows, processor) if alone else {}
 
+        pictures_of_rows = PictureRows(train_rows, processor)
         sample = partial(_draw_samples, vqgan, valid_rows, processor, training)
         save = partial(_save, vqgan, processor)
         with run.signals:
-            for step, pictures in run.batches(PictureRows(train_rows, processor), len(train_rows), torch.stack):
+            for step, pictures in run.batches(pictures_of_rows, len(train_rows), torch.stack):
                 # The generator that the run has set for this batch.
                 pictures = shift_and_flip(pictures, training.max_shift, training.flip, torch.default_generator)
                 pictures = pictures.to(accelerator.device)
                 if not learner.started and step >= training.codebook_start_step:
-                    _start_codebook(run, learner, vqgan, train_rows, processor)
+                    _start_codebook(run, learner, vqgan, pictures_of_rows)
                 outputs = run.objective(pictures, quantise=learner.started)
                 run.update(outputs["loss"])
                 if learner.started:
@@ -118,40 +113,26 @@ def _build_vqgan(model: VQGANModelArguments) -> PaiPainterVQModel:
         return PaiPainterVQModel.from_pretrained(name, dtype=torch.float32, revision=revision)
 
 
-def _check_codebook_start(
-    run: TrainingRun, rows: int, learner: CodebookLearner, vqgan: PaiPainterVQModel, training: VQGANTrainingArguments
+def _check_codebook(
+    steps: int, rows: int, learner: CodebookLearner, vqgan: PaiPainterVQModel, training: VQGANTrainingArguments
 ) -> None:
     """Says at once what would otherwise come out hundreds of steps later."""
-    if learner.started:
-        return
-    if training.codebook_start_step >= run.steps:
-        raise ValueError(
-            f"`codebook_start_step` ({training.codebook_start_step}) must be below the {run.steps} steps of the run, "
-            f"or the VQGAN never learns its codebook."
-        )
-    patches, entries = rows * vqgan.config.num_image_tokens, vqgan.config.num_embeddings
-    if patches < entries:
-        raise ValueError(
-            f"{rows} training pictures have {patches} patches, too few for {entries} codebook entries "
-            f"(`num_embeddings`)."
-        )
+    start, entries = training.codebook_start_step, vqgan.config.num_embeddings
+    if not learner.started and start >= steps:
+        raise ValueError(f"`codebook_start_step` ({start}) must be below the {steps} steps of the run.")
+    if not learner.started and rows * vqgan.config.num_image_tokens < entries:
+        raise ValueError(f"{rows} training pictures have too few patches for {entries} `num_embeddings`.")
 
 
 @torch.no_grad()
-def _start_codebook(
-    run: TrainingRun,
-    learner: CodebookLearner,
-    vqgan: PaiPainterVQModel,
-    rows: datasets.Dataset,
-    processor: PaiPainterImageProcessor,
-) -> None:
-    """k-means over the latents of some hundred training pictures; all processes take the first one's result."""
+def _start_codebook(run: TrainingRun, learner: CodebookLearner, vqgan: PaiPainterVQModel, rows: PictureRows) -> None:
+    """k-means over latents of training pictures; all processes take the first one's result."""
     wanted = math.ceil(_LATENTS_PER_ENTRY * vqgan.config.num_embeddings / vqgan.config.num_image_tokens)
     generator = torch.Generator().manual_seed(seed_of(run.training.seed, 5))
     chosen = torch.randperm(len(rows), generator=generator)[:wanted].tolist()
     latents, blank = [], []
     vqgan.eval()
-    for pictures in DataLoader(PictureRows(rows.select(chosen), processor), batch_size=32, collate_fn=torch.stack):
+    for pictures in DataLoader(rows, batch_size=32, sampler=chosen, collate_fn=torch.stack):
         pictures = pictures.to(run.accelerator.device)
         with run.accelerator.autocast():
             found = vqgan.encode_latents(pictures).float()
@@ -173,8 +154,8 @@ def _draw_samples(
     """Originals beside reconstructions as samples/step-N.png."""
     if rows is None:
         return
-    shown = PictureRows(rows.select(range(min(training.num_samples, len(rows)))), processor)
-    pictures = torch.stack([shown[row] for row in range(len(shown))])
+    shown = PictureRows(rows, processor)
+    pictures = torch.stack([shown[row] for row in range(min(training.num_samples, len(rows)))])
     painted = vqgan(pictures.to(vqgan.device)).pixel_values.cpu()
     pairs = torch.stack([pictures, painted], dim=1).flatten(0, 1)  # original, reconstruction, original, …
     folder = Path(training.output_dir) / "samples"
@@ -184,10 +165,7 @@ def _draw_samples(
 
 
 def _save(
-    vqgan: PaiPainterVQModel,
-    processor: PaiPainterImageProcessor,
-    folder: Path,
-    gathered: dict[str, torch.Tensor] | None,
+    vqgan: PaiPainterVQModel, processor: PaiPainterImageProcessor, folder: Path, gathered: dict[str, Any] | None
 ) -> None:
     if gathered is not None:
         gathered = {name.removeprefix("vqgan."): weight for name, weight in gathered.items()}
@@ -196,11 +174,5 @@ def _save(
 
 
 def main(argv: list[str] | None = None, program: str | None = None) -> None:
-    """
-    The command line of `train_vqgan.py`; errors are one sentence on stderr and status 2.
-
-    Args:
-        argv: its words; `sys.argv[1:]` by default.
-        program: what the user called, for the help and in front of errors; the script's name by default.
-    """
+    """The command line of `train_vqgan.py`; see [`~command_line.run_from_command_line`]."""
     run_from_command_line((VQGANModelArguments, DataArguments, VQGANTrainingArguments), train_vqgan, argv, program)

@@ -23,9 +23,6 @@ def validation_loss(
     Args:
         objective: from ids and labels to the loss, in evaluation mode, perhaps wrapped by accelerate.
         rows: the same on all processes; each computes its share.
-
-    Returns:
-        `validation_loss`, and `validation_perplexity`: the number of equally likely tokens that the loss stands for.
     """
     processes, total = accelerator.num_processes, torch.zeros((), device=accelerator.device)
     # All processes take the same number of batches, the last perhaps without rows of their own: with sharded weights
