@@ -8,8 +8,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,10 +41,9 @@ def parse_arguments(
     types: tuple[type, ...], argv: list[str] | None = None, program: str | None = None
 ) -> tuple[Any, ...]:
     """
-    Reads flags, or one YAML or JSON file that holds them (flags after the file override it).
+    Fills the dataclasses `types` from flags, or from one YAML or JSON file that holds them and flags that override it.
 
     Args:
-        types: the dataclasses to fill.
         argv: the words of the command line; `sys.argv[1:]` if not given.
         program: what the help calls the program; the script's name if not given.
 
@@ -111,12 +110,8 @@ def run_from_command_line(
     types: tuple[type, ...], train: Callable[..., Any], argv: list[str] | None, program: str | None = None
 ) -> None:
     """
-    Parses and trains. What is wrong with the input is said in one sentence on stderr, with exit status 2. A run that is
-    stopped names its newest checkpoint, with exit status 130 (Ctrl-C) or 143 (SIGTERM).
-
-    Args:
-        types: the dataclasses to fill, with which `train` is called.
-        argv, program: see [`parse_arguments`].
+    Calls `train` with what [`parse_arguments`] makes of the other arguments. What is wrong with the input is said in
+    one sentence on stderr, with exit status 2. A stopped run names its newest checkpoint, with 130 or 143 (SIGTERM).
     """
     program, output_dir = program or os.path.basename(sys.argv[0]), None
     try:
@@ -125,17 +120,19 @@ def run_from_command_line(
         arguments = parse_arguments(types, argv, program)
         output_dir = arguments[-1].output_dir
         # Up to the loop there is nothing to be saved: the first signal ends the run. The loop itself waits for two.
-        with ended_by_signals(after=1), _sigterm_interrupts():
+        with ended_by_signals(after=1), ExitStack() as stack:
+            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _interrupt))
             train(*arguments)
     except (ValueError, OSError, ImportError, SafetensorError) as error:  # imports: of what only some settings need
         _leave(program, str(error), 2, perhaps_alone=output_dir is not None)
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported for the help
-            advice = "a smaller `per_device_train_batch_size` needs less"
-            _leave(program, f"The device's memory is full, {advice} ({str(error).partition('. ')[0]}).", 2, True)
-        if "by peer" not in str(error):  # gloo's words: connection closed, or reset, by peer
+            sentence = "The device's memory is full, a smaller `per_device_train_batch_size` needs less."
+        elif "by peer" in str(error):  # gloo's words: connection closed, or reset, by peer
+            sentence = "Another process of this run has ended, so this one can't continue."
+        else:
             raise
-        _leave(program, "Another process of this run has ended, so this one can't continue.", 2, True)
+        _leave(program, sentence, 2, perhaps_alone=True)
     except KeyboardInterrupt as stop:
         found = [] if output_dir is None else all_checkpoints(Path(output_dir))
         advice = f"resume from {found[-1]} with --resume_from_checkpoint latest" if found else "there is no checkpoint"
@@ -159,18 +156,8 @@ def _leave(program: str, sentence: str, status: int, perhaps_alone: bool = False
     sys.exit(status)
 
 
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """While it lasts, SIGTERM stops the run at once, as Ctrl-C does. In the loop, both wait for a checkpoint."""
-
-    def interrupt(number: int, frame: Any) -> NoReturn:
-        raise Stopped(number)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise Stopped(number)
 
 
 def _set_up_logging() -> None:

@@ -56,7 +56,7 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
         _check_codebook(run.steps, len(train_rows), learner, vqgan, training)
 
         def evaluate() -> dict[str, float]:
-            alone = accelerator.is_main_process and valid_rows is not None
+            alone = valid_rows is not None and accelerator.is_main_process
             return validate_vqgan(vqgan, valid_rows, processor) if alone else {}
 
         pictures_of_rows = PictureRows(train_rows, processor)
@@ -70,10 +70,10 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
                 if not learner.started and step >= training.codebook_start_step:
                     _start_codebook(run, learner, vqgan, pictures_of_rows)
                 outputs = run.objective(pictures, quantise=learner.started)
-                run.update(outputs["loss"])
                 if learner.started:
                     learned_from = (outputs["latents"], outputs["image_tokens"], outputs["errors"])
                     learner.update(*accelerator.gather(learned_from), step)
+                run.update(outputs["loss"])  # after the codebook, which the average copies
                 run.after_batch(step, outputs["pixels_loss"], evaluate, sample, save)
             run.finish(evaluate, sample, save)
     return Path(training.output_dir)
