@@ -15,10 +15,8 @@ __all__ = ["build_accelerator", "is_sharded"]
 
 def build_accelerator(training: TrainingArguments) -> Accelerator:
     """
-    Accelerate's handle on processes, devices and precision. `training.mixed_precision` becomes what is used.
-
-    Raises:
-        ValueError: if the launcher was told something else than the arguments, or what this machine can't do.
+    Accelerate's handle on processes, devices and precision. `training.mixed_precision` becomes what is used. Raises
+    `ValueError` if the launcher was told something else than the arguments, or what this machine can't do.
     """
     forget_empty_ranks()
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

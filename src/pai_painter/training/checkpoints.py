@@ -43,7 +43,6 @@ def save_checkpoint(
     end the run: it is warned about, and older checkpoints stay.
 
     Args:
-        step: updates done so far.
         settings: what the run depends on; compared on resuming.
         states: further objects with a `state_dict` of tensors and plain values, equal on all processes.
         keep: number of newest checkpoints that stay.
@@ -155,11 +154,7 @@ def load_checkpoint(
     accelerator: Accelerator, checkpoint: Path, settings: dict[str, Any], states: dict[str, Any], ignore: bool = False
 ) -> int:
     """
-    Restores everything and returns the number of steps done.
-
-    Args:
-        settings, states: see [`save_checkpoint`].
-        ignore: resume even if the settings have changed, with a warning.
+    Restores everything and returns the number of steps done. With `ignore`, changed settings are only warned about.
 
     Raises:
         ValueError: if the run that wrote it had other settings or another number of processes, or if it doesn't fit.

@@ -26,10 +26,8 @@ class CodebookLearner:
     All processes must call it with the same gathered latents; they then stay equal without talking. For that the
     running means are kept on the CPU: a GPU adds up in any order, and the processes would drift apart.
 
-    Args:
-        codebook: whose `embedding.weight` (num_embeddings, embed_dim) is moved.
-        training: `codebook_decay` of the running means for each step; `restart_below`, the share of the mean use under
-            which an entry gets a new place; `blank_code`, which keeps entry 0 for plain white patches; `seed`.
+    Of `training` it reads `codebook_decay` of the running means; `restart_below`, the share of the mean use under which
+    an entry is moved; `blank_code`, which keeps entry 0 for plain white patches; and `seed`.
     """
 
     def __init__(self, codebook: PaiPainterVQCodebook, training: VQGANTrainingArguments):
@@ -42,13 +40,7 @@ class CodebookLearner:
 
     @torch.no_grad()
     def start(self, latents: torch.Tensor, blank: torch.Tensor) -> None:
-        """
-        Puts the entries at the k-means centres of `latents` (n, embed_dim); `blank` (n,) says which of them are plain
-        white patches.
-
-        Raises:
-            ValueError: if there are fewer latents than entries.
-        """
+        """Puts the entries at k-means centres of `latents` (n, embed_dim), except for those of plain white patches."""
         if self.first_free:
             if blank.any():
                 self.entries[0] = latents[blank].mean(0)
@@ -71,9 +63,8 @@ class CodebookLearner:
         One step of the running means, and new places for dead entries where the picture is worst.
 
         Args:
-            latents (`torch.FloatTensor` of shape `(n, embed_dim)`): Before quantisation, of all processes.
-            image_tokens (`torch.LongTensor` of shape `(n,)`): What they chose.
-            errors (`torch.FloatTensor` of shape `(n,)`): Reconstruction error of each one's patch.
+            latents, image_tokens, errors: (n, embed_dim) before quantisation, of all processes; (n,) what they chose;
+                (n,) the reconstruction error of each one's patch.
             step: the run's step, part of the restart's seed.
 
         Returns:
@@ -118,11 +109,7 @@ class CodebookLearner:
 
 
 def k_means(latents: torch.Tensor, count: int, seed: int, iterations: int = 15) -> torch.Tensor:
-    """
-    Centres of `latents` (n, embed_dim), which start at `count` of them: (count, embed_dim).
-
-    A centre that is nearest to nothing stays where it is.
-    """
+    """Centres (count, embed_dim) of `latents` (n, embed_dim), which start at some of them."""
     chosen = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed))[:count]
     centres = latents[chosen.to(latents.device)].clone()
     for _ in range(iterations):

@@ -9,12 +9,7 @@ __all__ = ["draw_loss_curve"]
 
 
 def draw_loss_curve(metrics_file: str | Path, path: str | Path) -> None:
-    """
-    Draws the training and validation losses of a metrics.jsonl as a PNG, if there are any.
-
-    Raises:
-        OSError: if the file can't be read or the picture can't be written.
-    """
+    """Draws the training and validation losses of a metrics.jsonl as a PNG, if there are any."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # not needed before the end of a run
     from matplotlib.figure import Figure
 

@@ -29,10 +29,7 @@ _MODELS = ("config.json", "adapter_config.json", "model.safetensors", "adapter_m
 def held_folder(folder: Path) -> Iterator[None]:
     """
     While it lasts, no other run trains in `folder`, by a lock on the folder itself that ends with the process. What a
-    killed run left half-written is removed.
-
-    Raises:
-        ValueError: if another run trains there.
+    killed run left half-written is removed. Raises `ValueError` if another run trains there.
     """
     descriptor, deadline = os.open(folder, os.O_RDONLY) if fcntl else -1, time.monotonic() + _WAIT
     try:
@@ -62,13 +59,8 @@ def held_folder(folder: Path) -> Iterator[None]:
 
 def check_folder(training: TrainingArguments, adapter: bool) -> None:
     """
-    Makes the output folder, and finds what isn't this run's before it is overwritten.
-
-    Args:
-        adapter: whether the run ends with an adapter rather than a whole model.
-
-    Raises:
-        ValueError: if nothing can be written there, or if it holds a model or checkpoints that the run doesn't resume.
+    Makes the output folder. Raises `ValueError` if nothing can be written there, or if it holds a model or checkpoints
+    that this run (which ends with an `adapter` or a whole model) would overwrite.
     """
     folder = Path(training.output_dir)
     try:

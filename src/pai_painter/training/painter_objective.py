@@ -19,14 +19,7 @@ class PainterObjective(torch.nn.Module):
         self.painter, self.pkeep = painter, pkeep
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch, text_length + num_image_tokens)`)
-            labels (`torch.LongTensor` of the same shape): -100 on the caption.
-
-        Returns:
-            `torch.FloatTensor`, a scalar in nats per token.
-        """
+        """Both (batch, text_length + num_image_tokens), the labels -100 on the caption → a scalar, nats per token."""
         config = self.painter.config
         if self.training and self.pkeep < 1:
             # minGPT draws the noise from all ids, caption pieces included. Only image tokens make sense here.

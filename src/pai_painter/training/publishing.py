@@ -19,12 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_push(model: PainterModelArguments, training: PainterTrainingArguments) -> None:
-    """
-    Finds out before the training, without a network, what would keep its model from the Hub in the end.
-
-    Raises:
-        ValueError: if there is no token, or if model, tag or an adapter's base can't be called so on the Hub.
-    """
+    """Raises `ValueError` for what would keep the model from the Hub in the end, as far as no network is needed."""
     if not training.push_to_hub:
         return
     repository, tag, base = _repository(training), training.hub_tag, training.hub_base_model
@@ -43,12 +38,7 @@ def check_push(model: PainterModelArguments, training: PainterTrainingArguments)
 
 
 def push_model(training: PainterTrainingArguments) -> None:
-    """
-    Pushes the output folder, if asked to.
-
-    Raises:
-        OSError: if the Hub refuses it; the model is in the output folder then.
-    """
+    """Pushes the output folder, if asked to. Raises `OSError` if the Hub refuses it."""
     if training.push_to_hub:
         address = push_folder(
             training.output_dir,

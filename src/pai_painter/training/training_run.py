@@ -23,7 +23,7 @@ from .callbacks import BestModel, Stopped, StopSignals
 from .checkpoints import all_well, find_checkpoint, hold_only_trained, load_checkpoint, save_checkpoint
 from .metrics import Metrics
 from .optimizer import build_optimizer
-from .order import StepBatches, read_batches, seed_of
+from .order import read_batches, seed_of, step_batches
 from .output_folder import all_checkpoints, check_folder, held_folder, save_whole
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ class TrainingRun:
         Builds optimizer and schedule and resumes from a checkpoint if asked to.
 
         Args:
-            objective: module that is called in the loop.
-            trained: those of its parameters that training moves.
+            objective, trained: the module that is called in the loop, and its parameters that training moves.
             rows: number of training rows, `None` if it isn't known.
             settings: what the run depends on beside its arguments; kept in checkpoints and compared on resuming.
             stateful: further objects with `state_dict` and `load_state_dict` for checkpoints.
@@ -170,7 +169,7 @@ class TrainingRun:
         training, accelerator = self.training, self.accelerator
         size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
         rank, processes = accelerator.process_index, accelerator.num_processes
-        order = StepBatches(rows, size, accumulation, rank, processes, training.seed, self.start, self.steps)
+        order = step_batches(rows, size, accumulation, rank, processes, training.seed, self.start, self.steps)
         workers = training.dataloader_num_workers
         loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=workers)
         return self.count(read_batches(loader))

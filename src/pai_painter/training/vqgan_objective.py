@@ -28,13 +28,9 @@ class VQGANObjective(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, quantise: bool) -> dict[str, torch.Tensor]:
         """
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, channels, resolution, resolution)`): In [-1, 1].
-            quantise: go through the codebook; before it starts, latents are passed on as they are.
-
-        Returns:
-            `loss` (scalar), `pixels_loss` (scalar), and for the codebook `latents` (n, embed_dim), `image_tokens` (n,),
-            `errors` (n,), where n = batch × image tokens of a picture.
+        Takes pixels (batch, channels, resolution, resolution) in [-1, 1]; before the codebook has started, latents are
+        not quantised. Gives `loss` and `pixels_loss`, scalars, and for the codebook `latents` (n, embed_dim),
+        `image_tokens` (n,) and `errors` (n,), where n = batch × image tokens of a picture.
         """
         vqgan = self.vqgan
         latents = vqgan.encode_latents(pixel_values).float()  # (B, D, g, g)
