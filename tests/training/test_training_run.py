@@ -91,12 +91,13 @@ def train(
     factor: float = 1.0,
     keep: Callable = keep_nothing,
 ) -> None:
+    run.evaluate, run.sample, run.save = evaluate, sample, keep
     with run.signals:
         for step, numbers in run.batches(Numbers(), 5, torch.stack):
             loss = run.objective(numbers) * factor
             run.update(loss)
-            run.after_batch(step, loss, evaluate, sample, keep)
-        run.finish(evaluate, sample, keep)
+            run.after_batch(step, loss)
+        run.finish()
 
 
 def metrics(tmp_path: Path) -> list[dict[str, float]]:
@@ -284,12 +285,13 @@ def test_noise_of_a_step_is_a_function_of_seed_step_and_process(run: Callable, m
 
 def test_a_line_of_the_log_is_the_mean_since_the_last(run: Callable, tmp_path: Path) -> None:
     running, _ = run(gradient_accumulation_steps=2, logging_steps=3, save_steps=2)
+    running.sample = no_sample
     losses = []
     for step, _numbers in running.batches(Numbers(), 5, torch.stack):
         losses.append(float(len(losses)))
         loss = torch.tensor(losses[-1], requires_grad=True)
         running.update(loss)
-        running.after_batch(step, loss, dict, no_sample, keep_nothing)
+        running.after_batch(step, loss)
     assert [line["loss"] for line in metrics(tmp_path)] == [sum(range(6)) / 6, sum(range(6, 12)) / 6]
 
 

@@ -54,15 +54,15 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
         trained = [parameter for parameter in painter.parameters() if parameter.requires_grad]
         run.prepare(PainterObjective(painter, training.pkeep), trained, rows.count, settings, rows.stateful, best)
 
-        evaluate, sample = partial(rows.validate, run), partial(rows.sample, painter)
-        save = partial(_save, painter, vqgan, processor)
+        run.evaluate, run.sample = partial(rows.validate, run), partial(rows.sample, painter)
+        run.save = partial(_save, painter, vqgan, processor)
         with run.signals:
             for step, batch in rows.batches(run):
                 input_ids, labels = sequences(batch, run.accelerator.device, rows.encoder)
                 loss = run.objective(input_ids, labels)
                 run.update(loss)
-                run.after_batch(step, loss, evaluate, sample, save)
-            run.finish(evaluate, sample, save)
+                run.after_batch(step, loss)
+            run.finish()
 
         if run.accelerator.is_main_process:
             with with_vqgan(painter, vqgan):

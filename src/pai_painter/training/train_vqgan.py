@@ -55,27 +55,25 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
         run.prepare(VQGANObjective(vqgan, training), list(vqgan.parameters()), len(train_rows), settings, [learner])
         _check_codebook(run.steps, len(train_rows), learner, vqgan, training)
 
-        def evaluate() -> dict[str, float]:
-            alone = valid_rows is not None and accelerator.is_main_process
-            return validate_vqgan(vqgan, valid_rows, processor) if alone else {}
-
-        pictures_of_rows = PictureRows(train_rows, processor)
-        sample = partial(_draw_samples, vqgan, valid_rows, processor, training)
-        save = partial(_save, vqgan, processor)
+        all_pictures = PictureRows(train_rows, processor)
+        if valid_rows is not None and accelerator.is_main_process:
+            run.evaluate = partial(validate_vqgan, vqgan, valid_rows, processor)
+        run.sample = partial(_draw_samples, vqgan, valid_rows, processor, training)
+        run.save = partial(_save, vqgan, processor)
         with run.signals:
-            for step, pictures in run.batches(pictures_of_rows, len(train_rows), torch.stack):
+            for step, pictures in run.batches(all_pictures, len(all_pictures), torch.stack):
                 # The generator that the run has set for this batch.
                 pictures = shift_and_flip(pictures, training.max_shift, training.flip, torch.default_generator)
                 pictures = pictures.to(accelerator.device)
                 if not learner.started and step >= training.codebook_start_step:
-                    _start_codebook(run, learner, vqgan, pictures_of_rows)
+                    _start_codebook(run, learner, vqgan, all_pictures)
                 outputs = run.objective(pictures, quantise=learner.started)
                 if learner.started:
                     learned_from = (outputs["latents"], outputs["image_tokens"], outputs["errors"])
                     learner.update(*accelerator.gather(learned_from), step)
                 run.update(outputs["loss"])  # after the codebook, which the average copies
-                run.after_batch(step, outputs["pixels_loss"], evaluate, sample, save)
-            run.finish(evaluate, sample, save)
+                run.after_batch(step, outputs["pixels_loss"])
+            run.finish()
     return Path(training.output_dir)
 
 

@@ -33,11 +33,6 @@ __all__ = ["TrainingRun"]
 
 logger = logging.getLogger(__name__)
 
-Evaluate = Callable[[], dict[str, float]]  # called on all processes; `validation_loss` decides which model is best
-Sample = Callable[[int], None]  # draws pictures; called on the first process with the number of steps done
-# Writes the model into a folder: with the objective's gathered weights, if no process has all of them.
-Save = Callable[[Path, dict[str, torch.Tensor] | None], None]
-
 # Arguments that don't change the weights; the number of steps is compared instead of the last two.
 _HARMLESS = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "ignore_changed_settings", "report_to"),
@@ -60,6 +55,9 @@ class TrainingRun:
         accelerator: accelerate's handle on processes and devices.
         signals: a context for the loop, in which SIGTERM and Ctrl-C end the run after a step, with a checkpoint.
         objective: after `prepare`, the module whose call gives the loss, perhaps wrapped by DDP.
+        evaluate: gives metrics, on all processes; `validation_loss` decides which model is best.
+        sample: draws pictures, on the first process; takes the number of steps done.
+        save: writes the model into a folder, with the objective's gathered weights if no process has all of them.
         start, done, steps: updates when the run was resumed, so far, and of the whole run.
 
     Raises:
@@ -73,6 +71,9 @@ class TrainingRun:
         set_seed(training.seed)
         self.signals, self.metrics = StopSignals(), Metrics(self.accelerator, self.folder)
         self.objective: nn.Module = nn.Identity()
+        self.evaluate: Callable[[], dict[str, float]] = dict
+        self.sample: Callable[[int], None]
+        self.save: Callable[[Path, dict[str, torch.Tensor] | None], None]
         self.ema: EMAModel | None = None
         self.best: BestModel | None = None
         self.done = 0
@@ -208,7 +209,7 @@ class TrainingRun:
         if self.ema is not None:
             self.ema.step(self._trained)
 
-    def after_batch(self, step: int, loss: torch.Tensor, evaluate: Evaluate, sample: Sample, save: Save) -> None:
+    def after_batch(self, step: int, loss: torch.Tensor) -> None:
         """
         After a step's last batch, logs, validates, samples and saves when it is time; `finish` does so in the end.
         Raises `ValueError` if the loss is no longer a number, and `Stopped`, after a checkpoint, if a signal came.
@@ -223,39 +224,40 @@ class TrainingRun:
         if logs or saves:
             self._log_loss(logs)
         if not last and self.done % training.eval_steps == 0:
-            self._evaluate(evaluate, save)
+            self._evaluate()
         if last or self.ended_early:
             return
         if self.done % training.sample_steps == 0:
-            self._sample(sample)
+            self._sample()
         asked = self.signals.anywhere(self.accelerator)
         if saves or asked:
             self._save_checkpoint()
         if asked:
             raise Stopped(asked)
 
-    def finish(self, evaluate: Evaluate, sample: Sample, save: Save) -> None:
+    def finish(self) -> None:
         """
         Saves the model first, so that nothing after it can lose the run; then validates, puts the best model in its
         place if that is kept, and samples. Raises `OSError` if it can't be saved, with the checkpoint that was.
         """
         problem: Exception | None = None
         try:
-            self._save(save, self.folder)
+            self._save(self.folder)
         except _FAILED_SAVES as error:
             problem = error
         if not all_well(self.accelerator, problem):
             self._save_checkpoint()
             kept = all_checkpoints(self.folder)
-            instead = f"fix this and resume from {kept[-1]}" if kept else "there is no checkpoint either"
-            raise OSError(f"The trained model can't be saved in {self.folder} ({problem}); {instead}.") from problem
+            reason, instead = problem or "another process failed", "there is no checkpoint either"
+            instead = f"fix this and resume from {kept[-1]}" if kept else instead
+            raise OSError(f"The trained model can't be saved in {self.folder} ({reason}); {instead}.") from problem
         if not self.ended_early:
-            self._evaluate(evaluate, save)
+            self._evaluate()
         if self.best is not None and math.isfinite(self.best.loss):
             logger.info("The best model is that of step %d (loss %.4f).", self.best.step, self.best.loss)
             if self.accelerator.is_main_process:
                 save_whole(self.best.copy_to, self.folder)
-        self._sample(sample)
+        self._sample()
         logger.info("The trained model is in %s.", self.folder)
 
     @contextmanager
@@ -272,12 +274,12 @@ class TrainingRun:
             if self.ema is not None:
                 self.ema.restore(self._trained)
 
-    def _save(self, save: Save, folder: Path) -> None:
+    def _save(self, folder: Path) -> None:
         """All processes call it, to give their part of sharded weights."""
         with self.finished_model():
             gathered = self.accelerator.get_state_dict(self.objective) if is_sharded(self.accelerator) else None
             if self.accelerator.is_main_process:
-                save_whole(lambda scratch: save(scratch, gathered), folder)
+                save_whole(lambda scratch: self.save(scratch, gathered), folder)
 
     def _save_checkpoint(self) -> None:
         keep = self.training.save_total_limit
@@ -300,29 +302,29 @@ class TrainingRun:
             self._recent.clear()
             self._since = now
 
-    def _evaluate(self, evaluate: Evaluate, save: Save) -> None:
+    def _evaluate(self) -> None:
         paused, best, problem = time.monotonic(), self.best, None
         with self.finished_model():
-            metrics = evaluate()
+            metrics = self.evaluate()
         if metrics:
             self.metrics.write(self.done, metrics)
         if best is not None:
             loss, better = metrics["validation_loss"], metrics["validation_loss"] < best.loss
             try:
                 if better:
-                    self._save(save, best.folder)
+                    self._save(best.folder)
             except _FAILED_SAVES as error:
                 problem = error
                 logger.warning("The best model, of step %d, can't be saved (%s). Training continues.", self.done, error)
             best.take(loss, self.done, better and all_well(self.accelerator, problem))
         self._since += time.monotonic() - paused
 
-    def _sample(self, sample: Sample) -> None:
+    def _sample(self) -> None:
         paused = time.monotonic()
         if self.accelerator.is_main_process and not is_sharded(self.accelerator):
             try:
                 with self.finished_model():
-                    sample(self.done)
+                    self.sample(self.done)
             except (OSError, RuntimeError) as error:  # a full disk, or a full device
                 logger.warning("The samples of step %d can't be drawn (%s). Training continues.", self.done, error)
         self.accelerator.wait_for_everyone()
