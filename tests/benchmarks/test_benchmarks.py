@@ -166,7 +166,7 @@ def test_a_process_that_dies_is_named(taking: Callable) -> None:
 def test_both_ways_have_the_same_loss() -> None:
     from steps import PublishedStep, StepSettings, build_painter
 
-    from pai_painter.training.objective import PainterObjective
+    from pai_painter.training.painter_objective import PainterObjective
     from pai_painter.training.painter_rows import sequences
 
     torch.manual_seed(0)

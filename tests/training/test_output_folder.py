@@ -1,15 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The best model, and folders that hold something already."""
+"""The best model, one run per folder, and folders that hold something already."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pai_painter.training.arguments import DataArguments, PainterModelArguments
-from pai_painter.training.painter import train_painter
-from pai_painter.training.saving import BestModel, check_folder, save_whole
+from pai_painter.training import output_folder
+from pai_painter.training.arguments import DataArguments, PainterModelArguments, TrainingArguments
+from pai_painter.training.callbacks import BestModel
+from pai_painter.training.output_folder import check_folder, held_folder, save_whole
+from pai_painter.training.train_painter import train_painter
+
+# A process that ends without a word while a worker of its own lives on.
+OUTLIVED = """
+import os, sys, time
+from pathlib import Path
+from pai_painter.training.output_folder import held_folder
+with held_folder(Path(sys.argv[1])):
+    if worker := os.fork():
+        print(worker, flush=True)
+        os._exit(0)
+    os.close(1)
+    time.sleep(60)
+"""
+
+
+def check(folder: Path, **options: object) -> None:
+    check_folder(TrainingArguments(output_dir=str(folder), **options), adapter=False)
 
 
 def test_patience(tmp_path: Path) -> None:
@@ -19,7 +42,7 @@ def test_patience(tmp_path: Path) -> None:
     for step, (loss, saved) in enumerate(
         [(3.0, True), (3.0, True), (2.0, False), (2.5, True), (2.5, True), (4.0, True)]
     ):
-        best.take(loss, step, best.is_better(loss) and saved)
+        best.take(loss, step, loss < best.loss and saved)
         seen.append((best.loss, best.step, best.worse, best.exhausted))
     assert seen == [
         (3.0, 0, 0, False),
@@ -38,7 +61,6 @@ def test_patience(tmp_path: Path) -> None:
 
 def test_no_number_is_never_better(tmp_path: Path) -> None:
     best = BestModel(tmp_path, patience=1)
-    assert not best.is_better(math.nan)
     best.take(math.nan, 1, kept=False)
     assert (best.loss, best.exhausted) == (math.inf, True)
 
@@ -57,8 +79,46 @@ def test_weights_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_checking_leaves_nothing(tmp_path: Path) -> None:
-    check_folder(tmp_path / "a" / "b")
+    check(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "out", "Not a directory")):
+        with pytest.raises(ValueError, match=rf"^Nothing can be written to {folder} \(`output_dir`\): {reason}\.$"):
+            check(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
+def test_a_model_without_a_checkpoint_is_overwritten_only_if_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("somebody's")
+    with pytest.raises(ValueError, match=rf"holds a model \({name}\) and no checkpoint .* set `overwrite_output_dir`"):
+        check(tmp_path)
+    check(tmp_path, overwrite_output_dir=True)
+    (tmp_path / "checkpoint-3").mkdir()
+    check(tmp_path, resume_from_checkpoint="latest")  # this run's own
+
+
+def test_two_trainings_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is refused, also if only a loader's worker of the first is left."""
+    monkeypatch.setattr(output_folder, "_WAIT", 0.3)
+    (tmp_path / ".checkpoint-3.partial").mkdir()
+    with held_folder(tmp_path):
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / ".checkpoint-4.partial").mkdir()
+        with pytest.raises(ValueError, match=r"^Another training runs in "), held_folder(tmp_path):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [".checkpoint-4.partial"]
+    with held_folder(tmp_path):
+        pass
+    command = [sys.executable, "-c", OUTLIVED, tmp_path]
+    worker = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    try:
+        with pytest.raises(ValueError, match=r"^Another training runs in "), held_folder(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("place", ["", "best"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a trained painter predicts the codes of pictures, without training it."""
+"""How well a trained painter predicts the image tokens of pictures, without training it."""
 
 import math
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from accelerate import Accelerator
 from ..data.codes import CodesOnDisk
 from ..data.rows import load_rows
 from ..lora import load_painter
-from .arguments import DataArguments
-from .objective import PainterObjective
-from .painter_rows import CaptionedCodes
-from .rows import encode_together, find_training_source
-from .validation import validation_loss
+from ..training.arguments import DataArguments
+from ..training.painter_objective import PainterObjective
+from ..training.painter_rows import CaptionedCodes
+from ..training.rows import encode_together, find_training_source
+from ..training.validation import validation_loss
 
-__all__ = ["Evaluation", "evaluate_painter"]
+__all__ = ["Likelihood", "evaluate_painter"]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Likelihood:
     """
     Args:
-        rows (`int`): Rows that were looked at.
-        loss (`float`): Mean cross-entropy of a code, in nats.
-        perplexity (`float`): Among how many equally likely codes the painter would choose.
-        chance (`int`): The perplexity of a painter that knows nothing: the number of codes there are.
+        rows (`int`): Number of rows.
+        loss (`float`): Mean cross-entropy in nats per token.
+        perplexity (`float`): The number of equally likely tokens that the loss stands for.
+        chance (`int`): The perplexity of a painter that knows nothing: the number of image tokens there are.
     """
 
     rows: int
@@ -40,13 +40,13 @@ def evaluate_painter(
     batch_size: int = 16,
     revision: str = "main",
     accelerator: Accelerator | None = None,
-) -> Evaluation:
+) -> Likelihood:
     """
     Mean loss over all rows, each with its first caption. Several processes each compute their share.
 
     Args:
         model: a folder or a name on the Hub; an adapter brings its base along.
-        data: `train_file` (or `dataset_name` and `train_split`) is what is looked at.
+        data: `train_file` (or `dataset_name` and `train_split`) names the rows.
         batch_size: rows of a forward; it changes nothing but memory and time.
         revision: branch, tag or commit of a model on the Hub.
         accelerator: accelerate's handle on the processes; a new one by default.
@@ -64,9 +64,8 @@ def evaluate_painter(
     with accelerator.local_main_process_first():
         rows = load_rows(source, data.max_bad_rows, data.cache_dir)
     table = CodesOnDisk(rows, painter.vqgan, processor.image_processor, cache_dir=data.cache_dir)
-    codes = CaptionedCodes(encode_together(table, accelerator), processor)
-    figures = validation_loss(PainterObjective(painter).eval(), codes, accelerator, batch_size)
-    loss = figures["validation_loss"]
+    encoded = CaptionedCodes(encode_together(table, accelerator), processor)
+    loss = validation_loss(PainterObjective(painter).eval(), encoded, accelerator, batch_size)["validation_loss"]
     if not math.isfinite(loss):
         raise ValueError(f"The loss of {model} is {loss}: its weights are damaged.")
-    return Evaluation(len(codes), loss, figures["validation_perplexity"], painter.config.image_vocab_size)
+    return Likelihood(len(encoded), loss, math.exp(loss), painter.config.image_vocab_size)

@@ -33,16 +33,16 @@ def evaluate(
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Measure a painter: loss and perplexity of pictures' codes, given their captions.
+    Measure a painter: loss and perplexity of pictures' image tokens, given their captions.
 
     Example: pai-painter evaluate --model MODEL --file valid.tsv
     """
-    with one_sentence_errors(verbose, "Stopped; codes that were cached so far are kept."):
+    with one_sentence_errors(verbose, "Stopped; image tokens that were cached so far are kept."):
         quieten(verbose)
         from accelerate import Accelerator
 
+        from ..evaluation.likelihood import evaluate_painter
         from ..training.arguments import DataArguments
-        from ..training.evaluation import evaluate_painter
 
         data = DataArguments(
             train_file=file,
@@ -66,6 +66,6 @@ def evaluate(
 
         table = Table(show_header=False, title=Text(str(facts["model"])))
         table.add_row("Rows", f"{found.rows:,}")
-        table.add_row("Loss", f"{found.loss:.4f} nats per code")
-        table.add_row("Perplexity", f"{found.perplexity:,.1f} of {found.chance:,} codes")
+        table.add_row("Loss", f"{found.loss:.4f} nats per token")
+        table.add_row("Perplexity", f"{found.perplexity:,.1f} of {found.chance:,} image tokens")
         Console().print(table)

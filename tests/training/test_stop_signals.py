@@ -19,10 +19,10 @@ from kill_driver import POINTS
 from safetensors.torch import load_file
 from tiny_world import launch
 
-from pai_painter.training import painter as painter_module
+from pai_painter.training import train_painter as painter_module
 from pai_painter.training.arguments import DataArguments, PainterModelArguments
-from pai_painter.training.painter import train_painter
-from pai_painter.training.stopping import Stopped, StopSignals
+from pai_painter.training.callbacks import Stopped, StopSignals
+from pai_painter.training.train_painter import train_painter
 
 
 def equal_weights(one: Path, other: Path) -> bool:
@@ -112,7 +112,7 @@ def test_stopped_as_a_user_or_a_cluster_does(processes: int, number: int, settin
     if processes == 1:  # torchrun itself exits with 1
         assert run.returncode == 128 + number, said
         assert "Traceback" not in said
-    assert "train.py: Stopped; go on from " in said
+    assert "train.py: Stopped; resume from " in said
     (checkpoint,) = stopped.glob("checkpoint-*")
     assert 0 < int(checkpoint.name.partition("-")[2]) < 400
     resumed = launch(*words, str(stopped), processes=processes)
@@ -188,8 +188,8 @@ def test_two_processes_learn_what_one_does(settings: Callable, tmp_path: Path) -
         file = settings(**common, **divided)
         run = launch("train.py", file, "--output_dir", str(tmp_path / name), processes=processes)
         assert run.returncode == 0, run.stderr
-        figures = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        curves[name] = torch.tensor([line["loss"] for line in figures if "loss" in line])
+        metrics = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        curves[name] = torch.tensor([line["loss"] for line in metrics if "loss" in line])
     assert len(curves["one"]) == 30
     assert curves["one"][-1] < 0.8 * curves["one"][0]
     torch.testing.assert_close(curves["two"], curves["one"], rtol=2e-5, atol=0)

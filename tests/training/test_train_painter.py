@@ -27,10 +27,10 @@ from pai_painter.data.codes import load_codes
 from pai_painter.data.rows import load_rows
 from pai_painter.data.sources import find_source
 from pai_painter.training.arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
-from pai_painter.training.objective import PainterObjective
-from pai_painter.training.painter import main, train_painter
 from pai_painter.training.painter_model import build_painter
+from pai_painter.training.painter_objective import PainterObjective
 from pai_painter.training.painter_rows import CaptionedCodes, collate_rows, sequences
+from pai_painter.training.train_painter import main, train_painter
 from pai_painter.training.validation import validation_loss
 
 
@@ -172,14 +172,17 @@ def config(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_vocab_size": 32}, r"wants 32 image codes \(`image_vocab_size`\), but the VQGAN \S+ has 16; they must"),
-        ({"image_vocab_size": None}, r"wants 16384 image codes"),
+        (
+            {"image_vocab_size": 32},
+            r"wants 32 image tokens \(`image_vocab_size`\), but the VQGAN \S+ has 16; they must",
+        ),
+        ({"image_vocab_size": None}, r"wants 16384 image tokens"),
         (
             {"vq_config": {**VQGAN, "resolution": 32}},
             r"The `vq_config` of \S+ isn't that of the VQGAN \S+: it has `resolution` 32 instead of 16; please leave",
         ),
         ({"text_vocab_size": 14}, r"has 15 tokens, but the model reads 14 \(`text_vocab_size`\)"),
-        ({"model_type": "gpt2"}, r"is no painter's configuration: its model_type is 'gpt2'"),
+        ({"model_type": "gpt2"}, r"is no painter's configuration: its model_type is 'gpt2', not 'pai_painter'"),
     ],
 )
 def test_what_does_not_fit(
