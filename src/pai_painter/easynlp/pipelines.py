@@ -8,8 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from ..batch.pictures import PictureEncoder
-from ..imaging.painting import PaintingOptions
+from ..imaging.painting import PaintingOptions, painted_png
 from ..model.pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from .names import PUBLISHED, TASK, explaining_missing_models, hub_name
 from .sizes import SIZES, check_sizes, count_of_pictures
@@ -74,9 +73,8 @@ class TextImageGenerationPipeline:
         self.painter, self.num_images = painter, num_images
         painter.set_progress_bar_config(disable=True)
         # Each picture is noted with a seed of its own, which paints it again alone.
-        options = PaintingOptions.for_model(painter, best_of=1)
-        name = os.path.basename(os.path.normpath(str(painter.config["_name_or_path"])))
-        self._encoder = PictureEncoder("png", options, name)
+        self._options = PaintingOptions.for_model(painter, best_of=1)
+        self._model_name = os.path.basename(os.path.normpath(str(painter.config["_name_or_path"])))
 
     def __call__(self, inputs: str | list[str]) -> list[dict[str, Any]]:
         """
@@ -107,10 +105,12 @@ class TextImageGenerationPipeline:
         drawn = torch.randint(2**62, (len(captions),)).tolist()
         generators = [torch.Generator().manual_seed(number) for number in drawn]
         painted = cast(PaiPainterPipelineOutput, self.painter(captions, generator=generators))
-        return [
-            base64.b64encode(self._encoder.encode(image, caption, seed, seed, score)).decode("ascii")
-            for image, caption, seed, score in zip(painted.images, captions, painted.seeds, painted.scores, strict=True)
-        ]
+        pictures = zip(painted.images, captions, painted.seeds, painted.scores, strict=True)
+        files = (
+            painted_png(image, caption, seed, seed, score, self._model_name, self._options)
+            for image, caption, seed, score in pictures
+        )
+        return [base64.b64encode(file).decode("ascii") for file in files]
 
 
 def _model_of(task_or_model: str, model_path: str | os.PathLike | None) -> str:
