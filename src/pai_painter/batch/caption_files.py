@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal, cast, get_args
 
 from ..data.tsv import Schema, read_rows
 
@@ -17,15 +17,7 @@ __all__ = ["CaptionFile", "CaptionKind", "CaptionRow", "find_captions", "from_st
 
 CaptionKind = Literal["tsv", "csv", "jsonl", "parquet", "text"]
 
-_ENDINGS: dict[str, CaptionKind] = {
-    ".tsv": "tsv",
-    ".tsv.gz": "tsv",
-    ".csv": "csv",
-    ".jsonl": "jsonl",
-    ".parquet": "parquet",
-    ".txt": "text",
-    ".txt.gz": "text",
-}
+_ENDINGS = {"txt": "text", "txt.gz": "text", "tsv.gz": "tsv"}  # others are named like their kinds
 _USUAL_SCHEMA = "idx:str:1,text:str:1"
 _LONGEST_CELL = 2**28  # columns of pictures may stand beside the captions
 _LONGEST_CAPTION = 10_000
@@ -35,41 +27,25 @@ _NOT_IN_AN_ID = re.compile(r"[\t\r\n\0\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class CaptionRow:
-    """
-    Args:
-        line (`int`): Its line in the file, or its number in a table that isn't a TSV, from 1.
-        idx (`str`, *optional*): Its id, if it could be read.
-        text (`str`): The caption as it is written.
-        reason (`str`, *optional*): Why the row can't be painted.
-    """
+    """A row of captions, good or bad."""
 
-    line: int
+    line: int  # or its number, in a table that isn't a TSV; from 1
     idx: str | None
-    text: str
-    reason: str | None = None
+    text: str  # the caption as it is written
+    reason: str | None = None  # why it can't be painted
 
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """
-    A file of captions, which may be read any number of times. Made by [`find_captions`] or [`from_stream`].
-
-    Args:
-        path (`Path`): The file.
-        kind (`str`): How it is read.
-        schema ([`Schema`]): Columns of a TSV or a text.
-        id_column, caption_column (`str`): The columns that count.
-        name (`str`): What messages call it.
-        keeper: What keeps a temporary file alive.
-    """
+    """A file of captions, which may be read any number of times: from [`find_captions`] or [`from_stream`]."""
 
     path: Path
     kind: CaptionKind
-    schema: Schema
+    schema: Schema  # of a TSV or a text
     id_column: str
     caption_column: str
-    name: str
-    keeper: Any = field(default=None, repr=False)
+    name: str  # what messages call it
+    keeper: Any = field(default=None, repr=False)  # what keeps a temporary file alive
 
     @property
     def options(self) -> dict[str, Any]:
@@ -83,12 +59,7 @@ class CaptionFile:
         return status.st_size, status.st_mtime_ns
 
     def rows(self) -> Iterator[CaptionRow]:
-        """
-        The rows in order, good and bad, so that the n-th is the same whenever they are read.
-
-        Raises:
-            ValueError: if the file isn't what it should be, or is damaged from some place on.
-        """
+        """The rows in order, good and bad; a `ValueError` if the file isn't what it should be, or is damaged."""
         if self.kind in ("tsv", "text"):
             yield from map(_checked, self._lines())
             return
@@ -103,7 +74,7 @@ class CaptionFile:
                 reason = f"The id in {self.id_column!r} is neither text nor a whole number."
             elif not isinstance(text, str):
                 reason = f"There is no text in {self.caption_column!r}."
-            yield _checked(CaptionRow(number, str(idx), str(text), reason))
+            yield _checked(CaptionRow(number, None if idx is None else str(idx), str(text), reason))
 
     def _lines(self) -> Iterator[CaptionRow]:
         bad: list[CaptionRow] = []
@@ -190,10 +161,11 @@ def find_captions(
         ValueError: if there is no such file, if it is no regular file, or if columns are named that it doesn't have.
     """
     path = Path(path)
-    kind = kind or next((kind for ending, kind in _ENDINGS.items() if path.name.lower().endswith(ending)), None)
+    endings = path.name.lower().rsplit(".", 2 if path.suffix == ".gz" else 1)[1:]
+    kind = kind or cast(CaptionKind, _ENDINGS.get(".".join(endings), ".".join(endings)))
     if kind not in get_args(CaptionKind):
         known = ", ".join(get_args(CaptionKind))
-        raise ValueError(f"Please set the input format of {path} to one of {known}, got {kind or 'another ending'}.")
+        raise ValueError(f"Please set the input format of {path} to one of {known}, got {kind!r}.")
     if path.exists() and not path.is_file():  # opening a pipe may wait forever, and it can't be read twice
         raise ValueError(f"{path} is not a file: please name one, or send captions to standard input and give -.")
     if not path.exists():

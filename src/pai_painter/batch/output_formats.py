@@ -40,16 +40,8 @@ def find_format(
     output: Path, name: FormatName | None, output_schema: str | None, aliases: Mapping[str, str]
 ) -> tuple[FormatName, list[str]]:
     """
-    The format that is asked for, or else the one that the output's name ends in, and the columns of a TSV.
-
-    Args:
-        output (`Path`): Where the pictures go.
-        name (`str`, *optional*): `"tsv"`, `"parquet"` or `"png"`, a folder.
-        output_schema (`str`, *optional*): Columns of a TSV, by default `idx,text,gen_imgbase64`.
-        aliases (`Mapping[str, str]`): Other names for `idx` and `text`: those of the captions' columns.
-
-    Raises:
-        ValueError: if the ending is of no format, or if a column isn't known.
+    The format that is asked for, or else the one that the output's name ends in, and the columns of a TSV, in which
+    `aliases` are other names for `idx` and `text`. A `ValueError` if the ending is of no format, or a column not known.
     """
     name = name or _ENDINGS.get(output.suffix.lower())
     if name not in get_args(FormatName):
@@ -68,14 +60,7 @@ def find_format(
 
 
 def write_output(name: FormatName, cells: list[str], path: Path, rows: Iterable[PaintedRow]) -> None:
-    """
-    Makes a new file or folder, and brings it to the disk.
-
-    Args:
-        name, cells: See [`find_format`].
-        path (`Path`): The file or folder.
-        rows (`Iterable[PaintedRow]`): What it holds.
-    """
+    """Makes a new file or folder, and brings it to the disk; for `name` and `cells` see [`find_format`]."""
     if name == "png":
         _write_folder(path, rows)
     elif name == "parquet":

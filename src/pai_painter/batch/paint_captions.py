@@ -78,17 +78,6 @@ class PaintCaptions:
         revision (`str`): Branch, tag or commit of a model on the Hub.
         device (`str`, *optional*): By default an accelerator, if there is one.
         model_name (`str`, *optional*): What the pictures' metadata calls the model.
-
-    Example:
-
-    ```python
-    >>> from datasets import Dataset, Image
-    >>> from pai_painter import DEMO_MODEL
-    >>> from pai_painter.batch.paint_captions import PaintCaptions
-
-    >>> rows = Dataset.from_dict({"idx": ["1", "2"], "text": ["红苹果", "一只熊猫"]})
-    >>> painted = rows.map(PaintCaptions(DEMO_MODEL), batched=True, batch_size=8).cast_column("image", Image())
-    ```
     """
 
     def __init__(
@@ -116,8 +105,7 @@ class PaintCaptions:
         """The painter, loaded when it is first asked for."""
         if isinstance(self.model, PaiPainterPipeline):
             return self.model
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = self.device or ("cpu" if accelerator is None else accelerator.type)
+        device = self.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
         return PaiPainterPipeline.from_pretrained(self.model, revision=self.revision).to(device)
 
     @cached_property
@@ -130,15 +118,8 @@ class PaintCaptions:
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """
-        Args:
-            batch (`dict[str, Sequence]`): Columns of ids and captions; others are left out.
-
-        Returns:
-            `dict[str, list]`: A row for each picture: `idx`, `text`, `image` (a PNG's bytes), `seed`, `score`, and
-            `error`, which says why a row can't be painted and is `None` otherwise.
-
-        Raises:
-            ValueError: if the batch lacks a column.
+        A row for each picture of a batch: `idx`, `text`, `image` (a PNG's bytes), `seed`, `score`, and `error`, which
+        says why a row can't be painted and is `None` otherwise. A `ValueError` if the batch lacks a column.
         """
         for column in (self.id_column, self.caption_column):
             if column not in batch:
@@ -167,14 +148,8 @@ class PaintCaptions:
 
     def paint(self, rows: Sequence[tuple[str, str] | None]) -> Iterator[list[Picture]]:
         """
-        The pictures of rows, each as soon as all of its own are painted.
-
-        Args:
-            rows (`Sequence[tuple[str, str] | None]`): Id and caption of each; `None`, for which no picture comes,
-                keeps its places in the batches, so that no other row's place depends on it.
-
-        Raises:
-            OSError: if memory is full.
+        The pictures of rows (id and caption), row by row; an `OSError` if memory is full. `None` gives no picture, but
+        keeps its places in the batches, so that no other row's place depends on it.
         """
         num_images = self.options.num_images_per_prompt
         places = [(row, k) for row in rows for k in range(num_images)]

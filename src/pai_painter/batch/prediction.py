@@ -19,7 +19,7 @@ from .caption_files import CaptionFile, CaptionRow, find_captions, from_stream
 from .output_formats import FormatName, PaintedRow, find_format
 from .paint_captions import PaintCaptions, PredictOptions
 from .resumable_run import ResumableRun
-from .sharding import default_shard_size, read_shards, row_seed, survey_captions
+from .sharding import Survey, default_shard_size, read_shards, row_seed, survey_captions
 
 __all__ = ["PredictOptions", "Summary", "find_captions", "from_stream", "predict_file", "row_seed"]
 
@@ -29,24 +29,16 @@ _COUNTS = ("rows", "pictures", "rejected", "cut", "unknown")
 
 @dataclass(frozen=True)
 class Summary:
-    """
-    Args:
-        output (`Path`): The pictures.
-        rows, pictures (`int`): In it, or, if it isn't complete, in all shards that are done.
-        rejected (`int`): Rows that can't be painted.
-        cut, unknown (`int`): Captions that were too long, and that have words unknown to the model.
-        rejects_file (`Path`, *optional*): The list of rows that can't be painted.
-        missing_shards (`int`): What other processes still have to do; 0 if the output is there.
-    """
+    """What was painted: of the whole file, or, while other processes have shards to paint, of all that are done."""
 
     output: Path
     rows: int
     pictures: int
-    rejected: int
-    cut: int
-    unknown: int
+    rejected: int  # rows that can't be painted
+    cut: int  # captions that were too long
+    unknown: int  # captions with words unknown to the model
     rejects_file: Path | None = None
-    missing_shards: int = 0
+    missing_shards: int = 0  # 0 if the output is there
 
 
 def predict_file(
@@ -102,57 +94,63 @@ def predict_file(
         raise ValueError("Several processes can't start over: please remove what is there first.")
     if shard_size is not None and shard_size < 1:
         raise ValueError(f"`shard_size` must be at least 1, got {shard_size}.")
-    options = PredictOptions() if options is None else options
-    aliases = {captions.id_column: "idx", captions.caption_column: "text"}
-    found_format = find_format(output, format, output_schema, aliases)
-    run = ResumableRun(output, rejects, found_format, f"{rank}-of-{processes}")
-    run.check_places(captions.path)
     painter = PaintCaptions(pipe, options, model_name=model_name)
+    aliases = {captions.id_column: "idx", captions.caption_column: "text"}
+    written_as = find_format(output, format, output_schema, aliases)
+    run = ResumableRun(output, rejects, written_as, f"{rank}-of-{processes}")
+    run.check_places(captions.path)
     survey = survey_captions(captions)
-    shard_size = shard_size or default_shard_size(survey.rows, options.batch_size)
+    shard_size = shard_size or default_shard_size(survey.rows, painter.options.batch_size)
+    shards = range(math.ceil(survey.rows / shard_size))
     wanted = {
         "input": {"rows": survey.rows, "sha256": survey.sha256, **captions.options},
-        "options": {
-            **vars(options),
-            **vars(painter.painting),
-            "output": [found_format[0], *found_format[1]],
-            "shard_size": shard_size,
-            "model_name": painter.model_name,
-            **_identity_of(pipe),
-        },
+        "options": {**_identity_of(painter), "written_as": [*written_as], "shard_size": shard_size},
         "threads": torch.get_num_threads(),
     }
     threads = run.begin(wanted, overwrite)["threads"]
-    shards = range(math.ceil(survey.rows / shard_size))
-    if run.finished() is not None:
-        return _join(run, shards)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)  # sums are rounded in another way by another number of threads
     try:
-        with run.lock(run.process):
-            todo = {shard for shard in shards[rank::processes] if run.ending_of(shard) is None}
-            rows_of = {shard: min(shard_size, survey.rows - shard * shard_size) for shard in shards[rank::processes]}
-            done = sum(rows for shard, rows in rows_of.items() if shard not in todo)
-            hidden = None if progress and rank == 0 else True  # None: hidden unless on a terminal
-            with tqdm(desc="Painting", total=sum(rows_of.values()), initial=done, unit="row", disable=hidden) as bar:
-                for shard, rows in read_shards(captions, survey, shard_size, todo.__contains__):
-                    if run.finished() is None and run.ending_of(shard) is None:
-                        counts = dict.fromkeys(_COUNTS, 0)
-                        painted = _painted(painter, captions.name, rows, shard * shard_size, counts, bar)
-                        run.write_shard(shard, painted, counts)
-            return _join(run, shards)
+        if run.finished() is None:
+            with run.lock(run.process):
+                _paint(run, painter, captions, survey, shard_size, shards[rank::processes], progress and rank == 0)
+                return _join(run, shards)
+    except FileNotFoundError:
+        if run.finished() is None:  # otherwise another process has finished, and has removed the shards
+            raise
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and run.finished() is not None:  # others have painted everything
-            return _join(run, shards)
         if error.errno not in _DISK_IS_FULL:
             raise
         reason = f"{output} can't be written ({error.strerror}): fix this and rerun to resume"
         raise OSError(error.errno, reason) from error
     finally:
         torch.set_num_threads(before)
+    return _join(run, shards)
 
 
-def _painted(
+def _paint(
+    run: ResumableRun,
+    painter: PaintCaptions,
+    captions: CaptionFile,
+    survey: Survey,
+    shard_size: int,
+    mine: range,
+    progress: bool,
+) -> None:
+    """Paints those of some shards that aren't there yet."""
+    rows_of = {shard: min(shard_size, survey.rows - shard * shard_size) for shard in mine}
+    todo = {shard for shard in mine if run.ending_of(shard) is None}
+    done = sum(rows for shard, rows in rows_of.items() if shard not in todo)
+    hidden = None if progress else True  # None: hidden unless on a terminal
+    with tqdm(desc="Painting", total=sum(rows_of.values()), initial=done, unit="row", disable=hidden) as bar:
+        for shard, rows in read_shards(captions, survey, shard_size, todo.__contains__):
+            if run.finished() is None and run.ending_of(shard) is None:
+                counts = dict.fromkeys(_COUNTS, 0)
+                painted = _rows_of(painter, captions.name, rows, shard * shard_size, counts, bar)
+                run.write_shard(shard, painted, counts)
+
+
+def _rows_of(
     painter: PaintCaptions, name: str, rows: Sequence[CaptionRow], first: int, counts: dict[str, int], bar: tqdm
 ) -> Iterator[PaintedRow | dict[str, Any]]:
     """The rejected rows of a shard, then the painted ones; they are counted on the way."""
@@ -191,12 +189,16 @@ def _join(run: ResumableRun, shards: range) -> Summary:
     return Summary(run.output, **{name: made[name] for name in _COUNTS}, rejects_file=rejects)
 
 
-def _identity_of(pipe: PaiPainterPipeline) -> dict[str, Any]:
-    """What a run must find again to go on: model and vocabulary, wherever they were loaded from, and the arithmetic."""
+def _identity_of(painter: PaintCaptions) -> dict[str, Any]:
+    """What a run must find again to go on: options, model and vocabulary, wherever they are, and the arithmetic."""
+    model = painter.pipe.model
     return {
-        "model": hash_of_model(pipe.model),
-        "vocabulary": pipe.processor.tokenizer.fingerprint,
-        "device": pipe.model.device.type,
-        "dtype": str(pipe.model.dtype).removeprefix("torch."),
+        **vars(painter.options),
+        **vars(painter.painting),
+        "model_name": painter.model_name,
+        "model": hash_of_model(model),
+        "vocabulary": painter.pipe.processor.tokenizer.fingerprint,
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "versions": {name: version(name) for name in ("pai-painter", "torch", "transformers", "pillow")},
     }

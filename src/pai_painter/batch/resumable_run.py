@@ -37,12 +37,9 @@ class ResumableRun:
     """
     Args:
         output (`Path`): The file or folder that is to be there in the end.
-        rejects (`Path`, *optional*): The list of rows that can't be painted; by default `OUTPUT.rejected_rows.jsonl`.
+        rejects (`Path`, *optional*): The list of rows that can't be painted.
         format (`tuple`): From [`~output_formats.find_format`].
         process (`str`): A name that no other process of this run has.
-
-    Raises:
-        ValueError: if the output has no name.
     """
 
     def __init__(self, output: Path, rejects: Path | None, format: tuple[FormatName, list[str]], process: str) -> None:
@@ -56,10 +53,7 @@ class ResumableRun:
         self.id = ""
 
     def check_places(self, captions: Path) -> None:
-        """
-        Raises:
-            ValueError: if one file would take the place of another, or if something can't be renamed in the end.
-        """
+        """A `ValueError` if one file would take another's place, or if something can't be renamed in the end."""
         for path in (self.output, self.manifest_file, self.parts, self.rejects):
             if path.is_symlink() or path.is_mount():
                 raise ValueError(f"{path} is a link or a mount point, which can't be replaced: please name another.")
@@ -69,12 +63,8 @@ class ResumableRun:
 
     def begin(self, wanted: Manifest, force: bool) -> Manifest:
         """
-        The manifest to go on from: the one that is there, or else the one that is wanted.
-
-        Args:
-            wanted (`dict`): `input` and `options`, which must be the same whenever the run goes on, and what the first
-                process has found out for all that follow.
-            force (`bool`): Remove what another run made here, and start over.
+        The manifest to go on from: the one that is there, or else the one that is wanted. Its `input` and `options`
+        must be the same whenever a run goes on; `force` removes what another run made, and starts over.
 
         Raises:
             ValueError: if another run was begun there, unless `force`; or if what was finished has changed.
@@ -101,22 +91,16 @@ class ResumableRun:
 
     def finished(self) -> dict[str, Any] | None:
         """What is told of the finished output, `None` if it isn't there yet."""
-        manifest = self._read(self.manifest_file)
-        return None if manifest is None else manifest["complete"]
+        return (self._read(self.manifest_file) or {}).get("complete")
 
     @contextmanager
     def lock(self, name: str, wait: bool = False) -> Iterator[None]:
-        """
-        Raises:
-            ValueError: if another process has it, unless `wait`.
-        """
+        """A `ValueError` if another process has it, unless `wait`."""
         lock = FileLock(self.parts / f"{name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            held = (
-                f"{lock.lock_file} is locked by another process; if none runs on any machine, please remove that file"
-            )
+            held = f"Another process has locked {lock.lock_file}; if none runs on any machine, please remove that file"
             if not wait:
                 raise ValueError(f"{held}.") from error
             logger.warning(f"Waiting: {held}.")
@@ -152,8 +136,7 @@ class ResumableRun:
 
     def join(self, num_shards: int, counts: dict[str, int]) -> dict[str, Any]:
         """Makes the output of all shards. Whatever interrupts it, the next [`begin`] ends it, or the next `join`."""
-        if self.joined.is_dir():
-            shutil.rmtree(self.joined)
+        shutil.rmtree(self.joined, ignore_errors=True)
         with open(self.listed, "wb") as rejects:
 
             def painted() -> Iterator[PaintedRow]:
@@ -167,6 +150,7 @@ class ResumableRun:
                                 rejects.write(line)
 
             write_output(*self.format, self.joined, painted())
+        _sync(self.listed)
         self._check_new(self.rejects, self.output)  # nobody has made them in the meantime
         name = os.path.relpath(self.rejects, self.output.parent) if counts["rejected"] else None
         sizes = {"bytes": _size_of(self.joined), "rejects_bytes": _size_of(self.listed)}
@@ -183,13 +167,12 @@ class ResumableRun:
                     rejects = self.output.parent / made["rejects"]
                     partial = rejects.with_name(f".{rejects.name}.partial")  # it may be on another file system
                     shutil.copyfile(self.listed, partial)
+                    _sync(partial)
                     os.replace(partial, rejects)
                 os.replace(self.joined, self.output)
             _sync(self.output.parent)
         if _size_of(self.output) != made["bytes"]:
-            raise ValueError(
-                f"{self.output} was finished, but is gone or changed: please give --force or another output."
-            )
+            raise ValueError(f"{self.output} was finished, but is gone or changed: please give another output.")
         self._remove_parts()
 
     def _check_new(self, *paths: Path) -> None:
@@ -269,25 +252,17 @@ class ResumableRun:
 
 
 def _own_files(output: Path, size: int) -> list[Path]:
-    """
-    The files and folders of an output in the order in which they can be removed.
-
-    Raises:
-        FileExistsError: if there is anything that isn't ours.
-    """
+    """Files and folders in the order in which they can be removed; a `FileExistsError` if one isn't ours."""
     listing, ours = output / "metadata.jsonl", {output}
-    found = [
-        Path(folder) / name for folder, folders, files in os.walk(output, topdown=False) for name in files + folders
-    ]
+    walk = os.walk(output, topdown=False)
+    found = [Path(folder) / name for folder, folders, files in walk for name in files + folders]
     if listing.is_file():
         with open(listing, "rb") as lines:
             ours |= {listing, *(output / json.loads(line)["file_name"] for line in lines)}
             ours |= {path.parent for path in ours} - {output.parent}
     strange = next((path for path in [*found, output] if path not in ours), None)
     if strange or output.is_symlink() or _size_of(output) != size:
-        raise FileExistsError(
-            f"{strange or output} isn't what this command wrote there: please move it or name another."
-        )
+        raise FileExistsError(f"{strange or output} isn't what this command wrote: please move it or name another.")
     return [*found, output]
 
 
@@ -297,9 +272,9 @@ def _size_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
 
 
-def _sync(folder: Path) -> None:
-    """Brings a folder's names to the disk."""
+def _sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
     if os.name == "posix":  # elsewhere folders can't be opened
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

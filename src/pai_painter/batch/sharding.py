@@ -17,13 +17,7 @@ _SMALLEST_SHARD, _LARGEST_SHARD, _USUAL_SHARDS = 32, 1024, 1000
 
 
 def row_seed(seed: int, idx: str) -> int:
-    """
-    The seed of a row's first picture: 63 bits of SHA-256 of `seed`, a zero byte and the id. It never changes.
-
-    Args:
-        seed (`int`): The seed of the whole run.
-        idx (`str`): The row's id.
-    """
+    """The seed of a row's first picture: 63 bits of SHA-256 of the run's seed, a zero byte and the id."""
     digest = hashlib.sha256(f"{seed}\x00{idx}".encode()).digest()
     return int.from_bytes(digest[:8], "big") & (2**63 - 1)
 
@@ -46,12 +40,7 @@ class Survey:
 
 
 def survey_captions(source: CaptionFile) -> Survey:
-    """
-    Reads all captions once. Memory: nine bytes per row, for the ids.
-
-    Raises:
-        ValueError: if none of them can be used, or if the file is damaged.
-    """
+    """Reads all captions once, in nine bytes per row for the ids; a `ValueError` if none of them can be used."""
     stamp, ids = source.stamp(), array.array("Q")
     rows, bad = 0, None
     for row in source.rows():
@@ -74,10 +63,8 @@ def read_shards(
     source: CaptionFile, survey: Survey, shard_size: int, is_wanted: Callable[[int], bool]
 ) -> Iterator[tuple[int, list[CaptionRow]]]:
     """
-    The wanted shards in order, each with its rows; a row with an earlier row's id comes as a bad one.
-
-    Raises:
-        ValueError: if the file was changed since it was surveyed.
+    The wanted shards in order, each with its rows; a row with an earlier row's id comes as a bad one. A `ValueError` if
+    the file was changed since it was surveyed.
     """
     seen: set[int] = set()
     rows: list[CaptionRow] = []

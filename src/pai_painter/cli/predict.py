@@ -102,14 +102,7 @@ def predict(
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         options = PredictOptions(
-            num_images_per_prompt=num_images_per_prompt,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            best_of=best_of,
-            speed=speed,
-            batch_size=batch_size,
+            num_images_per_prompt, seed, temperature, top_k, top_p, best_of, speed=speed, batch_size=batch_size
         )
         launch = _launch(device)
         columns = {"input_schema": input_schema, "id_column": id_column, "caption_column": caption_column}
@@ -119,9 +112,11 @@ def predict(
             source = from_stream(sys.stdin.buffer, input_format, **columns)
         else:
             raise ValueError("Several processes can't share standard input: please give a file of captions.")
-        pipe = load_pipeline(model, revision, device or (str(launch.device) if launch else None), verbose)
+        if launch is not None:
+            device = device or str(launch.device)
+            rank, processes = rank * launch.num_processes + launch.process_index, processes * launch.num_processes
         done = predict_file(
-            pipe,
+            load_pipeline(model, revision, device, verbose),
             source,
             output,
             options,
@@ -131,12 +126,12 @@ def predict(
             rejects=rejects,
             shard_size=shard_size,
             model_name=shown_name(model, revision),
-            rank=rank * launch.num_processes + launch.process_index if launch else rank,
-            processes=processes * launch.num_processes if launch else processes,
+            rank=rank,
+            processes=processes,
         )
-        _report(done)
-        if launch:
+        if launch is not None:
             launch.destroy_process_group()
+        _report(done)
         if done.rejected and not done.missing_shards:
             raise typer.Exit(_SOME_REJECTED)
 
@@ -154,8 +149,7 @@ def _report(done: "Summary") -> None:
     if done.missing_shards:
         missing = counted(done.missing_shards, "shard")
         typer.echo(
-            f"This process is done; other processes still have {missing} to paint, and the last one to finish "
-            f"makes {done.output}. If none is running, run the same command again."
+            f"This process is done; {missing} still to be painted by others, the last of which makes {done.output}."
         )
         return
     typer.echo(f"{done.output}: {counted(done.pictures, 'picture')} of {counted(done.rows, 'caption')}")
