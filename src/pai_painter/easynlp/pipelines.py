@@ -7,8 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from ..batch.pictures import PictureEncoder
-from ..imaging.painting import PaintingOptions
+from ..imaging.painting import PaintingOptions, painted_png
 from ..model.pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from .names import PUBLISHED, SIZES, TASK, checked_model, nearest, number_of_pictures
 
@@ -50,9 +49,8 @@ class TextImageGenerationPipeline:
         self.painter, self.num_images = painter, num_images
         painter.set_progress_bar_config(disable=True)
         # Each picture is noted with a seed of its own, which paints it again alone.
-        options = PaintingOptions.for_model(painter, best_of=1)
-        name = os.path.basename(os.path.normpath(str(painter.config["_name_or_path"])))
-        self._encoder = PictureEncoder("png", options, name)
+        self._options = PaintingOptions.for_model(painter, best_of=1)
+        self._model_name = os.path.basename(os.path.normpath(str(painter.config["_name_or_path"])))
 
     def __call__(self, inputs: str | list[str]) -> list[dict[str, Any]]:
         """
@@ -73,7 +71,9 @@ class TextImageGenerationPipeline:
         """One picture of each caption, in base64."""
         generators = [torch.Generator().manual_seed(int(torch.randint(2**62, ()))) for _ in captions]
         painted = cast(PaiPainterPipelineOutput, self.painter(captions, generator=generators))
-        return [
-            base64.b64encode(self._encoder.encode(image, caption, seed, seed, score)).decode("ascii")
-            for image, caption, seed, score in zip(painted.images, captions, painted.seeds, painted.scores, strict=True)
-        ]
+        pictures = zip(painted.images, captions, painted.seeds, painted.scores, strict=True)
+        files = (
+            painted_png(image, caption, seed, seed, score, self._model_name, self._options)
+            for image, caption, seed, score in pictures
+        )
+        return [base64.b64encode(file).decode("ascii") for file in files]

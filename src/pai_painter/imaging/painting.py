@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captions → PNG files that say how they were made: what `pai-painter paint` does."""
 
+import io
 import json
 import secrets
 from collections.abc import Iterator
@@ -16,9 +17,9 @@ from ..cpu.speed import SpeedName
 from ..model.pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from ..model.sampling_pai_painter import check_sampling_options, picture_seeds
 from .grids import draw_grid
-from .png_files import check_new_files, enlarge, file_stem, in_folder_or_file, save_png, unique_names
+from .png_files import check_new_files, enlarge, file_stem, in_folder_or_file, save_png, unique_names, write_png
 
-__all__ = ["PaintedPicture", "Painting", "PaintingOptions", "picture_text", "random_seed"]
+__all__ = ["PaintedPicture", "Painting", "PaintingOptions", "painted_png", "picture_text", "random_seed"]
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,21 @@ def picture_text(
         "options": json.dumps(vars(options)),
         "Software": _software(),
     }
+
+
+def painted_png(
+    image: Image.Image,
+    caption: str,
+    seed: int,
+    candidate_seed: int,
+    score: float | None,
+    model_name: str,
+    options: PaintingOptions,
+) -> bytes:
+    """A PNG with the metadata of [`picture_text`]; nothing in it depends on the time or the machine."""
+    file = io.BytesIO()
+    write_png(image, file, picture_text(caption, seed, candidate_seed, score, model_name, options))
+    return file.getvalue()
 
 
 def random_seed() -> int:

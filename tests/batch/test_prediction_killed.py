@@ -35,7 +35,7 @@ def captions(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["a.tsv", "a.parquet", "a.tar", "a"])
+@pytest.mark.parametrize("name", ["a.tsv", "a.parquet", "a"])
 def test_ten_kills_at_random_moments(tiny_painter: Path, captions: Path, tmp_path: Path, name: str) -> None:
     with captions.open("a", encoding="utf-8") as file:
         file.writelines(f"more{number}\t红苹果\n" for number in range(60))
