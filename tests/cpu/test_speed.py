@@ -11,10 +11,10 @@ import torch
 from model_fixtures import expected, golden_painter
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline
+from pai_painter.cpu.backend import _stamp
 from pai_painter.cpu.speed import SPEEDS, PaintingSpeed, _warn_once, find_speed, has_bfloat16
 from pai_painter.imaging.painting import PaintingOptions
 from pai_painter.lora import add_lora
-from pai_painter.cpu.backend import _stamp
 
 CAPTIONS = expected()["text_ids"]
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ from PIL import Image
 from published_commands import run
 
 from pai_painter import PaiPainterPipeline
-from pai_painter.training.arguments import DataArguments
 from pai_painter.evaluation.likelihood import evaluate_painter
+from pai_painter.training.arguments import DataArguments
 
 TABLE = "MUGE_val_text_imgbase64.tsv"
 

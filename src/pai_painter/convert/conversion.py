@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModel
 
 from ..model.configuration_pai_painter import PaiPainterVQConfig
+from ..model.folder_pai_painter import naming_damaged_weights
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..model.model_files_pai_painter import check_finite, refuse_git_lfs_pointer
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
-from ..model.folder_pai_painter import naming_damaged_weights
 from .checkpoint_kinds import kind_of, unpack
 from .checkpoint_reading import CheckpointError, ReadModel, printable, read_vq_config
 from .easynlp_layout import read_easynlp, write_easynlp
