@@ -442,8 +442,8 @@ def with_an_unknown_weight(folder: Path) -> None:
         (truncated, ValueError, r"The weights of .*adapter are damaged or cut off"),
         (without_a_weight, ValueError, r"1 of its weights don't: missing: .*lora_A"),
         (with_an_unknown_weight, ValueError, r"1 of its weights don't: unexpected: .*layers\.7\.attn\.q_proj\.lora_A"),
-        (lambda folder: edit_settings(folder, r=RANK + 1), ValueError, r"ill-shaped: .*lora_A.* is \(3, 16\), must be"),
-        (lambda folder: edit_settings(folder, r=10**12), ValueError, r"ill-shaped: .*lora_A"),  # takes no memory
+        (lambda folder: edit_settings(folder, r=RANK + 1), ValueError, r"mismatched: .*lora_A.* is \(3, 16\), must be"),
+        (lambda folder: edit_settings(folder, r=10**12), ValueError, r"mismatched: .*lora_A"),  # takes no memory
         (lambda folder: edit_settings(folder, r="many"), ValueError, "doesn't fit .*: '<=' not supported"),
         (lambda folder: edit_settings(folder, lora_alpha=float("nan")), ValueError, "its scale is NaN or infinite"),
         (
@@ -509,7 +509,7 @@ def test_a_failed_second_adapter_leaves_the_first(pipe: PaiPainterPipeline, adap
 
 
 def test_an_adapter_of_another_painter_does_not_fit(adapter: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"doesn't fit .*demo_model: .*ill-shaped: "):
+    with pytest.raises(ValueError, match=r"doesn't fit .*demo_model: .*mismatched: "):
         PaiPainterPipeline.from_pretrained(adapter, base=DEMO_MODEL)
 
 
