@@ -144,7 +144,7 @@ def push_saved(
     """
     if isinstance(self, PaiPainterModel):
         raise ValueError("PaiPainterModel is part of a painter: please push the whole PaiPainterForImageGeneration.")
-    if getattr(getattr(self, "model", self), "peft_config", None):
+    if any(getattr(part, "peft_config", None) for part in (self, getattr(self, "model", None))):
         raise ValueError(
             "The model has an adapter: please save it and push its folder (`pai-painter push FOLDER OWNER/NAME`), or "
             "merge them first (`pai-painter merge`)."
