@@ -221,7 +221,8 @@ def load_lora(
     active = list(lora_layers(painter)[0].active_adapters) if has_lora(painter) else []
     try:
         config = LoraConfig(**_settings(weights, settings))
-        inject_adapter_in_model(config, painter, adapter_name, low_cpu_mem_usage=True)
+        with torch.device("meta"):  # by itself, peft takes the memory for a moment
+            inject_adapter_in_model(config, painter, adapter_name, low_cpu_mem_usage=True)
         painter._hf_peft_config_loaded = True  # as in `add_lora`
         _check_fit(weights, get_peft_model_state_dict(painter, None, adapter_name, save_embedding_layers=False))
         if not all(math.isfinite(layer.scaling.get(adapter_name, 1.0)) for layer in lora_layers(painter)):
