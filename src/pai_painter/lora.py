@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.utils import is_peft_available
 
 from .model.configuration_pai_painter import PaiPainterVQConfig
 from .model.generation_config_pai_painter import read_generation_config
@@ -41,7 +40,6 @@ __all__ = [
     "lora_layers",
     "merge_lora",
     "painter_names",
-    "require_peft",
     "save_lora",
     "take_lora_out",
 ]
@@ -50,17 +48,6 @@ _PREFIX = "base_model.model."  # of the names in peft's files
 _OWN = ("model.embed_tokens.", "model.layers.", "lm_head.")
 _DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_1", "fc_2")
 _TARGETS = (*_DEFAULT_TARGETS, "lm_head", "embed_tokens")
-
-
-def require_peft() -> None:
-    """
-    Raises:
-        ModuleNotFoundError: if peft isn't installed.
-    """
-    if not is_peft_available():
-        raise ModuleNotFoundError(
-            'LoRA adapters need peft: please run `pip install "pai-painter[train]"`.', name="peft"
-        )
 
 
 def has_lora(painter: PaiPainterForImageGeneration) -> bool:
@@ -103,7 +90,6 @@ def add_lora(
         ModuleNotFoundError: if peft isn't installed.
         ValueError: if an option is out of range, or if the painter has an adapter already.
     """
-    require_peft()
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
@@ -212,7 +198,6 @@ def load_lora(
         ModuleNotFoundError: if peft isn't installed.
         ValueError: if the name is taken, or if weights or settings don't fit the painter.
     """
-    require_peft()
     from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 
     if has_lora(painter) and adapter_name in painter.peft_config:
@@ -356,7 +341,6 @@ def merge_lora(
         OSError: if `output` isn't an empty folder, or if adapter or base is missing.
         ValueError: if `adapter_folder` is no adapter, or if it is damaged or doesn't fit its base.
     """
-    require_peft()
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists already: please name a new folder, or an empty one.")

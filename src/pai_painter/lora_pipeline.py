@@ -12,7 +12,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .lora import active_lora, has_lora, load_lora, lora_layers, painter_names, require_peft, take_lora_out
+from .lora import active_lora, has_lora, load_lora, lora_layers, painter_names, take_lora_out
 from .painter_folder import find_file, naming_damaged_weights, read_adapter_folder
 
 __all__ = ["LoraPipelineMixin"]
@@ -57,7 +57,6 @@ class LoraPipelineMixin(LoraBaseMixin):
             OSError: if there is no such folder, file or repository.
             ValueError: if it is no adapter, if the name is taken, or if the adapter doesn't fit the model.
         """
-        require_peft()
         weights, settings, source = _read(
             pretrained_model_name_or_path_or_dict, self.model.name_or_path, weight_name, subfolder, **hub_options
         )
