@@ -469,6 +469,11 @@ def with_an_unknown_weight(folder: Path) -> None:
             r"'\(q_proj\|k_proj\)' in its settings is no name of a layer",
         ),
         (lambda folder: edit_settings(folder, strength=2), ValueError, "doesn't fit .*'strength'"),
+        (
+            lambda folder: edit_settings(folder, layer_replication=[[0, 2], [1, 2]]),  # peft would change the painter
+            ValueError,
+            "`layer_replication` in its settings is not supported",
+        ),
         (lambda folder: edit_settings(folder, peft_type="IA3"), ValueError, "must be a LoRA, but .* is 'IA3'"),
         (
             lambda folder: edit_settings(folder, modules_to_save=["lm_head"]),

@@ -48,6 +48,12 @@ _PREFIX = "base_model.model."  # of the names in peft's files
 _OWN = ("model.embed_tokens.", "model.layers.", "lm_head.")
 _DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_1", "fc_2")
 _TARGETS = (*_DEFAULT_TARGETS, "lm_head", "embed_tokens")
+# Settings of an adapter that are obeyed, and those that don't matter since its weights name the layers.
+_OBEYED = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"}
+_WITHOUT_EFFECT = {
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"),
+    *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "auto_mapping"),
+}
 
 
 def has_lora(painter: PaiPainterForImageGeneration) -> bool:
@@ -198,14 +204,14 @@ def load_lora(
         ModuleNotFoundError: if peft isn't installed.
         ValueError: if the name is taken, or if weights or settings don't fit the painter.
     """
-    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 
     if has_lora(painter) and adapter_name in painter.peft_config:
         raise ValueError(f"There is an adapter {adapter_name!r} already: please unload it or set `adapter_name`.")
     check_finite(weights, source)
     active = list(lora_layers(painter)[0].active_adapters) if has_lora(painter) else []
     try:
-        config = LoraConfig(**_settings(weights, settings))
+        config = _config_of(weights, settings)
         with torch.device("meta"):  # by itself, peft takes the memory for a moment
             inject_adapter_in_model(config, painter, adapter_name, low_cpu_mem_usage=True)
         painter._hf_peft_config_loaded = True  # as in `add_lora`
@@ -223,7 +229,7 @@ def load_lora(
             painter.peft_config.pop(adapter_name, None)
         else:
             take_lora_out(painter)
-        if not isinstance(error, Exception):  # Ctrl-C
+        if not isinstance(error, (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError)):
             raise
         fit = f"The adapter {source} doesn't fit {painter.name_or_path or 'the painter'}"
         raise ValueError(f"{fit}: {str(error).split('. ')[0].rstrip('.')}.") from error
@@ -231,19 +237,25 @@ def load_lora(
     painter.train(painter.training)  # the new layers, too
 
 
-def _settings(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Those of `LoraConfig`, with the layers by their names."""
+def _config_of(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None) -> Any:
+    """peft's `LoraConfig` for the layers that the weights name."""
+    from peft import LoraConfig
+
     layers = list(dict.fromkeys(name.partition(".lora_")[0] for name in weights))
     if settings is None:
         first = {name: weight for name, weight in weights.items() if ".lora_A." in name or "_embedding_A" in name}
         ranks = {name.partition(".lora_")[0]: weight.shape[0] for name, weight in first.items()}
-        return {"target_modules": layers, "rank_pattern": ranks, "alpha_pattern": dict(ranks)}
-    for key in (*(settings.get("rank_pattern") or {}), *(settings.get("alpha_pattern") or {})):
+        return LoraConfig(target_modules=layers, rank_pattern=ranks, alpha_pattern=dict(ranks))
+    given, default = vars(LoraConfig(**settings)), vars(LoraConfig())
+    for name, value in given.items():
+        if name not in _OBEYED | _WITHOUT_EFFECT and value != default[name]:
+            raise ValueError(f"`{name}` in its settings is not supported")
+    for key in (*given["rank_pattern"], *given["alpha_pattern"]):
         # To peft they are regular expressions; a layer's name, or its end, is a harmless one.
         if not any(f".{layer}".endswith(f".{key}") for layer in layers):
             raise ValueError(f"{key!r} in its settings is no name of a layer that it adapts")
-    others = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
-    return {**settings, **others, "target_modules": layers, "init_lora_weights": True}
+    names = {name: given[name] for name in ("base_model_name_or_path", "revision")}
+    return LoraConfig(**{name: given[name] for name in _OBEYED}, **names, target_modules=layers)
 
 
 def _check_fit(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
