@@ -18,9 +18,8 @@ from typer.testing import CliRunner
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline, PaiPainterProcessor
 from pai_painter.cli import app
 from pai_painter.lora import add_lora, has_lora, load_painter, merge_lora, save_lora
+from pai_painter.model.folder_pai_painter import portable_base_name, read_adapter_folder
 from pai_painter.model_info import describe_model
-from pai_painter.painter_folder import portable_base_name, read_adapter_folder
-from pai_painter.training.average import WeightAverage
 
 RANK = 3
 SAME = {"rtol": 1e-4, "atol": 1e-5}  # merged and unmerged weights add up in another order
@@ -225,45 +224,27 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_painter: Path) -> 
 def test_a_checkpoint_goes_on_exactly(tiny_painter: Path, tmp_path: Path) -> None:
     """Two steps, a checkpoint and two more, against the checkpoint in a new process's place and two more."""
 
-    def start() -> tuple[Accelerator, PaiPainterForImageGeneration, torch.optim.Optimizer, WeightAverage]:
+    def start() -> tuple[Accelerator, PaiPainterForImageGeneration, torch.optim.Optimizer]:
         accelerator = Accelerator(cpu=True)
         painter = load(tiny_painter)
         add_lora(painter, RANK)
         make_noticeable(painter, seed=len(list(tmp_path.iterdir())))  # another start each time: loading must undo it
         painter, optimizer = accelerator.prepare(painter, torch.optim.AdamW(trained_of(painter).values(), lr=1e-2))
-        average = WeightAverage(trained_of(painter).values(), 0.9)
-        accelerator.register_for_checkpointing(average)
-        return accelerator, painter, optimizer, average
+        return accelerator, painter, optimizer
 
-    def go_on(painter: PaiPainterForImageGeneration, optimizer: torch.optim.Optimizer, average: WeightAverage) -> None:
+    def go_on(painter: PaiPainterForImageGeneration, optimizer: torch.optim.Optimizer) -> None:
         for _ in range(2):
             train_a_step(painter, optimizer)
-            average.update()
 
-    accelerator, painter, *rest = start()
-    go_on(painter, *rest)
+    accelerator, painter, optimizer = start()
+    go_on(painter, optimizer)
     accelerator.save_state(tmp_path / "checkpoint")
-    go_on(painter, *rest)
-    accelerator, again, *rest_again = start()
+    go_on(painter, optimizer)
+    accelerator, again, optimizer = start()
     accelerator.load_state(tmp_path / "checkpoint")
-    go_on(again, *rest_again)
+    go_on(again, optimizer)
     for name, weight in painter.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight), name
-    assert all(map(torch.equal, rest[1].weights, rest_again[1].weights))
-
-
-def test_the_average_is_saved_and_merged_in_its_place(tiny_painter: Path, tmp_path: Path) -> None:
-    painter = load(tiny_painter)
-    add_lora(painter, RANK)
-    make_noticeable(painter)
-    average = WeightAverage(trained_of(painter).values(), 0.5)
-    average.update()
-    expected = logits_of(painter)
-    make_noticeable(painter, seed=1)
-    with average.in_place():
-        save_lora(painter, tmp_path / "adapter")
-    assert not torch.allclose(logits_of(painter), expected, **SAME)
-    torch.testing.assert_close(logits_of(load(merge_lora(tmp_path / "adapter", tmp_path / "m"))), expected, **SAME)
 
 
 # -- saving and loading
@@ -459,8 +440,8 @@ def with_an_unknown_weight(folder: Path) -> None:
         (truncated, ValueError, "The weights of .*adapter.* are damaged or cut off"),
         (without_a_weight, ValueError, r"1 of its weights don't: missing: .*lora_A"),
         (with_an_unknown_weight, ValueError, r"1 of its weights don't: unexpected: .*layers\.7\.attn\.q_proj\.lora_A"),
-        (lambda folder: edit_settings(folder, r=RANK + 1), ValueError, r"ill-shaped: .*lora_A.* is \(3, 16\), must be"),
-        (lambda folder: edit_settings(folder, r=10**12), ValueError, r"ill-shaped: .*lora_A"),  # takes no memory
+        (lambda folder: edit_settings(folder, r=RANK + 1), ValueError, r"mismatched: .*lora_A.* is \(3, 16\), must be"),
+        (lambda folder: edit_settings(folder, r=10**12), ValueError, r"mismatched: .*lora_A"),  # takes no memory
         (lambda folder: edit_settings(folder, r="many"), ValueError, "doesn't fit .*: '<=' not supported"),
         (lambda folder: edit_settings(folder, lora_alpha=float("nan")), ValueError, "its scale is NaN or infinite"),
         (
@@ -531,7 +512,7 @@ def test_a_failed_second_adapter_leaves_the_first(pipe: PaiPainterPipeline, adap
 
 
 def test_an_adapter_of_another_painter_does_not_fit(adapter: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"doesn't fit .*demo_model: .*ill-shaped: "):
+    with pytest.raises(ValueError, match=r"doesn't fit .*demo_model: .*mismatched: "):
         PaiPainterPipeline.from_pretrained(adapter, base=DEMO_MODEL)
 
 

@@ -26,12 +26,12 @@ from safetensors import safe_open
 from transformers import ProcessorMixin
 from yaml import YAMLError
 
+from .model.folder_pai_painter import DEMO_NAME, naming_damaged_weights
 from .model.image_processing_pai_painter import PaiPainterImageProcessor
 from .model.model_files_pai_painter import find_weight_files, read_json_object
 from .model.modeling_pai_painter import PaiPainterForImageGeneration, PaiPainterModel
 from .model.modeling_vqgan import PaiPainterVQModel
 from .model.processing_pai_painter import PaiPainterProcessor
-from .painter_folder import DEMO_NAME, naming_damaged_weights
 from .remote_code import Files, with_remote_code
 
 __all__ = [

@@ -1,73 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-LoRA: small trained matrices beside the frozen ones (https://arxiv.org/abs/2106.09685), through peft.
-
-peft's layers are put into the painter, which stays the class it is. This takes peft's own functions: transformers'
-methods for adapters ask for a version of peft that may not exist yet (5.24 for one above the newest).
+LoRA: small trained matrices beside the frozen ones (https://arxiv.org/abs/2106.09685): fresh adapters to train, and
+whole models of trained ones.
 """
 
-import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-
-from .model.configuration_pai_painter import PaiPainterVQConfig
-from .model.generation_config_pai_painter import read_generation_config
-from .model.model_files_pai_painter import check_finite
-from .model.modeling_pai_painter import PaiPainterForImageGeneration
-from .model.processing_pai_painter import PaiPainterProcessor
-from .painter_folder import (
-    AdapterFolder,
-    PainterFolder,
-    load_processor,
-    naming_damaged_weights,
-    portable_base_name,
-    read_adapter_folder,
-    read_painter_folder,
+from .model.folder_pai_painter import load_processor, portable_base_name, read_adapter_folder, read_painter_folder
+from .model.lora_pai_painter import (
+    has_lora,
+    load_base,
+    load_over,
+    load_painter,
+    lora_layers,
+    require_peft,
+    save_lora,
+    take_lora_out,
 )
+from .model.modeling_pai_painter import PaiPainterForImageGeneration
 
-__all__ = [
-    "active_lora",
-    "add_lora",
-    "has_lora",
-    "load_lora",
-    "load_painter",
-    "lora_layers",
-    "merge_lora",
-    "painter_names",
-    "save_lora",
-    "take_lora_out",
-]
+__all__ = ["add_lora", "has_lora", "load_painter", "merge_lora", "save_lora"]
 
-_PREFIX = "base_model.model."  # of the names in peft's files
-_OWN = ("model.embed_tokens.", "model.layers.", "lm_head.")
 _DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_1", "fc_2")
 _TARGETS = (*_DEFAULT_TARGETS, "lm_head", "embed_tokens")
-# Settings of an adapter that are obeyed, and those that don't matter since its weights name the layers.
-_OBEYED = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"}
-_WITHOUT_EFFECT = {
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"),
-    *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "auto_mapping"),
-}
-
-
-def has_lora(painter: PaiPainterForImageGeneration) -> bool:
-    """Whether there is an adapter in the painter."""
-    return bool(getattr(painter, "peft_config", None))  # which peft sets with the first adapter
-
-
-def lora_layers(painter: PaiPainterForImageGeneration) -> list[Any]:
-    """peft's `LoraLayer`s in the painter."""
-    if not has_lora(painter):
-        return []
-    from peft.tuners.lora import LoraLayer
-
-    return [module for module in painter.modules() if isinstance(module, LoraLayer)]
 
 
 def add_lora(
@@ -96,9 +54,7 @@ def add_lora(
         ModuleNotFoundError: if peft isn't installed.
         ValueError: if an option is out of range, or if the painter has an adapter already.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.tuners_utils import cast_adapter_dtype
-
+    peft = require_peft()
     targets = _DEFAULT_TARGETS if target_modules is None else target_modules
     if rank < 1:
         raise ValueError(f"`rank` must be at least 1, got {rank}.")
@@ -112,225 +68,12 @@ def add_lora(
         raise ValueError("The painter has an adapter already: please merge or unload it first.")
     # A regular expression for whole paths, so that layers of the VQGAN with such names are not meant.
     pattern = rf"(model\.(layers\.\d+\.(attn|mlp)\.)?)?({'|'.join(name for name in _TARGETS if name in targets)})"
-    config = LoraConfig(r=rank, lora_alpha=alpha or rank, lora_dropout=dropout, target_modules=pattern)
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha or rank, lora_dropout=dropout, target_modules=pattern)
     config.base_model_name_or_path = portable_base_name(painter.name_or_path) or None
     config.revision = base_revision
-    inject_adapter_in_model(config, painter)
+    peft.inject_adapter_in_model(config, painter)
     painter._hf_peft_config_loaded = True  # so that transformers saves the adapter rather than the whole
-    cast_adapter_dtype(painter, "default")
-
-
-def active_lora(
-    painter: PaiPainterForImageGeneration, state_dict: dict[str, torch.Tensor] | None = None
-) -> tuple[dict[str, torch.Tensor], Any]:
-    """
-    The weights of the active adapter, under the painter's own names, and its `LoraConfig`; see [`save_lora`].
-
-    Raises:
-        ValueError: if there is no adapter, or if more than one is active.
-    """
-    if not has_lora(painter):
-        raise ValueError("The painter has no adapter to save: please call `add_lora` or load one first.")
-    from peft import get_peft_model_state_dict
-
-    active = list(lora_layers(painter)[0].active_adapters)
-    if len(active) != 1:
-        raise ValueError(f"Only one adapter can be saved at a time, but {len(active)} are active: {', '.join(active)}.")
-    weights = get_peft_model_state_dict(painter, state_dict, active[0], save_embedding_layers=False)
-    return weights, painter.peft_config[active[0]]
-
-
-def save_lora(
-    painter: PaiPainterForImageGeneration,
-    folder: str | os.PathLike,
-    state_dict: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """
-    Saves the active adapter in peft's form (adapter_config.json, adapter_model.safetensors) with the recommended
-    settings (generation_config.json).
-
-    Args:
-        state_dict: the painter's weights, gathered from all processes, if its own are spread over them.
-
-    Raises:
-        ValueError: if there is no adapter, or if more than one is active.
-    """
-    weights, config = active_lora(painter, state_dict)
-    tensors = {f"{_PREFIX}{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    os.makedirs(folder, exist_ok=True)
-    config.save_pretrained(os.fspath(folder))
-    painter.generation_config.save_pretrained(folder)
-    save_file(tensors, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
-
-
-def painter_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """
-    The weights of an adapter under the painter's own names, without diffusers' or peft's prefix.
-
-    Raises:
-        ValueError: if there are other weights, or none.
-    """
-    if not state_dict:
-        raise ValueError("There are no LoRA weights in the state dict.")
-    weights = {}
-    for name, weight in state_dict.items():
-        own = str(name).removeprefix(_PREFIX)
-        own = own.removeprefix("model.") if own.removeprefix("model.").startswith(_OWN) else own
-        if not own.startswith(_OWN) or ".lora_" not in own or not isinstance(weight, torch.Tensor):
-            raise ValueError(f"{name!r} is no LoRA weight of a painter, such as `model.lm_head.lora_A.weight`.")
-        weights[own] = weight
-    return weights
-
-
-def load_lora(
-    painter: PaiPainterForImageGeneration,
-    weights: dict[str, torch.Tensor],
-    settings: Mapping[str, Any] | None = None,
-    source: str = "in the state dict",
-    adapter_name: str = "default",
-) -> None:
-    """
-    Puts an adapter into a painter, frozen, and makes it the active one. If that fails, the painter is as it was.
-
-    The layers are those that the weights name; patterns in settings, which may be a stranger's, choose none. No memory
-    is taken before sizes have been compared.
-
-    Args:
-        weights: from [`painter_names`].
-        settings: of peft's `LoraConfig`; without them the rank is read off the weights, and alpha is the rank.
-        source: what errors call the adapter.
-
-    Raises:
-        ModuleNotFoundError: if peft isn't installed.
-        ValueError: if the name is taken, or if weights or settings don't fit the painter.
-    """
-    from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-
-    if has_lora(painter) and adapter_name in painter.peft_config:
-        raise ValueError(f"There is an adapter {adapter_name!r} already: please unload it or set `adapter_name`.")
-    check_finite(weights, source)
-    active = list(lora_layers(painter)[0].active_adapters) if has_lora(painter) else []
-    try:
-        config = _config_of(weights, settings)
-        with torch.device("meta"):  # by itself, peft takes the memory for a moment
-            inject_adapter_in_model(config, painter, adapter_name, low_cpu_mem_usage=True)
-        painter._hf_peft_config_loaded = True  # as in `add_lora`
-        _check_fit(weights, get_peft_model_state_dict(painter, None, adapter_name, save_embedding_layers=False))
-        if not all(math.isfinite(layer.scaling.get(adapter_name, 1.0)) for layer in lora_layers(painter)):
-            raise ValueError("its scale is NaN or infinite")
-        set_peft_model_state_dict(painter, weights, adapter_name, low_cpu_mem_usage=True)
-        for layer in lora_layers(painter):
-            layer.set_adapter([adapter_name])
-    except BaseException as error:
-        for layer in lora_layers(painter) if active else []:
-            layer.delete_adapter(adapter_name)
-            layer.set_adapter(active)
-        if active:
-            painter.peft_config.pop(adapter_name, None)
-        else:
-            take_lora_out(painter)
-        if not isinstance(error, (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError)):
-            raise
-        fit = f"The adapter {source} doesn't fit {painter.name_or_path or 'the painter'}"
-        raise ValueError(f"{fit}: {str(error).split('. ')[0].rstrip('.')}.") from error
-    painter.requires_grad_(False)
-    painter.train(painter.training)  # the new layers, too
-
-
-def _config_of(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None) -> Any:
-    """peft's `LoraConfig` for the layers that the weights name."""
-    from peft import LoraConfig
-
-    layers = list(dict.fromkeys(name.partition(".lora_")[0] for name in weights))
-    if settings is None:
-        first = {name: weight for name, weight in weights.items() if ".lora_A." in name or "_embedding_A" in name}
-        ranks = {name.partition(".lora_")[0]: weight.shape[0] for name, weight in first.items()}
-        return LoraConfig(target_modules=layers, rank_pattern=ranks, alpha_pattern=dict(ranks))
-    given, default = vars(LoraConfig(**settings)), vars(LoraConfig())
-    for name, value in given.items():
-        if name not in _OBEYED | _WITHOUT_EFFECT and value != default[name]:
-            raise ValueError(f"`{name}` in its settings is not supported")
-    for key in (*given["rank_pattern"], *given["alpha_pattern"]):
-        # To peft they are regular expressions; a layer's name, or its end, is a harmless one.
-        if not any(f".{layer}".endswith(f".{key}") for layer in layers):
-            raise ValueError(f"{key!r} in its settings is no name of a layer that it adapts")
-    names = {name: given[name] for name in ("base_model_name_or_path", "revision")}
-    return LoraConfig(**{name: given[name] for name in _OBEYED}, **names, target_modules=layers)
-
-
-def _check_fit(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    problems = [f"missing: {name}" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"unexpected: {name}" for name in sorted(found.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & found.keys()):
-        if wanted[name].shape != found[name].shape:
-            shapes = f"is {tuple(found[name].shape)}, must be {tuple(wanted[name].shape)}"
-            problems.append(f"ill-shaped: {name} {shapes}")
-    if problems:
-        raise ValueError(f"{len(problems)} of its weights don't: {'; '.join(problems[:5])}")
-
-
-def take_lora_out(painter: PaiPainterForImageGeneration) -> None:
-    """Puts the layers under the adapters back, with what was merged into them."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in list(painter.named_modules()):
-        if isinstance(module, LoraLayer):
-            painter.set_submodule(name, module.get_base_layer())
-    if hasattr(painter, "peft_config"):
-        del painter.peft_config
-    painter._hf_peft_config_loaded = False
-
-
-def load_painter(
-    name_or_path: str | os.PathLike,
-    base: str | os.PathLike | None = None,
-    dtype: torch.dtype | str = torch.float32,
-    vq_config: PaiPainterVQConfig | dict | None = None,
-    painter: PaiPainterForImageGeneration | None = None,
-    processor: PaiPainterProcessor | None = None,
-    options: dict[str, Any] | None = None,
-    **hub_options: Any,
-) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
-    """
-    A painter and its processor from the folder of a whole model or of an adapter, whose base gives everything but the
-    adapter and the recommended settings.
-
-    Args:
-        name_or_path, base, vq_config, hub_options: see [`~painter_folder.read_painter_folder`].
-        dtype: the precision to compute in; `"auto"` is that of the model's file.
-        painter, processor: to be used instead of loading them.
-        options: for the painter's `from_pretrained`.
-
-    Raises:
-        OSError: if there is no such folder or repository, or if a file is missing in it.
-        ValueError: if it isn't a painter's, if its weights don't fit, or if an adapter's comes with `painter`.
-    """
-    folder = read_painter_folder(name_or_path, vq_config, base, **hub_options)
-    if folder.adapter is not None and painter is not None:
-        raise ValueError(f"{folder.adapter.name} holds an adapter: please load it over `model` by `load_lora_weights`.")
-    processor = load_processor(folder) if processor is None else processor
-    painter = _load_base(folder, dtype, options) if painter is None else painter
-    if folder.adapter is not None:
-        _load_over(painter, folder.adapter)
-    return painter, processor
-
-
-def _load_base(
-    folder: PainterFolder, dtype: torch.dtype | str, options: dict[str, Any] | None = None
-) -> PaiPainterForImageGeneration:
-    with naming_damaged_weights(folder.name):
-        return PaiPainterForImageGeneration.from_pretrained(
-            folder.name, config=folder.config, dtype=dtype, **(options or {}), **folder.hub_options
-        )
-
-
-def _load_over(painter: PaiPainterForImageGeneration, adapter: AdapterFolder) -> None:
-    with naming_damaged_weights(adapter.name):
-        weights = load_file(adapter.weights)
-    load_lora(painter, painter_names(weights), adapter.settings, adapter.name)
-    settings = read_generation_config(adapter.name, painter.config, **adapter.hub_options)
-    if settings is not None:
-        painter.generation_config = settings
+    peft.tuners.tuners_utils.cast_adapter_dtype(painter, "default")
 
 
 def merge_lora(
@@ -353,15 +96,16 @@ def merge_lora(
         OSError: if `output` isn't an empty folder, or if adapter or base is missing.
         ValueError: if `adapter_folder` is no adapter, or if it is damaged or doesn't fit its base.
     """
+    require_peft()
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists already: please name a new folder, or an empty one.")
     if read_adapter_folder(adapter_folder, base or "", revision=revision) is None:
         raise ValueError(f"{os.fspath(adapter_folder)} holds no adapter: it has no adapter_config.json.")
     folder = read_painter_folder(adapter_folder, base=base, revision=revision)
-    processor, painter = load_processor(folder), _load_base(folder, "auto")
+    processor, painter = load_processor(folder), load_base(folder, "auto")
     dtype = painter.dtype
-    _load_over(painter.float(), folder.adapter)
+    load_over(painter.float(), folder.adapter)
     for layer in lora_layers(painter):
         layer.merge(safe_merge=True)
     take_lora_out(painter)

@@ -17,7 +17,6 @@ from .model.image_processing_pai_painter import PaiPainterImageProcessor
 from .model.model_files_pai_painter import read_json_object
 from .model.modeling_pai_painter import PaiPainterForImageGeneration
 from .model.modeling_vqgan import PaiPainterVQModel
-from .model.pipeline_files_pai_painter import pipeline_files
 from .model.processing_pai_painter import PaiPainterProcessor
 from .model.tokenization_pai_painter import PaiPainterTokenizer
 
@@ -26,7 +25,7 @@ __all__ = ["Files", "with_remote_code"]
 Files = dict[str, Path | bytes]  # the name in the repository, and a file or its content
 
 _FOLDER = Path(__file__).parent / "model"
-_PIPELINE = "pipeline_base_pai_painter"
+_PIPELINE = "pipeline_pai_painter"
 # Which classes answer to the Auto classes: by the file that says so, or by the model_type in config.json.
 _CLASSES: dict[str, dict[str, type]] = {
     "pai_painter": {
@@ -66,6 +65,8 @@ def with_remote_code(files: Files) -> Files:
             config["image_processor"]["auto_map"] = _auto_map("preprocessor_config.json")
         complete[name] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
         modules |= {_module(cls) for cls in _CLASSES[kind].values()}
+    from .model.pipeline_loading_pai_painter import pipeline_files  # diffusers, which takes a second to import
+
     is_painter = bool(modules & {"modeling_pai_painter", "processing_pai_painter"})
     sources = {_FOLDER / f"{module}.py" for module in modules | ({_PIPELINE} if is_painter else set())}
     sources |= {Path(imported) for source in sources for imported in get_relative_import_files(source)}

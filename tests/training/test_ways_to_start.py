@@ -11,7 +11,7 @@ from tiny_world import COLOURS, ROOT, SHAPES, draw, launch
 from transformers import AutoModel
 
 from pai_painter.training.arguments import DataArguments, PainterModelArguments
-from pai_painter.training.painter import train_painter
+from pai_painter.training.train_painter import train_painter
 
 ACCELERATE = (
     "-m",
@@ -50,7 +50,7 @@ def test_ways_to_start(way: str, trained_painter: Path, shapes: Path, tmp_path: 
 def test_errors_name_what_was_called(way: str) -> None:
     result = launch(*WAYS[way], "--lerning_rate", "1")
     assert result.returncode != 0
-    sentence = "There is no setting `lerning_rate` (on the command line); did you mean `learning_rate`?"
+    sentence = "There is no setting `lerning_rate`; did you mean `learning_rate`?"
     assert f"{SAYS[way]}: {sentence}" in result.stderr.splitlines()
 
 

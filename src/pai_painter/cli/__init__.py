@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from ..signals import ended_by_signals
-from . import convert, data, easynlp, evaluation, painting, predict, push_pull, training
+from . import convert, data, easynlp, evaluate, painting, predict, push_pull, training
 from .common import home_in_paths
 
 __all__ = ["app", "main"]
@@ -71,7 +71,7 @@ for panel, commands in (
         app.command(cls=_Command, rich_help_panel=panel)(command)
 app.command(cls=_Command, rich_help_panel="Painting", **predict.BOTH_SPELLINGS)(predict.predict)
 app.command(rich_help_panel="Training", **training.PASS_ALL_WORDS_ON)(training.train)
-app.command(cls=_Command, rich_help_panel="Training", **predict.BOTH_SPELLINGS)(evaluation.evaluate)
+app.command(cls=_Command, rich_help_panel="Training", **predict.BOTH_SPELLINGS)(evaluate.evaluate)
 app.command(cls=_Command, rich_help_panel="Training")(training.merge)
 app.command(cls=_Command, rich_help_panel="Other programs")(convert.convert)
 app.command(rich_help_panel="Other programs", **training.PASS_ALL_WORDS_ON)(easynlp.easynlp)
