@@ -184,7 +184,7 @@ def test_what_can_not_be_loaded_is_named(
         ({"lm_head.lora_A.weight": torch.ones(2, 16)}, "missing: lm_head.lora_B.weight"),
         (
             {"lm_head.lora_A.weight": torch.ones(2, 9), "lm_head.lora_B.weight": torch.ones(64, 2)},
-            "ill-shaped: lm_head.lora_A.weight",
+            "mismatched: lm_head.lora_A.weight",
         ),
         ({"lm_head.lora_A.weight": 7}, "is no LoRA weight"),
         (
