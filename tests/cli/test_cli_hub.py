@@ -77,11 +77,11 @@ def test_downloads_show_their_progress_to_a_person(hub: HubStandIn, tiny_painter
     ("words", "sentence"),
     [
         (["push", "nowhere", "painter/shop"], "Error: There is no folder nowhere."),
-        (["push", "FOLDER", "a/b/c"], "Error: 'a/b/c' can't be a repository on the Hub"),
+        (["push", "FOLDER", "a/b/c"], "Error: Repo id must be in the form"),
         (["push", "FOLDER", "other/shop"], "You don't have the rights to write to other/shop"),
         (["push", "FOLDER", "painter/shop", "--base", "painter/base"], "is a whole model and has no base"),
         (["pull", "painter/none"], "Error: painter/none could not be pulled: there is no such repository"),
-        (["pull", "none"], "Error: 'none' can't be a repository on the Hub: please give owner/name."),
+        (["pull", "none"], "Error: none could not be pulled: there is no such repository"),
     ],
 )
 def test_errors_are_one_sentence(hub: HubStandIn, folder: Path, token: None, words: list[str], sentence: str) -> None:

@@ -247,8 +247,8 @@ def test_what_could_not_be_loaded(
     with pytest.raises((ValueError, OSError), match=sentence):
         pull_folder("painter/tiny", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="can't be a repository on the Hub"):
-        pull_folder("tiny", tmp_path / "out")
+    with pytest.raises(ValueError, match="Repo id must"):
+        pull_folder("a/b/c", tmp_path / "out")
 
 
 def test_the_token_does_not_go_to_the_storage(pushed: HubStandIn) -> None:

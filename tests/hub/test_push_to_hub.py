@@ -185,7 +185,7 @@ def with_adapter(pipe: PaiPainterPipeline) -> PaiPainterPipeline:
     [
         (lambda pipe: pipe.push_to_hub(NAME, variant="fp16"), "unexpected keyword argument 'variant'"),
         (lambda pipe: pipe.push_to_hub(NAME, token=False), "needs a token, got False: please leave `token` out"),
-        (lambda pipe: pipe.push_to_hub("a//b"), "can't be a repository"),
+        (lambda pipe: pipe.push_to_hub("a//b"), "Repo id must"),
         (lambda pipe: pipe.push_to_hub(NAME, create_pr=True, private=True), "please leave `private`"),
         (lambda pipe: pipe.save_pretrained("out", push_to_hub=True), "call the pipeline's `push_to_hub`"),
         (lambda pipe: pipe.model.push_to_hub(NAME, tags="a"), "`tags` must be a list of words for the card, got 'a'"),
