@@ -206,7 +206,7 @@ def _push(
     files: Files,
     repo_id: str,
     token: str | None,
-    message: dict[str, str],
+    message: dict[str, Any],
     *,
     private: bool,
     revision: str | None,

@@ -81,7 +81,7 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
         try:
             api = HfApi()
             info = api.model_info(name, revision=revision, token=hub_options.get("token"), timeout=_PATIENCE)
-            api.repo_info = lambda **_: info  # asked once
+            api.repo_info = lambda **_: info  # type: ignore[method-assign]  # asked once
             api.resolve_revision(name, revision=revision, cache_dir=cache)  # for later, when the Hub can't be reached
             return {**hub_options, "revision": _Resolved(info.sha)}
         except OfflineModeIsEnabled:
