@@ -17,11 +17,7 @@ from typing import Any
 from httpx2 import HTTPError, UnsupportedProtocol  # huggingface_hub's own client
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, errors, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
-    filter_repo_objects,
-    get_token,
-    validate_repo_id,
-)
+from huggingface_hub.utils import filter_repo_objects, get_token  # type: ignore[attr-defined]  # not in its __all__
 from safetensors import safe_open
 from transformers import ProcessorMixin
 from yaml import YAMLError
@@ -34,15 +30,7 @@ from .model.modeling_vqgan import PaiPainterVQModel
 from .model.processing_pai_painter import PaiPainterProcessor
 from .remote_code import Files, with_remote_code
 
-__all__ = [
-    "check_login",
-    "is_base_name",
-    "is_repository_name",
-    "pull_folder",
-    "push_folder",
-    "push_saved",
-    "register_push_to_hub",
-]
+__all__ = ["pull_folder", "push_folder", "push_saved", "register_push_to_hub"]
 
 _CONFIGS = ("config.json", "adapter_config.json")
 # What belongs to a model beside its weights. All else stays: checkpoints, optimizer state, data, caches, logs.
@@ -144,7 +132,7 @@ def push_saved(
     """
     if isinstance(self, PaiPainterModel):
         raise ValueError("PaiPainterModel is part of a painter: please push the whole PaiPainterForImageGeneration.")
-    if getattr(getattr(self, "model", self), "peft_config", None):
+    if any(getattr(part, "peft_config", None) for part in (self, getattr(self, "model", None))):
         raise ValueError(
             "The model has an adapter: please save it and push its folder (`pai-painter push FOLDER OWNER/NAME`), or "
             "merge them first (`pai-painter merge`)."
@@ -191,11 +179,9 @@ def pull_folder(
         `local_dir`, or the folder in the cache.
 
     Raises:
-        ValueError: if the name can't be a repository's, or if the repository holds no model.
+        ValueError: if the name can't be a repository's, or if it holds no model.
         OSError: if the Hub refuses or can't be reached, or if `local_dir` holds something else.
     """
-    if "/" not in repo_id or not is_repository_name(repo_id):
-        raise ValueError(f"{repo_id!r} can't be a repository on the Hub: please give owner/name.")
     patterns = [*_FILES, *_WEIGHTS, *_EASYNLP_WEIGHTS, *_CODE]
     with _one_sentence_errors("pulled", repo_id, token):
         snapshot = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns))
@@ -216,40 +202,11 @@ def pull_folder(
     return target
 
 
-def is_repository_name(name: str) -> bool:
-    """Whether a repository on the Hub can have this name, `owner/name` or a name alone."""
-    try:
-        validate_repo_id(name)
-    except errors.HFValidationError:
-        return False
-    return True
-
-
-def is_base_name(name: str) -> bool:
-    """Whether others find an adapter's base by this name: a repository's, or that of the model in the package."""
-    return name == DEMO_NAME or ("/" in name and is_repository_name(name))
-
-
-def check_login(token: str | None = None) -> str:
-    """
-    The token given, or that of `HF_TOKEN` or of the login.
-
-    Raises:
-        ValueError: if there is none, or if it can't be one: the HTTP client would quote it in its error.
-    """
-    token = get_token() if token is None else token.strip()
-    if not token:
-        raise ValueError("Pushing to the Hub needs a token: please log in with `hf auth login`, or set HF_TOKEN.")
-    if not re.fullmatch(r"[!-~]+", token):
-        raise ValueError("The token for the Hub holds a blank or a letter that no token has.")
-    return token
-
-
 def _push(
     files: Files,
     repo_id: str,
     token: str | None,
-    message: dict[str, str],
+    message: dict[str, Any],
     *,
     private: bool,
     revision: str | None,
@@ -257,11 +214,13 @@ def _push(
     tag: str | None = None,
     tags: list[str] | None = None,
 ) -> str:
-    if not is_repository_name(repo_id) or (create_pr and "/" not in repo_id):
-        raise ValueError(f"{repo_id!r} can't be a repository on the Hub: please give owner/name.")
     if create_pr and (private or revision is not None or tag is not None):
         raise ValueError("A pull request is opened on main: please leave `private`, `revision` and `tag` out.")
-    token = check_login(token)
+    token = (token or get_token() or "").strip()
+    if not token:
+        raise ValueError("Pushing to the Hub needs a token: please log in with `hf auth login`, or set HF_TOKEN.")
+    if not re.fullmatch(r"[!-~]+", token):  # which the HTTP client would quote in its error
+        raise ValueError("The token for the Hub holds a blank or a letter that no token has.")
     files, api = with_remote_code(files), HfApi(token=token)
     with _one_sentence_errors("pushed", repo_id, token):
         if not create_pr:
@@ -332,7 +291,7 @@ def _files_of(folder: Path, base: str | None) -> Files:
         return files
     settings = read_json_object(str(folder / "adapter_config.json"), folder)
     name = settings.get("base_model_name_or_path") if base is None else base
-    if not isinstance(name, str) or not is_base_name(name):
+    if not isinstance(name, str) or not (name == DEMO_NAME or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
         raise ValueError(
             f"The base of the adapter {folder} must be a repository on the Hub, got {name!r}: please say what that "
             "model is called there (`base`, on the command line `--base OWNER/NAME`)."

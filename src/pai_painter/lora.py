@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .model.folder_pai_painter import load_processor, portable_base_name, read_adapter_folder, read_painter_folder
+from .model.folder_pai_painter import load_processor, portable_base_name, read_painter_folder
 from .model.lora_pai_painter import (
     has_lora,
     load_base,
@@ -100,9 +100,9 @@ def merge_lora(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists already: please name a new folder, or an empty one.")
-    if read_adapter_folder(adapter_folder, base or "", revision=revision) is None:
-        raise ValueError(f"{os.fspath(adapter_folder)} holds no adapter: it has no adapter_config.json.")
     folder = read_painter_folder(adapter_folder, base=base, revision=revision)
+    if folder.adapter is None:
+        raise ValueError(f"{os.fspath(adapter_folder)} holds no adapter: it has no adapter_config.json.")
     processor, painter = load_processor(folder), load_base(folder, "auto")
     dtype = painter.dtype
     load_over(painter.float(), folder.adapter)

@@ -142,7 +142,7 @@ def test_addresses_that_are_no_hub(page: str, folder: Path, monkeypatch: pytest.
     for address, sentence in (
         (page, "HF_ENDPOINT doesn't answer as the Hub does"),
         ("hf-mirror.com", "HF_ENDPOINT must begin with https://"),
-        ("http://127.0.0.1:9", r"the Hub can't be reached, or the connection broke \(http://127\.0\.0\.1:9"),
+        ("http://127.0.0.1:9", "the Hub can't be reached, or the connection broke.* \\(http://127.0.0.1:9"),
     ):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
         with pytest.raises(OSError, match=f"^painter/shop could not be pushed: {sentence}") as caught:
@@ -156,8 +156,8 @@ def test_addresses_that_are_no_hub(page: str, folder: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("base", "name", "sentence"),
     [
-        ("base", "painter/style", "`hub_base_model` must be a repository of the Hub, owner/name, got 'base'"),
-        ("painter/base", "a/b/c", "please set `hub_model_id` to owner/name"),
+        ("base", "painter/style", "`hub_base_model` .* must be owner/name, got 'base'"),
+        ("painter/base", "a/b/c", "Repo id must be in the form"),
     ],
 )
 def test_what_training_would_find_out_too_late(tmp_path: Path, base: str, name: str, sentence: str) -> None:

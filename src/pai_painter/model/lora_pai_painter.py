@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.utils import is_peft_available
 
 from .configuration_pai_painter import PaiPainterVQConfig
 from .folder_pai_painter import (
@@ -43,6 +42,12 @@ __all__ = [
 
 _PREFIX = "base_model.model."  # of the names in peft's files
 _OWN = ("model.embed_tokens.", "model.layers.", "lm_head.")
+# Settings of an adapter that are obeyed, and those that don't matter since its weights name the layers.
+_OBEYED = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"}
+_WITHOUT_EFFECT = {
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"),
+    *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "auto_mapping"),
+}
 
 
 def require_peft() -> Any:
@@ -53,10 +58,6 @@ def require_peft() -> Any:
     Raises:
         ModuleNotFoundError: if it isn't installed.
     """
-    if not is_peft_available():
-        raise ModuleNotFoundError(
-            'LoRA adapters need peft: please run `pip install "pai-painter[train]"`.', name="peft"
-        )
     return importlib.import_module("peft")
 
 
@@ -162,8 +163,9 @@ def load_lora(
     check_finite(weights, source)
     active = list(lora_layers(painter)[0].active_adapters) if has_lora(painter) else []
     try:
-        config = peft.LoraConfig(**_settings(weights, settings))
-        peft.inject_adapter_in_model(config, painter, adapter_name, low_cpu_mem_usage=True)
+        config = _config_of(weights, settings)
+        with torch.device("meta"):  # by itself, peft takes the memory for a moment
+            peft.inject_adapter_in_model(config, painter, adapter_name, low_cpu_mem_usage=True)
         painter._hf_peft_config_loaded = True  # as in `add_lora`
         _check_fit(weights, peft.get_peft_model_state_dict(painter, None, adapter_name, save_embedding_layers=False))
         if not all(math.isfinite(layer.scaling.get(adapter_name, 1.0)) for layer in lora_layers(painter)):
@@ -179,7 +181,7 @@ def load_lora(
             painter.peft_config.pop(adapter_name, None)
         else:
             take_lora_out(painter)
-        if not isinstance(error, Exception):  # Ctrl-C
+        if not isinstance(error, (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError)):
             raise
         fit = f"The adapter {source} doesn't fit {painter.name_or_path or 'the painter'}"
         raise ValueError(f"{fit}: {str(error).split('. ')[0].rstrip('.')}.") from error
@@ -187,19 +189,24 @@ def load_lora(
     painter.train(painter.training)  # the new layers, too
 
 
-def _settings(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Those of `LoraConfig`, with the layers by their names."""
+def _config_of(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None) -> Any:
+    """peft's `LoraConfig` for the layers that the weights name."""
+    LoraConfig = require_peft().LoraConfig
     layers = list(dict.fromkeys(name.partition(".lora_")[0] for name in weights))
     if settings is None:
         first = {name: weight for name, weight in weights.items() if ".lora_A." in name or "_embedding_A" in name}
         ranks = {name.partition(".lora_")[0]: weight.shape[0] for name, weight in first.items()}
-        return {"target_modules": layers, "rank_pattern": ranks, "alpha_pattern": dict(ranks)}
-    for key in (*(settings.get("rank_pattern") or {}), *(settings.get("alpha_pattern") or {})):
+        return LoraConfig(target_modules=layers, rank_pattern=ranks, alpha_pattern=dict(ranks))
+    given, default = vars(LoraConfig(**settings)), vars(LoraConfig())
+    for name, value in given.items():
+        if name not in _OBEYED | _WITHOUT_EFFECT and value != default[name]:
+            raise ValueError(f"`{name}` in its settings is not supported")
+    for key in (*given["rank_pattern"], *given["alpha_pattern"]):
         # To peft they are regular expressions; a layer's name, or its end, is a harmless one.
         if not any(f".{layer}".endswith(f".{key}") for layer in layers):
             raise ValueError(f"{key!r} in its settings is no name of a layer that it adapts")
-    others = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
-    return {**settings, **others, "target_modules": layers, "init_lora_weights": True}
+    names = {name: given[name] for name in ("base_model_name_or_path", "revision")}
+    return LoraConfig(**{name: given[name] for name in _OBEYED}, **names, target_modules=layers)
 
 
 def _check_fit(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:

@@ -79,7 +79,10 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
     reason = "`local_files_only` is set"
     if not hub_options.get("local_files_only"):
         try:
-            info = HfApi().model_info(name, revision=revision, token=hub_options.get("token"), timeout=_PATIENCE)
+            api = HfApi()
+            info = api.model_info(name, revision=revision, token=hub_options.get("token"), timeout=_PATIENCE)
+            api.repo_info = lambda **_: info  # type: ignore[method-assign]  # asked once
+            api.resolve_revision(name, revision=revision, cache_dir=cache)  # for later, when the Hub can't be reached
             return {**hub_options, "revision": _Resolved(info.sha)}
         except OfflineModeIsEnabled:
             reason = "HF_HUB_OFFLINE is set"

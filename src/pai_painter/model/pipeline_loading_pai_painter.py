@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import get_max_memory
 from diffusers import PipelineQuantizationConfig
 from diffusers.utils.torch_utils import get_device
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .modeling_pai_painter import PaiPainterForImageGeneration
@@ -59,10 +60,11 @@ class PainterInFloat32(PaiPainterForImageGeneration):
 
 
 # diffusers looks for the base classes by their names in the module that it is told, which is this one.
-COMPONENTS = {
-    "model": (__name__, PainterInFloat32.__name__),
-    "processor": (__name__, PaiPainterProcessor.__name__),
+_CLASSES: dict[str, type[PreTrainedModel | ProcessorMixin]] = {
+    "model": PainterInFloat32,
+    "processor": PaiPainterProcessor,
 }
+COMPONENTS = {component: (__name__, cls.__name__) for component, cls in _CLASSES.items()}
 
 
 def pipeline_files(modules: Iterable[str] = ()) -> dict[str, str]:

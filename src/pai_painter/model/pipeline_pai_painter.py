@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captions → pictures, with the habits of diffusers."""
 
+import importlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -358,8 +359,8 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         Pushes model and processor as diffusers does; where the package is installed, in one commit and with the code
         that loads them elsewhere. See [`~hub.push_saved`] for the options.
         """
-        try:
-            from pai_painter.hub import push_saved
+        try:  # by a call, since diffusers takes a line that looks like an import for a package that is needed
+            push_saved = importlib.import_module("pai_painter.hub").push_saved
         except ImportError:
             return super().push_to_hub(repo_id, *args, **options)
         return push_saved(self, repo_id, *args, **options)
