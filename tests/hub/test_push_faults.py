@@ -15,7 +15,7 @@ from hub_stand_in import Fault, HubStandIn, Repository
 
 from pai_painter.hub import pull_folder, push_folder
 from pai_painter.training.arguments import PainterModelArguments, PainterTrainingArguments
-from pai_painter.training.outcome import check_push
+from pai_painter.training.publishing import check_push
 
 pytestmark = pytest.mark.usefixtures("token", "no_waiting")
 

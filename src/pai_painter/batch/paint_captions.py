@@ -111,10 +111,8 @@ class PaintCaptions:
     @cached_property
     def painting(self) -> PaintingOptions:
         """The options, with what the model recommends in place of what isn't given."""
-        given = self.options
-        return PaintingOptions.for_model(
-            self.pipe, given.best_of, given.temperature, given.top_k, given.top_p, speed=given.speed
-        )
+        options = {name: getattr(self.options, name) for name in ("best_of", "temperature", "top_k", "top_p")}
+        return PaintingOptions.for_model(self.pipe, speed=self.options.speed, **options)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """

@@ -35,6 +35,9 @@ __all__ = [
 
 _MAX_SEED = 2**63 - 1
 _WORD = 2**32 - 1
+# Philox's time goes into starting its operations: of so few tokens, the noise of all of them at several positions takes
+# hardly longer than that of some candidates at one position.
+_SMALL_VOCABULARY, _BLOCK = 2048, 16
 _LOWEST_TEMPERATURE = 1e-30  # below it logits divided by it are infinite, and all tokens alike
 _MOST_CANDIDATES = 1000  # of one picture, that a folder may recommend
 
@@ -319,8 +322,8 @@ class GumbelSampler(LogitsProcessor):
         self.text_length = text_length
         self.options = (temperature, top_k, top_p)
         self.log_likelihood = torch.zeros(len(seeds))
-        # Noise of all tokens takes longer than that of a few candidates, and draft tokens ask for it several times.
-        self._noise_of_all = lru_cache(maxsize=32)(self._noise_of_all)  # type: ignore[method-assign]
+        # Kept, since draft tokens ask for it several times.
+        self._noise_of_block = lru_cache(maxsize=32)(self._noise_of_block)  # type: ignore[method-assign]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """For `generate`: warped logits (batch, image_vocab_size) with noise, whose arg-max is the token drawn."""
@@ -354,11 +357,12 @@ class GumbelSampler(LogitsProcessor):
         kept, tokens = truncate_logits(logits.float(), *self.options)
         offsets = torch.arange(len(logits) + ahead)
         rows = offsets.clamp(max=len(logits) - 1)
-        if tokens is None:
-            noise = torch.cat([self._noise_of_all(position + offset, logits.shape[-1]) for offset in offsets.tolist()])
+        tokens, width = None if tokens is None else tokens[rows], logits.shape[-1]
+        if tokens is not None and width > _SMALL_VOCABULARY:
+            noise = gumbel_noise(self.seeds.expand(len(rows)), position + offsets, tokens, width)
         else:
-            tokens = tokens[rows]
-            noise = gumbel_noise(self.seeds.expand(len(rows)), position + offsets, tokens, logits.shape[-1])
+            noise = torch.cat([self._noise_of_all(position + offset, width) for offset in offsets.tolist()])
+            noise = noise if tokens is None else noise.gather(-1, tokens)
         return _most_likely(kept[rows] + noise, tokens)
 
     def accept(self, logits: torch.Tensor, drawn: torch.Tensor) -> None:
@@ -372,11 +376,22 @@ class GumbelSampler(LogitsProcessor):
         if self.seeds.device != scores.device:  # once, rather than at each step
             self.seeds, self.log_likelihood = self.seeds.to(scores.device), self.log_likelihood.to(scores.device)
         kept, tokens = truncate_logits(scores.float(), *self.options)
-        positions = torch.full_like(self.seeds, position)
-        return kept + gumbel_noise(self.seeds, positions, tokens, scores.shape[-1]), tokens
+        width = scores.shape[-1]
+        if tokens is not None and width > _SMALL_VOCABULARY:
+            return kept + gumbel_noise(self.seeds, torch.full_like(self.seeds, position), tokens, width), tokens
+        noise = self._noise_of_all(position, width)
+        return kept + (noise if tokens is None else noise.gather(-1, tokens)), tokens
 
     def _noise_of_all(self, position: int, width: int) -> torch.Tensor:
-        return gumbel_noise(self.seeds, torch.full_like(self.seeds, position), None, width)
+        """Noise (batch, width) at a position."""
+        size = _BLOCK if width <= _SMALL_VOCABULARY else 1
+        return self._noise_of_block(position // size, size, width)[:, position % size]
+
+    def _noise_of_block(self, block: int, size: int, width: int) -> torch.Tensor:
+        """Noise (batch, size, width) of all tokens at the positions from `block * size` on."""
+        positions = torch.arange(block * size, (block + 1) * size, device=self.seeds.device)
+        rows, positions = self.seeds.repeat_interleave(size), positions.repeat(len(self.seeds))
+        return gumbel_noise(rows, positions, None, width).unflatten(0, (-1, size))
 
 
 def _most_likely(noisy: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
