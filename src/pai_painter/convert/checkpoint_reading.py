@@ -69,7 +69,7 @@ def _load_torch_file(path: Path) -> Any:
     stand_ins: dict[str, Any] = {"collections.defaultdict": lambda *args: {}}
     mapped = None
     while True:
-        known = [(stand_in, name) for name, stand_in in stand_ins.items()]
+        known: list[Any] = [(stand_in, name) for name, stand_in in stand_ins.items()]
         try:
             mapped = _can_be_mapped(path) if mapped is None else mapped
             with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(known):

@@ -8,6 +8,7 @@ which are never predicted. Of the VQGAN there is what painting needs: codebook a
 
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def _from_bytes(content: bytes, dtype: _DType, shape: Any, order: Any) -> _Array
     return array
 
 
-_CALLS = {
+_CALLS: dict[str, Callable] = {
     "numpy.dtype": _DType,
     "numpy.ndarray": lambda: None,  # only named, never called
     "__builtin__.bytes": lambda: b"",  # of an empty array
