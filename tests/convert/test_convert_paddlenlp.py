@@ -80,7 +80,7 @@ def test_such_a_model_says_that_it_has_no_encoder(tmp_path: Path) -> None:
     assert not hasattr(vqgan, "encoder")
     assert not hasattr(vqgan, "quant_conv")
     for call in (painter.vqgan.encode, vqgan.encode_latents, vqgan.encode, vqgan):
-        with pytest.raises(ValueError, match="no encoder: it paints codes"):
+        with pytest.raises(ValueError, match="no encoder"):
             call(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="no encoder"):
         vqgan.encode(torch.zeros(1))  # said before anything else
@@ -153,7 +153,7 @@ def test_vqgans_that_cannot_be_taken(tmp_path: Path, whole: Path, tiny_painter: 
     with pytest.raises(ValueError, match="isn't the model's"):
         convert(PADDLE, tmp_path / "out", vqgan=tiny_painter, **OPTIONS)
     with pytest.raises(OSError, match="holds no VQGAN"):
-        convert(PADDLE, tmp_path / "out", vqgan=tmp_path, **OPTIONS)
+        convert(PADDLE, tmp_path / "out", vqgan=PADDLE, **OPTIONS)
     with pytest.raises(ValueError, match="has a whole VQGAN already"):
         convert(EASYNLP, tmp_path / "out", vq_config=DIMS, vqgan=whole)
 

@@ -112,7 +112,7 @@ def test_the_folders_of_a_run(tmp_path: Path) -> None:
         ({"model.params.ddconfig.ch_mult": [1, 2, 4]}, r"decoder.conv_in.weight is \(64, 16, 3, 3\), expected \(128"),
         ({"model.params.ddconfig.num_res_blocks": 900}, "missing: "),
         ({"model.params.ddconfig.num_res_blocks": 10**9}, "must be at most 1,000"),
-        ({"model.params.ddconfig": [1]}, "ddconfig"),
+        ({"model.params.ddconfig": [1]}, "doesn't describe a VQGAN"),
         ({"model.params": None}, "isn't taming's"),
         ({"model": 3}, "isn't taming's"),
         ({"model.params.n_embed": 129}, r"quantize.embedding.weight is \(128, 16\), expected \(129, 16\)"),

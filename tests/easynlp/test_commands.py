@@ -153,7 +153,7 @@ def test_a_flag_and_its_value_may_be_two_words_and_the_last_of_equals_counts(pla
         ({"user_defined_parameters": "max_generated_num=0"}, "at least 1"),
         ({"user_defined_parameters": "text_len"}, "list of name=value"),
         ({"user_defined_parameters": "text_len='8"}, "not closed"),
-        ({"micro_batchsize": "4"}, "did you mean `--micro_batch_size`?"),
+        ({"micro_batchsize": "4"}, "did you mean `micro_batch_size`?"),
         ({"micro_batch_size": "four"}, "invalid int value"),
         ({"mode": "serve"}, "train, evaluate or predict"),
         ({"app_name": "text_classify"}, "must be text2image_generation"),

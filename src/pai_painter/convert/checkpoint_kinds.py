@@ -10,9 +10,9 @@ from .checkpoint_reading import CheckpointError, printable, read_settings
 
 MAX_ARCHIVE_BYTES = 16 * 2**30  # unpacked; the large painter with its optimizer has about 6
 
-Kind = Literal["easynlp", "native", "paddlenlp", "taming"]
+Kind = Literal["easynlp", "paddlenlp", "painter", "taming", "vqgan"]
 _BY_SUFFIX: dict[str, Kind] = {".bin": "easynlp", ".ckpt": "taming", ".pdparams": "paddlenlp"}
-_BY_MODEL_TYPE: dict[str, Kind] = {"artist": "easynlp", "pai_painter": "native", "pai_painter_vqgan": "native"}
+_BY_MODEL_TYPE: dict[str, Kind] = {"artist": "easynlp", "pai_painter": "painter", "pai_painter_vqgan": "vqgan"}
 _KNOWN = (
     "EasyNLP folders (config.json with model_type 'artist') and their .tgz, .ckpt files of taming-transformers, and "
     "PaddleNLP's .pdparams"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads weights and settings as data, and accounts for every weight."""
 
+import errno
 import json
 import pickle
 import re
@@ -66,16 +67,16 @@ def _load_torch_file(path: Path) -> Any:
     """
     # The reader sets items of plain dictionaries only.
     stand_ins: dict[str, Any] = {"collections.defaultdict": lambda *args: {}}
-    zipped = None
+    mapped = None
     while True:
-        known = [(stand_in, name) for name, stand_in in stand_ins.items()]
+        known: list[Any] = [(stand_in, name) for name, stand_in in stand_ins.items()]
         try:
-            zipped = _is_sound_zip(path) if zipped is None else zipped
+            mapped = _can_be_mapped(path) if mapped is None else mapped
             with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(known):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-        except OSError:
-            raise
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a truncated file gives
+                raise
             unknown = _UNKNOWN_NAME.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
             if unknown is None or unknown[1] in stand_ins:
                 raise CheckpointError(
@@ -86,16 +87,14 @@ def _load_torch_file(path: Path) -> Any:
             stand_ins |= {unknown[1]: stand_in, f"builtins.{unknown[1]}": stand_in}  # a prefix the message leaves out
 
 
-def _is_sound_zip(path: Path) -> bool:
-    """Whether a file is in today's format; also finds damage and compression, which PyTorch doesn't look for."""
+def _can_be_mapped(path: Path) -> bool:
+    """Whether a file is in today's format, which can be mapped into memory; finds damage, which PyTorch doesn't."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("it is compressed, unlike any file of torch.save")
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {damaged} is wrong")
-    return True
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _reason(error: Exception) -> str:

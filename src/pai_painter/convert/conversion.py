@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from transformers import AutoModel
 
 from ..model.configuration_pai_painter import PaiPainterVQConfig
 from ..model.folder_pai_painter import naming_damaged_weights
@@ -17,12 +16,12 @@ from ..model.model_files_pai_painter import check_finite, refuse_git_lfs_pointer
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
+from .atomic_folder import new_folder
 from .checkpoint_kinds import kind_of, unpack
 from .checkpoint_reading import CheckpointError, ReadModel, printable, read_vq_config
 from .easynlp_layout import read_easynlp, write_easynlp
 from .from_paddlenlp import read_paddlenlp
 from .from_taming import read_taming
-from .output_folder import new_folder
 
 Layout = Literal["native", "easynlp"]
 DType = Literal["float32", "float16", "bfloat16"]
@@ -138,20 +137,21 @@ def _read(place: Path, settings: Path | None, vq_config: PaiPainterVQConfig | No
         return read_easynlp(place, vq_config)
     if kind == "paddlenlp":
         return read_paddlenlp(place, vq_config, settings)
-    return read_taming(place, settings) if kind == "taming" else _read_native(place)
+    return read_taming(place, settings) if kind == "taming" else _read_native(place, kind == "vqgan")
 
 
-def _read_native(place: Path) -> ReadModel:
+def _read_native(place: Path, alone: bool) -> ReadModel:
     if (place / "adapter_config.json").is_file():
         raise CheckpointError(f"{place} is an adapter: please merge it into its model first (`pai-painter merge`).")
+    files = ["config.json", "model.safetensors"]
     with naming_damaged_weights(str(place)):
-        model = AutoModel.from_pretrained(place, use_safetensors=True)
-    if isinstance(model, PaiPainterVQModel):
-        processor = PaiPainterImageProcessor.from_pretrained(place)
-    else:
-        processor = PaiPainterProcessor.from_pretrained(place)
-        processor.check_model(model.config)
-    return ReadModel("pai-painter", model, processor, ["config.json", "model.safetensors"])
+        if alone:
+            vqgan = PaiPainterVQModel.from_pretrained(place, use_safetensors=True)
+            return ReadModel("pai-painter", vqgan, PaiPainterImageProcessor.from_pretrained(place), files)
+        painter = PaiPainterForImageGeneration.from_pretrained(place, use_safetensors=True)
+    processor = PaiPainterProcessor.from_pretrained(place)
+    processor.check_model(painter.config)
+    return ReadModel("pai-painter", painter, processor, files)
 
 
 def _add_encoder(painter: PaiPainterForImageGeneration | PaiPainterVQModel, folder: Path) -> None:

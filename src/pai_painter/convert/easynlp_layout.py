@@ -102,7 +102,7 @@ def write_easynlp(
 
 
 def _check_that_easynlp_can(config: PaiPainterConfig) -> None:
-    fixed = [
+    fixed: list[tuple[Any, dict[str, Any]]] = [
         (config, {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "intermediate_size": 4 * config.hidden_size}),
         (config.vq_config, {"has_encoder": True, "encoder_attention": True}),
     ]

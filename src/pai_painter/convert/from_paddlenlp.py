@@ -8,6 +8,7 @@ which are never predicted. Of the VQGAN there is what painting needs: codebook a
 
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,10 @@ def _from_bytes(content: bytes, dtype: _DType, shape: Any, order: Any) -> _Array
     return array
 
 
-_CALLS = {
+_CALLS: dict[str, Callable] = {
     "numpy.dtype": _DType,
     "numpy.ndarray": lambda: None,  # only named, never called
+    "__builtin__.bytes": lambda: b"",  # of an empty array
     "_codecs.encode": lambda text, _: text.encode("latin-1"),
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: _Array() for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": _from_bytes for core in ("core", "_core")},

@@ -73,8 +73,8 @@ _REFUSED = {
     "text_vocab_size, num_hidden_layers (n_layer), num_attention_heads (n_head) and hidden_size (n_embd)",
     "entity_num entity_emb_path": "painters with an entity table are other models",
 }
-_PARAMETERS = {"pretrain_model_name_or_path": _TRAIN, "random_crop": _TRAIN, "max_generated_num": _PREDICT}
-_PARAMETERS |= dict.fromkeys(SIZES, _ALL)
+_PARAMETERS: dict[str, tuple[str, ...]] = dict.fromkeys(SIZES, _ALL)
+_PARAMETERS |= {"pretrain_model_name_or_path": _TRAIN, "random_crop": _TRAIN, "max_generated_num": _PREDICT}
 
 
 @dataclass(frozen=True)

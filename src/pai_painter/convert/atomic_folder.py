@@ -43,7 +43,7 @@ def new_folder(output: Path, inputs: Sequence[Path], force: bool = False) -> Ite
 
 
 def _check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
-    if output.is_symlink() or output.is_mount():
+    if output.is_symlink() or os.path.ismount(output):
         raise FileExistsError(f"{output} is a link or a mount point, which can't be replaced: please name a folder.")
     ours = output.resolve()
     for path in inputs:
