@@ -251,6 +251,25 @@ def test_a_trained_painter_is_not_trained_on_with_another_vocabulary(trained: Pa
         build_painter(PainterModelArguments(model_name_or_path=str(folder)))
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"a": ', b"\xff\x00", b'{"model_type": "pai_painter", "vq_config": 3}']
+)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "processor_config.json", "model.safetensors"])
+def test_a_damaged_folder_is_one_sentence(
+    name: str, content: bytes, trained_painter: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(trained_painter, tmp_path / "damaged")
+    (tmp_path / "damaged" / name).write_bytes(content)
+    words = {"model_name_or_path": tmp_path / "damaged", "train_file": shapes / "shapes.tsv"}
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [*(f"--{name}={value}" for name, value in words.items()), "--output_dir", str(tmp_path / "out")], "train.py"
+        )
+    assert stop.value.code == 2
+    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert "Traceback" not in sentence
+
+
 @pytest.mark.parametrize("missing", ["config_name", "vqgan"])
 def test_a_part_that_is_not_there(missing: str, shapes: Path, vqgan_folder: Path, tmp_path: Path) -> None:
     parts = {"config_name": str(shapes / "painter"), "vqgan": str(vqgan_folder)}

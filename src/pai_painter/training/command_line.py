@@ -33,7 +33,7 @@ class _Texts(yaml.BaseLoader):
     """Values as they are written, for the parser to check like flags (to YAML, 2e-5 is a text and `no` is false)."""
 
 
-_Texts.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"~|null|"), ["~", "n", ""])
+_Texts.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|)$"), ["~", "n", ""])
 _Texts.add_constructor("tag:yaml.org,2002:null", lambda loader, node: None)
 
 
