@@ -20,12 +20,12 @@ from pai_painter import (
     PaiPainterPipeline,
     PaiPainterProcessor,
     PaiPainterVQModel,
-    modeling_pai_painter,
 )
 from pai_painter.data.augment import Augmentation
 from pai_painter.data.codes import load_codes
 from pai_painter.data.rows import load_rows
 from pai_painter.data.sources import find_source
+from pai_painter.model import modeling_pai_painter
 from pai_painter.training.arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
 from pai_painter.training.painter_model import build_painter
 from pai_painter.training.painter_objective import PainterObjective

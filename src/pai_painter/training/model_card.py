@@ -95,7 +95,7 @@ def write_model_card(folder: Path, facts: dict[str, Any]) -> None:
         base_model_relation=("adapter" if lora else "finetune") if on_hub else None,
     )
     settings = _section(facts["settings"], facts["settings"])
-    shown = {
+    shown: dict[str, Any] = {
         "quoted_name": json.dumps(facts["name"], ensure_ascii=False),
         "shell_name": shlex.quote(facts["name"]),
         "base": f"[{base}](https://huggingface.co/{base})" if on_hub else base and f"`{base}`",

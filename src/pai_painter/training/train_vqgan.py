@@ -76,8 +76,10 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
                     _start_codebook(run, learner, vqgan, all_pictures)
                 outputs = run.objective(pictures, quantise=learner.started)
                 if learner.started:
-                    learned_from = (outputs["latents"], outputs["image_tokens"], outputs["errors"])
-                    learner.update(*accelerator.gather(learned_from), step)
+                    latents, image_tokens, errors = accelerator.gather(
+                        (outputs["latents"], outputs["image_tokens"], outputs["errors"])
+                    )
+                    learner.update(latents, image_tokens, errors, step)
                 run.update(outputs["loss"])  # after the codebook, which the average copies
                 run.after_batch(step, outputs["pixels_loss"])
             run.finish()
