@@ -180,9 +180,9 @@ def test_wrong_words(words: list[str], sentence: str, said: Callable) -> None:
     [
         ("output_dir: o\nlerning_rate: 1\n", "There is no setting `lerning_rate`; did you mean `learning_rate`?"),
         ("zzz: 1\n", "There is no setting `zzz`; --help"),
-        ("output_dir: o\nseed: [1, 2]\n", "'2' belongs to no setting"),
+        ("output_dir: o\nmodel_name_or_path: m\ntrain_file: t\nseed: [1, 2]\n", "'2' belongs to no setting"),
         ("train_file: [a, [b]]\n", "must be one value or a list of values."),
-        ("output_dir: o\ntrain_file: [a, -b]\n", "'-b' belongs to no setting"),
+        ("output_dir: o\nmodel_name_or_path: m\ntrain_file: [a, -b]\n", "'-b' belongs to no setting"),
         ("- seed\n", "must hold settings such as `output_dir: out`, one per line."),
         ("", "must hold settings such as"),
         ("seed: 'x\n", "is no valid YAML or JSON: "),

@@ -174,15 +174,15 @@ def config(folder: Path, **changes: object) -> None:
     [
         (
             {"image_vocab_size": 32},
-            r"wants 32 image tokens \(`image_vocab_size`\), but the VQGAN \S+ has 16; they must",
+            r"`image_vocab_size` \(32\) must be the VQGAN's",
         ),
-        ({"image_vocab_size": None}, r"wants 16384 image tokens"),
+        ({"image_vocab_size": None}, r"`image_vocab_size` \(16384\) must be the VQGAN's"),
         (
             {"vq_config": {**VQGAN, "resolution": 32}},
             r"The `vq_config` of \S+ isn't that of the VQGAN \S+: it has `resolution` 32 instead of 16; please leave",
         ),
         ({"text_vocab_size": 14}, r"has 15 tokens, but the model reads 14 \(`text_vocab_size`\)"),
-        ({"model_type": "gpt2"}, r"is no painter's configuration: its model_type is 'gpt2', not 'pai_painter'"),
+        ({"model_type": "gpt2"}, r"is no painter's configuration: its model_type is 'gpt2'"),
     ],
 )
 def test_what_does_not_fit(
@@ -251,6 +251,25 @@ def test_a_trained_painter_is_not_trained_on_with_another_vocabulary(trained: Pa
         build_painter(PainterModelArguments(model_name_or_path=str(folder)))
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"a": ', b"\xff\x00", b'{"model_type": "pai_painter", "vq_config": 3}']
+)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "processor_config.json", "model.safetensors"])
+def test_a_damaged_folder_is_one_sentence(
+    name: str, content: bytes, trained_painter: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(trained_painter, tmp_path / "damaged")
+    (tmp_path / "damaged" / name).write_bytes(content)
+    words = {"model_name_or_path": tmp_path / "damaged", "train_file": shapes / "shapes.tsv"}
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [*(f"--{name}={value}" for name, value in words.items()), "--output_dir", str(tmp_path / "out")], "train.py"
+        )
+    assert stop.value.code == 2
+    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert "Traceback" not in sentence
+
+
 @pytest.mark.parametrize("missing", ["config_name", "vqgan"])
 def test_a_part_that_is_not_there(missing: str, shapes: Path, vqgan_folder: Path, tmp_path: Path) -> None:
     parts = {"config_name": str(shapes / "painter"), "vqgan": str(vqgan_folder)}
@@ -301,7 +320,7 @@ def test_the_attention_asked_for_is_used(
         lambda *args, **options: used.append(1) or eager(*args, **options),
     )
     data = DataArguments(data.train_file, cache_dir=data.cache_dir)
-    training = PainterTrainingArguments(output_dir=str(tmp_path / "out"), max_train_steps=1)
+    training = PainterTrainingArguments(str(tmp_path / "out"), overwrite_output_dir=True, max_train_steps=1)
     painter_model.attn_implementation = "eager"
     train_painter(painter_model, data, training)
     assert used

@@ -326,7 +326,7 @@ def test_news_of_a_run_taken_up(run: Callable, tmp_path: Path, caplog: pytest.Lo
 def test_processes_that_would_each_train_alone_are_refused(
     run: Callable[..., tuple[TrainingRun, Model]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = SimpleNamespace(num_processes=1, gradient_accumulation_steps=1)
+    found = SimpleNamespace(num_processes=1, gradient_accumulation_steps=1, device=torch.device("cpu"))
     monkeypatch.setattr("pai_painter.training.accelerator.Accelerator", lambda **_: found)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="ACCELERATE_USE_CPU=true"):

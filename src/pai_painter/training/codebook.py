@@ -60,15 +60,8 @@ class CodebookLearner:
     @torch.no_grad()
     def update(self, latents: torch.Tensor, image_tokens: torch.Tensor, errors: torch.Tensor, step: int) -> int:
         """
-        One step of the running means, and new places for dead entries where the picture is worst.
-
-        Args:
-            latents, image_tokens, errors: (n, embed_dim) before quantisation, of all processes; (n,) what they chose;
-                (n,) the reconstruction error of each one's patch.
-            step: the run's step, part of the restart's seed.
-
-        Returns:
-            how many entries were restarted.
+        One step of the running means from all processes' `latents` (n, embed_dim), what they chose (n,), and the errors
+        of their patches (n,), where dead entries get new places. Returns the number of those.
         """
         latents, image_tokens, errors = latents.float().cpu(), image_tokens.cpu(), errors.float().cpu()
         counts = torch.bincount(image_tokens, minlength=len(self.entries)).float()

@@ -2,6 +2,7 @@
 """From the words of a command line to a training run, and from its errors to one sentence."""
 
 import difflib
+import itertools
 import logging
 import os
 import re
@@ -33,7 +34,7 @@ class _Texts(yaml.BaseLoader):
     """Values as they are written, for the parser to check like flags (to YAML, 2e-5 is a text and `no` is false)."""
 
 
-_Texts.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"~|null|"), ["~", "n", ""])
+_Texts.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|)$"), ["~", "n", ""])
 _Texts.add_constructor("tag:yaml.org,2002:null", lambda loader, node: None)
 
 
@@ -165,6 +166,6 @@ def _set_up_logging() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pai_painter").setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    said: list[logging.LogRecord] = []  # captions that are too long are met again in every epoch: one warning is enough
-    captions = logging.getLogger("pai_painter.model.processing_pai_painter")
-    captions.addFilter(lambda record: not said and (said.append(record) or True))
+    # Captions that are too long are met again in every epoch: one warning is enough.
+    said = itertools.count()
+    logging.getLogger("pai_painter.model.processing_pai_painter").addFilter(lambda record: next(said) == 0)

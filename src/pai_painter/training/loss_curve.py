@@ -8,7 +8,7 @@ from .metrics import read_metrics
 __all__ = ["draw_loss_curve"]
 
 
-def draw_loss_curve(metrics_file: str | Path, path: str | Path) -> None:
+def draw_loss_curve(metrics_file: Path, path: Path) -> None:
     """Draws the training and validation losses of a metrics.jsonl as a PNG, if there are any."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # not needed before the end of a run
     from matplotlib.figure import Figure

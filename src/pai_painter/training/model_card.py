@@ -8,11 +8,13 @@ import math
 import platform
 import re
 import shlex
+from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..imaging.png_files import write_atomically
@@ -92,18 +94,14 @@ def write_model_card(folder: Path, facts: dict[str, Any]) -> None:
         base_model=base if on_hub else None,
         base_model_relation=("adapter" if lora else "finetune") if on_hub else None,
     )
-    shown = {
-        "title": _cell(facts["name"]),
+    settings = _section(facts["settings"], facts["settings"])
+    shown: dict[str, Any] = {
         "quoted_name": json.dumps(facts["name"], ensure_ascii=False),
         "shell_name": shlex.quote(facts["name"]),
         "base": f"[{base}](https://huggingface.co/{base})" if on_hub else base and f"`{base}`",
         "samples": f"samples/{samples[-1].name}" if samples else None,
         "loss_curve": "loss.png" if (folder / "loss.png").is_file() else None,
-        "tables": {
-            "Results": _table({name: facts[name] for name in _RESULTS}),
-            "Data": _table({name: facts[name] for name in _DATA}),
-            "Hyperparameters": _table(facts["settings"]),
-        },
+        "sections": {"Results": _section(facts, _RESULTS), "Data": _section(facts, _DATA), "Hyperparameters": settings},
     }
     template = files(__package__).joinpath("model_card_template.md").read_text(encoding="utf-8")
     text = str(ModelCard.from_template(card_data, template_str=template, **facts, **shown)).rstrip() + "\n"
@@ -137,14 +135,9 @@ def _public(value: Any) -> Any:
     return re.split(r"[/\\]+", value.rstrip("/\\"))[-1] or value
 
 
-def _table(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(name.replace("_", " "), _cell(value)) for name, value in values.items() if value not in (None, [])]
-
-
-def _cell(value: Any) -> str:
-    """Anything as text that neither ends a table's cell nor is markup."""
-    text = f"{value:,}" if type(value) is int else ", ".join(map(str, value if isinstance(value, list) else [value]))
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split())) or "(empty)"
+def _section(values: dict[str, Any], names: Iterable[str]) -> str:
+    known = {name: values[name] for name in names if values[name] not in (None, [])}
+    return yaml.safe_dump(known, allow_unicode=True, sort_keys=False)
 
 
 def _mark(text: str) -> str:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .arguments import TrainingArguments
@@ -53,7 +53,8 @@ def held_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         if fcntl:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # forked workers have the descriptor, too
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # forked workers have the descriptor, too
             os.close(descriptor)
 
 

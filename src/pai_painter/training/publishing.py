@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import get_token
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not in its __all__
 
 from ..hub import push_folder
 from ..model.folder_pai_painter import portable_base_name

@@ -28,10 +28,8 @@ __all__ = ["main", "train_painter"]
 
 def train_painter(model: PainterModelArguments, data: DataArguments, training: PainterTrainingArguments) -> Path:
     """
-    Trains a painter on captions and the image tokens of their pictures; the VQGAN stays as it is.
-
-    Returns:
-        `training.output_dir`, with model, processor and generation configuration, or with an adapter (`lora_rank`).
+    Trains a painter on captions and the image tokens of their pictures; the VQGAN stays as it is. Saves model,
+    processor and generation configuration, or an adapter (`lora_rank`), in `training.output_dir`, and returns that.
 
     Raises:
         ValueError: if arguments, data or a checkpoint don't fit.
@@ -98,9 +96,7 @@ def _save(
     folder: Path,
     gathered: dict[str, torch.Tensor] | None,
 ) -> None:
-    """The painter with its processor, or its adapter; `gathered` are the objective's weights, if they are sharded."""
-    if gathered is not None:
-        gathered = {name.removeprefix("painter."): weight for name, weight in gathered.items()}
+    """The painter with its processor, or its adapter; `gathered` are its weights without the VQGAN's, if sharded."""
     if has_lora(painter):
         save_lora(painter, folder, gathered)
         return

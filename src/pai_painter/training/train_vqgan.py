@@ -53,7 +53,14 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
             learner.go_on_from(learner.entries)
         settings = {"config": architecture_of(vqgan.config), "data": train_rows._fingerprint}
         run.prepare(VQGANObjective(vqgan, training), list(vqgan.parameters()), len(train_rows), settings, [learner])
-        _check_codebook(run.steps, len(train_rows), learner, vqgan, training)
+        start, entries = training.codebook_start_step, vqgan.config.num_embeddings
+        # Said at once rather than hundreds of steps later.
+        if not learner.started and start >= run.steps:
+            raise ValueError(f"`codebook_start_step` ({start}) must be below the {run.steps} steps of the run.")
+        if not learner.started and len(train_rows) * vqgan.config.num_image_tokens < entries:
+            raise ValueError(
+                f"{len(train_rows)} training pictures have too few patches for {entries} `num_embeddings`."
+            )
 
         all_pictures = PictureRows(train_rows, processor)
         if valid_rows is not None and accelerator.is_main_process:
@@ -69,8 +76,10 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
                     _start_codebook(run, learner, vqgan, all_pictures)
                 outputs = run.objective(pictures, quantise=learner.started)
                 if learner.started:
-                    learned_from = (outputs["latents"], outputs["image_tokens"], outputs["errors"])
-                    learner.update(*accelerator.gather(learned_from), step)
+                    latents, image_tokens, errors = accelerator.gather(
+                        (outputs["latents"], outputs["image_tokens"], outputs["errors"])
+                    )
+                    learner.update(latents, image_tokens, errors, step)
                 run.update(outputs["loss"])  # after the codebook, which the average copies
                 run.after_batch(step, outputs["pixels_loss"])
             run.finish()
@@ -109,17 +118,6 @@ def _build_vqgan(model: VQGANModelArguments) -> PaiPainterVQModel:
             return PaiPainterVQModel(PaiPainterVQConfig.from_pretrained(model.config_name, revision=model.revision))
         name, revision = model.model_name_or_path, model.revision
         return PaiPainterVQModel.from_pretrained(name, dtype=torch.float32, revision=revision)
-
-
-def _check_codebook(
-    steps: int, rows: int, learner: CodebookLearner, vqgan: PaiPainterVQModel, training: VQGANTrainingArguments
-) -> None:
-    """Says at once what would otherwise come out hundreds of steps later."""
-    start, entries = training.codebook_start_step, vqgan.config.num_embeddings
-    if not learner.started and start >= steps:
-        raise ValueError(f"`codebook_start_step` ({start}) must be below the {steps} steps of the run.")
-    if not learner.started and rows * vqgan.config.num_image_tokens < entries:
-        raise ValueError(f"{rows} training pictures have too few patches for {entries} `num_embeddings`.")
 
 
 @torch.no_grad()
@@ -165,8 +163,6 @@ def _draw_samples(
 def _save(
     vqgan: PaiPainterVQModel, processor: PaiPainterImageProcessor, folder: Path, gathered: dict[str, Any] | None
 ) -> None:
-    if gathered is not None:
-        gathered = {name.removeprefix("vqgan."): weight for name, weight in gathered.items()}
     vqgan.save_pretrained(folder, state_dict=gathered)
     processor.save_pretrained(folder)
 

@@ -57,7 +57,7 @@ class TrainingRun:
         objective: after `prepare`, the module whose call gives the loss, perhaps wrapped by DDP.
         evaluate: gives metrics, on all processes; `validation_loss` decides which model is best.
         sample: draws pictures, on the first process; takes the number of steps done.
-        save: writes the model into a folder, with the objective's gathered weights if no process has all of them.
+        save: writes the model into a folder, with its gathered weights if no process has all of them.
         start, done, steps: updates when the run was resumed, so far, and of the whole run.
 
     Raises:
@@ -277,7 +277,10 @@ class TrainingRun:
     def _save(self, folder: Path) -> None:
         """All processes call it, to give their part of sharded weights."""
         with self.finished_model():
-            gathered = self.accelerator.get_state_dict(self.objective) if is_sharded(self.accelerator) else None
+            gathered = None
+            if is_sharded(self.accelerator):  # under `painter.` or `vqgan.`, as the objective calls its model
+                state = self.accelerator.get_state_dict(self.objective)
+                gathered = {name.partition(".")[2]: weight for name, weight in state.items()}
             if self.accelerator.is_main_process:
                 save_whole(lambda scratch: self.save(scratch, gathered), folder)
 
