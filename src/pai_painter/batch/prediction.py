@@ -4,6 +4,7 @@
 import base64
 import errno
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -121,7 +122,7 @@ def predict_file(
     except OSError as error:
         if error.errno not in _DISK_IS_FULL:
             raise
-        reason = f"{output} can't be written ({error.strerror}): fix this and rerun to resume"
+        reason = f"{output} can't be written ({os.strerror(error.errno)}): fix this and rerun to resume"
         raise OSError(error.errno, reason) from error
     finally:
         torch.set_num_threads(before)
