@@ -181,6 +181,7 @@ def test_a_rejects_file_that_is_there_is_noticed_whenever_a_run_goes_on(predict,
     with pytest.raises(FileExistsError, match=r"bad.jsonl is there"):
         predict(rejects=tmp_path / "bad.jsonl", overwrite=overwrite)
     assert (tmp_path / "bad.jsonl").read_text() == "precious"
+    assert predict().rows == 7  # nothing was lost
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def _rows_of(
 def _join(run: ResumableRun, shards: range) -> Summary:
     """If nothing is missing, makes the output; of several processes that see this at once, one does."""
     endings = [run.ending_of(shard) for shard in shards]
-    counts = {name: sum(ending[name] for ending in endings if ending is not None) for name in _COUNTS}
+    counts: dict[str, Any] = {name: sum(ending[name] for ending in endings if ending is not None) for name in _COUNTS}
     if None in endings and run.finished() is None:
         return Summary(run.output, **counts, missing_shards=endings.count(None))
     made = run.finished()
