@@ -106,7 +106,7 @@ def test_standard_input_may_be_read_twice() -> None:
         ("a.tsv", b"\xff\xfea\0", {}, "is UTF-16: please save it as UTF-8"),
         ("a.txt", b"\x89PNG\r\n", {}, "PNG"),
         ("a.dat", "x", {}, "set the input format of .*a.dat to one of tsv, csv, jsonl, parquet, text"),
-        ("a.tsv", "x", {"kind": "xml"}, "got xml"),
+        ("a.tsv", "x", {"kind": "xml"}, "got 'xml'"),
         ("a.tsv", "x", {"caption_column": "c"}, "has no column 'c'"),
         ("a.tsv", "x", {"id_column": "c"}, "has no column 'c'"),
         ("a.csv", "a,b\n", {"input_schema": "a:str:1,b:str:1"}, "is read as csv: please set the input format"),

@@ -89,7 +89,7 @@ def test_the_metadata_of_a_png_says_how_it_was_painted() -> None:
 @pytest.mark.parametrize(
     ("name", "format", "schema", "reason"),
     [
-        ("a.tar", None, None, "ends in neither .tsv nor .parquet"),
+        ("a.tar", None, None, "is not known by its name"),
         ("a", "webp", None, "tsv, parquet, png"),
         ("a.tsv", None, "idx,text", "must name gen_imgbase64"),
         ("a.tsv", None, "gen_imgbase64,size", "must name gen_imgbase64 and any of idx, text, seed and score"),

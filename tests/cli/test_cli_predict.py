@@ -88,7 +88,7 @@ def test_standard_input(tiny_painter, here) -> None:
     ("words", "reason"),
     [
         (("none.tsv", "--output", "a.tsv"), "There is no file none.tsv"),
-        (("captions.tsv", "--output", "a.doc"), "ends in neither .tsv nor .parquet"),
+        (("captions.tsv", "--output", "a.doc"), "is not known by its name"),
         (("captions.tsv", "--output", "a.tsv", "--batch-size", "0"), "`batch_size` must be at least 1"),
         (("captions.tsv", "--output", "a.tsv", "--rank", "1"), "With 1 processes `rank` goes from 0 to 0"),
         (("captions.tsv", "--output", "-"), "has no name of its own"),

@@ -44,7 +44,7 @@ def find_format(
     `aliases` are other names for `idx` and `text`. A `ValueError` if the ending is of no format, or a column not known.
     """
     name = name or _ENDINGS.get(output.suffix.lower())
-    if name not in get_args(FormatName):
+    if name is None or name not in get_args(FormatName):
         known = ", ".join(get_args(FormatName))
         raise ValueError(
             f"The format of {output} is not known by its name (.tsv, .parquet): please set one of {known}."

@@ -111,8 +111,8 @@ class PaintCaptions:
     @cached_property
     def painting(self) -> PaintingOptions:
         """The options, with what the model recommends in place of what isn't given."""
-        options = {name: getattr(self.options, name) for name in ("best_of", "temperature", "top_k", "top_p")}
-        return PaintingOptions.for_model(self.pipe, speed=self.options.speed, **options)
+        given = {name: getattr(self.options, name) for name in ("best_of", "temperature", "top_k", "top_p", "speed")}
+        return PaintingOptions.for_model(self.pipe, **given)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """
@@ -122,17 +122,15 @@ class PaintCaptions:
         for column in (self.id_column, self.caption_column):
             if column not in batch:
                 raise ValueError(f"The batch has no column {column!r}, but {', '.join(map(repr, batch))}.")
-        ids, texts = [str(idx) for idx in batch[self.id_column]], list(batch[self.caption_column])
-        reasons = [self.reason_against(text) for text in texts]
-        pictures = self.paint(
-            [None if reason else (idx, text.strip()) for idx, text, reason in zip(ids, texts, reasons, strict=True)]
-        )
-        painted = [
-            (idx, text, *result)
-            for idx, text, reason, those in zip(ids, texts, reasons, pictures, strict=True)
-            for result in ([(*each, None) for each in those] or [(None, None, None, reason)])
+        ids, texts = map(str, batch[self.id_column]), batch[self.caption_column]
+        rows = [(idx, text, self.reason_against(text)) for idx, text in zip(ids, texts, strict=True)]
+        painted = self.paint([None if reason else (idx, text.strip()) for idx, text, reason in rows])
+        out = [
+            (idx, text, *picture, reason)
+            for (idx, text, reason), pictures in zip(rows, painted, strict=True)
+            for picture in (pictures or [(None, None, None)])
         ]
-        return {column: [row[i] for row in painted] for i, column in enumerate(_COLUMNS)}
+        return {column: [row[i] for row in out] for i, column in enumerate(_COLUMNS)}
 
     def reason_against(self, caption: Any) -> str | None:
         """Why a caption can't be painted, `None` if it can."""
@@ -158,17 +156,15 @@ class PaintCaptions:
             wanted = {i: (*row, k) for i, (row, k) in enumerate(batch) if row is not None}
             try:
                 painted = self._paint_batch(wanted, batch_size) if wanted else {}
-            except (RuntimeError, MemoryError) as error:  # on the CPU, PyTorch has no exception of its own
-                is_full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-                if not is_full and "can't allocate memory" not in str(error):
+            except RuntimeError as error:  # on the CPU, PyTorch has no exception of its own
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                     raise
                 reason = f"Memory is full with {batch_size} pictures at once: please set a smaller batch size."
                 raise OSError(errno.ENOMEM, reason) from error
             for i, (_, k) in enumerate(batch):
-                pictures += [painted[i]] if i in painted else []
+                pictures = ([] if k == 0 else pictures) + ([painted[i]] if i in painted else [])
                 if k == num_images - 1:
                     yield pictures
-                    pictures = []
 
     @torch.no_grad()
     def _paint_batch(self, places: dict[int, tuple[str, str, int]], batch_size: int) -> dict[int, Picture]:
@@ -185,16 +181,8 @@ class PaintCaptions:
         starts = [0] * batch_size
         for place, (idx, _, k) in places.items():
             starts[place] = row_seed(self.options.seed, idx) + k * options.best_of
-        painted = model.generate_images(
-            input_ids.to(model.device),
-            seed=starts,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            best_of=options.best_of,
-            decode=False,
-            speed=options.speed,
-        )
+        how = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "best_of", "speed")}
+        painted = model.generate_images(input_ids.to(model.device), seed=starts, decode=False, **how)
         images: list[Any] = []
         for image_tokens in painted.image_tokens.split(_DECODED_AT_ONCE.get(model.device.type, 8)):
             pixel_values = model.decode_images(image_tokens, options.speed)

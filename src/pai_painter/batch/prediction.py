@@ -4,6 +4,7 @@
 import base64
 import errno
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -121,7 +122,7 @@ def predict_file(
     except OSError as error:
         if error.errno not in _DISK_IS_FULL:
             raise
-        reason = f"{output} can't be written ({error.strerror}): fix this and rerun to resume"
+        reason = f"{output} can't be written ({os.strerror(error.errno)}): fix this and rerun to resume"
         raise OSError(error.errno, reason) from error
     finally:
         torch.set_num_threads(before)
@@ -178,7 +179,7 @@ def _rows_of(
 def _join(run: ResumableRun, shards: range) -> Summary:
     """If nothing is missing, makes the output; of several processes that see this at once, one does."""
     endings = [run.ending_of(shard) for shard in shards]
-    counts = {name: sum(ending[name] for ending in endings if ending is not None) for name in _COUNTS}
+    counts: dict[str, Any] = {name: sum(ending[name] for ending in endings if ending is not None) for name in _COUNTS}
     if None in endings and run.finished() is None:
         return Summary(run.output, **counts, missing_shards=endings.count(None))
     made = run.finished()

@@ -117,16 +117,13 @@ class ResumableRun:
         try:
             with open(self._path_of(shard), "rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_ENDING))
-                ending = json.loads(file.read().rstrip(b"\n").rpartition(b"\n")[2])
+                ending = json.loads(file.readlines()[-1])
             return ending["counts"] if (ending["run"], ending["shard"]) == (self.id, shard) else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError):
             return None
 
     def write_shard(self, shard: int, rows: Iterable[PaintedRow | dict[str, Any]], counts: dict[str, int]) -> None:
-        """
-        Writes a shard, whole or not at all: painted rows, and of the others what the list of rejected rows says. Its
-        last line names the run and what is counted when all rows are there.
-        """
+        """Painted rows and what the list says of the others; the last line names the run and what was counted."""
 
         def lines() -> Iterator[dict[str, Any]]:
             yield from (asdict(row) if isinstance(row, PaintedRow) else row for row in rows)
@@ -190,15 +187,20 @@ class ResumableRun:
         self._check_new(self.output, self.rejects)
         self.parts.mkdir(exist_ok=True)
         with self.lock("begin", wait=True):
-            if self._read(self.begun_file) is None:
+            if not self.begun_file.exists():
                 self._write(self.begun_file, [{"layout": _LAYOUT, **wanted}])
-        return self._read(self.begun_file) or wanted
+            return self._read(self.begun_file) or wanted
 
     def _remove(self) -> None:
         """What a manifest of ours names, and nothing else."""
         begun, finished = self._read(self.begun_file), self._read(self.manifest_file)
         made = {} if finished is None else finished["complete"]
         files = _own_files(self.output, made["bytes"]) if made and os.path.lexists(self.output) else []
+        is_named = made.get("rejects") == os.path.relpath(self.rejects, self.output.parent)
+        if is_named and _size_of(self.rejects) == made["rejects_bytes"]:
+            files.append(self.rejects)
+        else:
+            self._check_new(self.rejects)
         if begun is not None:
             for path in self.parts.glob("*.lock"):
                 with self.lock(path.stem):
@@ -207,9 +209,6 @@ class ResumableRun:
         for path in files:
             path.rmdir() if path.is_dir() else path.unlink()
         if made:
-            is_named = made["rejects"] == os.path.relpath(self.rejects, self.output.parent)
-            if is_named and _size_of(self.rejects) == made["rejects_bytes"]:
-                self.rejects.unlink()
             self.manifest_file.unlink()
 
     def _remove_parts(self) -> None:

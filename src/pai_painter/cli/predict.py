@@ -140,9 +140,10 @@ def _launch(device: str | None) -> "PartialState | None":
     """What accelerate knows of the processes that torchrun or `accelerate launch` has started, if several."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
+    import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=device == "cpu")
+    return PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
 
 
 def _report(done: "Summary") -> None:
