@@ -263,7 +263,7 @@ def test_a_thread_without_a_call_ends_those_that_run(pipe) -> None:
         ({"prompt": []}, "`prompt` must be"),
         ({"prompt": None}, "`prompt` must be"),
         ({"prompt": ["红苹果", 3]}, "must be a string"),
-        ({"output_type": "jpeg"}, "`output_type` must be one of pil, np, pt, codes"),
+        ({"output_type": "jpeg"}, "`output_type` must be one of pil, np, pt, latent"),
         ({"seed": 1, "generator": torch.Generator()}, "not both"),
         ({"seed": -1}, "`seed` must be"),
         ({"top_k": 0}, "`top_k` must be"),

@@ -154,5 +154,5 @@ def test_conversion_of_a_native_folder(demo: Path, tmp_path: Path) -> None:
 
 def test_another_processor_by_hand(pipe: PaiPainterPipeline) -> None:
     other = PaiPainterPipeline.from_pretrained(DEMO_MODEL)
-    with pytest.raises(ValueError, match="please take the processor that belongs to the model"):
+    with pytest.raises(ValueError, match="please use the model's own"):
         PaiPainterPipeline(model=pipe.model, processor=other.processor)

@@ -74,6 +74,24 @@ class LoraPipelineMixin(LoraBaseMixin):
             load_lora(self.model, weights, settings, source, adapter_name)
 
     @classmethod
+    def lora_state_dict(
+        cls,
+        pretrained_model_name_or_path_or_dict: _Source,
+        *,
+        weight_name: str | None = None,
+        subfolder: str | None = None,
+        return_lora_metadata: bool = False,
+        **hub_options: Any,
+    ) -> Any:
+        """
+        An adapter's weights under diffusers' names, and with `return_lora_metadata` peft's settings as a second value;
+        see [`~LoraPipelineMixin.load_lora_weights`].
+        """
+        weights, settings, _ = _read(pretrained_model_name_or_path_or_dict, "", weight_name, subfolder, **hub_options)
+        named = cls.pack_weights(weights, "model")
+        return (named, settings) if return_lora_metadata else named
+
+    @classmethod
     def save_lora_weights(
         cls,
         save_directory: str | os.PathLike,
@@ -191,7 +209,7 @@ def _read(source: _Source, base: str, weight_name: str | None, subfolder: str | 
     """An adapter from wherever it is. Its base is the model that is here, whatever it names."""
     unknown = sorted(hub_options.keys() - HUB_OPTIONS)
     if unknown:
-        raise TypeError(f"load_lora_weights() has no option {', '.join(map(repr, unknown))}.")
+        raise TypeError(f"There is no option {', '.join(map(repr, unknown))}.")
     if isinstance(source, Mapping):
         if weight_name or subfolder or hub_options:
             raise ValueError("A state dict is given, so please leave out options of files and repositories.")

@@ -214,7 +214,12 @@ class PaiPainterProcessor(ProcessorMixin):
             )
         hub_options = {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
         hub_options = resolve_hub_options(pretrained_model_name_or_path, **hub_options)
-        config_file = find_model_file(pretrained_model_name_or_path, "processor_config.json", **hub_options)
+        try:
+            config_file = find_model_file(pretrained_model_name_or_path, "processor_config.json", **hub_options)
+        except OSError as error:
+            raise OSError(
+                f"{pretrained_model_name_or_path} is neither a folder nor a Hub repository within reach: {error}"
+            ) from error
         if config_file is not None:
             processor_dict = read_json_object(config_file, pretrained_model_name_or_path)
             if not isinstance(processor_dict.get("image_processor"), dict):
