@@ -133,7 +133,7 @@ def test_pixels_of_another_shape_are_refused(vqgan: PaiPainterVQModel, shape: tu
 
 @pytest.mark.parametrize("shape", [(1, CODES - 1), (1, CODES + 1), (CODES,), (1, 4, 4)])
 def test_too_few_or_too_many_codes_are_refused(vqgan: PaiPainterVQModel, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"decodes \(batch, 16\) codes"):
+    with pytest.raises(ValueError, match=r"decodes image tokens of shape \(batch, 16\)"):
         vqgan.decode(torch.zeros(shape, dtype=torch.long))
 
 
