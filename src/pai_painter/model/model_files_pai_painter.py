@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, constants, parse_local_safetensors_file_metadata, snapshot_download
+from huggingface_hub import HfApi, constants, parse_local_safetensors_file_metadata
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RevisionResolutionError,
     SafetensorsParsingError,
 )
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client's, whatever its version
@@ -95,15 +95,15 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
         except JSONDecodeError:  # such as a page in HTML
             reason = f"{constants.ENDPOINT} doesn't answer as the Hub does (HF_ENDPOINT)"
     try:
-        folder = snapshot_download(name, revision=revision, cache_dir=cache, local_files_only=True)
-    except LocalEntryNotFoundError as error:
+        cached = HfApi().resolve_revision(name, revision=revision, cache_dir=cache, local_files_only=True)
+    except RevisionResolutionError as error:
         raise OSError(
             f"There is no folder {name}, and the Hub does not give it either: {reason}, and revision "
             f"{revision or 'main'} of it is not in the cache ({cache or constants.HF_HUB_CACHE})."
         ) from error
     if reason.startswith("the Hub"):
         logger.warning("T%s; %s is taken from the cache.", reason[1:], name)
-    return {**hub_options, "revision": _Resolved(os.path.basename(folder)), "local_files_only": True}
+    return {**hub_options, "revision": _Resolved(cached.resolved), "local_files_only": True}
 
 
 def find_model_file(name_or_path: str | os.PathLike, filename: str, **hub_options: Any) -> str | None:
