@@ -13,7 +13,8 @@ __all__ = ["evaluate"]
 
 def evaluate(
     file: Annotated[
-        list[str], typer.Option(help="Pictures with captions: files or globs of one kind, or a folder; several times.")
+        list[str],
+        typer.Option(help="Pictures with captions: files or globs of one kind, or a folder; may be repeated."),
     ],
     model: ModelOption = None,
     revision: RevisionOption = "main",
@@ -23,7 +24,7 @@ def evaluate(
     ] = "idx:str:1,text:str:1,imgbase64:str:1",
     caption_column: Annotated[str, typer.Option(help="The column of captions.")] = "text",
     image_column: Annotated[
-        str | None, typer.Option(help="The column of pictures; imgbase64 of a TSV and image of the rest by default.")
+        str | None, typer.Option(help="The column of pictures; by default imgbase64 in a TSV, else image.")
     ] = None,
     caption_separator: Annotated[
         str | None, typer.Option(help="Splits a cell with several captions; the first one counts.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that train and that finish what was trained."""
+"""The commands that train a painter and merge adapters."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from .common import RevisionOption, VerboseOption, load_package, one_sentence_er
 
 __all__ = ["PASS_ALL_WORDS_ON", "merge", "train"]
 
-# `train` has a parser of its own, with the same words as train.py: --help, too, is for that one.
+# `train` has a parser of its own, that of train.py, which also answers --help.
 PASS_ALL_WORDS_ON: dict[str, Any] = {
     "add_help_option": False,
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
@@ -19,7 +19,7 @@ PASS_ALL_WORDS_ON: dict[str, Any] = {
 
 def train(context: typer.Context) -> None:
     """
-    Fine-tune a painter on your pictures; takes the words of train.py (--help lists them).
+    Fine-tune a painter on your pictures; takes the options of train.py (--help lists them).
 
     Example: pai-painter train --model_name_or_path MODEL --train_file train.tsv --output_dir out
     """

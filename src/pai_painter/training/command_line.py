@@ -153,7 +153,9 @@ def _leave(program: str, sentence: str, status: int, perhaps_alone: bool = False
         # All processes meet most errors, and the first one's end makes the launcher end this one.
         time.sleep(_HEAD_START)
         program = f"{program}: process {os.environ['RANK']}"
-    sys.stderr.write(f"{program}: {' '.join(sentence.split())}\n")
+    # Names in files of others may hold what a terminal obeys.
+    sentence = "".join(letter if letter.isprintable() else "?" for letter in " ".join(sentence.split()))
+    sys.stderr.write(f"{program}: {sentence}\n")
     sys.exit(status)
 
 
