@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any source of captions and pictures to checked shards: what `pai-painter prepare` does."""
 
-import hashlib
+import io
 import json
+import multiprocessing
+import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
-from .checking import check_rows
-from .picture_rows import DataSource, PictureRow
-from .repeated_ids import RepeatedIds
-from .shards import Manifest, ShardFolder, ShardFormat, ShardRow, ShardWriter, naming_the_folder
-from .tsv import BadRow
+from .open_picture import BadPicture, open_picture, picture_format
+from .shard_folder import Manifest, ShardFolder, ShardWriter, naming_the_folder
+from .sources import DataSource
 
 __all__ = ["PrepareOptions", "Prepared", "prepare_rows"]
 
-Progress = Callable[[str, int, int | None], None]
-
 _LINE_BREAK = re.compile(r" *[\t\r\n]+ *")
+_JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PrepareOptions:
         ValueError: if one of them is out of range.
     """
 
-    format: ShardFormat = "tsv"
+    format: Literal["tsv", "parquet"] = "tsv"
     shard_size: int = 10_000
     size: int | None = None
     caption_separator: str | None = None
@@ -64,7 +64,6 @@ class Prepared:
         rows (`int`): Rows in the shards.
         rejected (`int`): Rows that can't be used.
         joined_lines (`int`): Captions in which line breaks and tabs became blanks.
-        repeated_ids (`int`): Rows with an id that an earlier row has.
         shards (`list[Path]`): The files.
         bytes (`int`): Their size.
         rejected_file (`Path` or `None`): The list of rejected rows.
@@ -73,7 +72,6 @@ class Prepared:
     rows: int
     rejected: int
     joined_lines: int
-    repeated_ids: int
     shards: list[Path]
     bytes: int
     rejected_file: Path | None
@@ -87,13 +85,13 @@ def prepare_rows(
     workers: int = 1,
     max_bad_rows: int = 100,
     force: bool = False,
-    progress: Progress = lambda step, done, total: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Prepared:
     """
     Writes the rows of a source, each checked as training checks it, into shards.
 
     The result depends on the source and the options alone: not on the number of processes, nor on how often the work
-    was stopped and begun again.
+    was stopped and resumed.
 
     Args:
         source (`DataSource`): See [`~data.sources.find_source`].
@@ -101,150 +99,171 @@ def prepare_rows(
         options ([`PrepareOptions`]): What the shards are like.
         workers (`int`, *optional*, defaults to 1): Processes that open pictures.
         max_bad_rows (`int`, *optional*, defaults to 100): More unusable rows than this are an error.
-        force (`bool`, *optional*, defaults to `False`): Begin again if the folder holds something else.
-        progress (`Callable`, *optional*): Called now and then with what is being done, how many rows of it are done,
-            and of how many (or `None`).
+        force (`bool`, *optional*, defaults to `False`):
+            Begin again if the folder holds other shards. Only the files that their manifest names are removed.
+        progress (`Callable`, *optional*): Called with the number of rows done so far.
 
     Returns:
         [`Prepared`]: what was done, the parts before an interruption included.
 
     Raises:
-        ValueError: if no row or too few rows can be used, or if the folder holds other shards.
+        ValueError: if no row or too few rows can be used, or if the folder holds other things, or the source.
         OSError: if the disk is full; nothing half written is left.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, but must be at least 1.")
-    if output.is_file():
-        raise ValueError(f"{output} is a file: please name a folder for the shards.")
-    if output.suffix in (".tsv", ".parquet"):
-        raise ValueError(f"{output} would be a folder of shards: please name it without {output.suffix}.")
-    identity = _identify(source, progress)
+    if output.is_file() or output.suffix in (".tsv", ".parquet"):
+        raise ValueError(f"{output} is a file or named like one: please name a folder for the shards.")
+    for part in (*source.parts, *([source.image_folder] if source.image_folder else [])):
+        if Path(os.path.realpath(part)).is_relative_to(os.path.realpath(output)):
+            raise ValueError(f"{part} lies in {output}: please name another folder for the shards.")
+    run = {"source": source.content_hash(), "columns": source.options, **asdict(options)}
     with naming_the_folder(output):
         output.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / ".lock", timeout=0):
             folder = ShardFolder(output, options.format)
-            manifest = folder.begin(identity, vars(options), force)
+            manifest = folder.begin(run, force)
             if not manifest.complete:
-                _Preparation(source, folder, manifest, options, workers, max_bad_rows, progress).run()
+                _write_shards(source, folder, manifest, options, workers, max_bad_rows, progress)
     except Timeout as error:
         raise ValueError(f"Another process is writing to {output}: please wait for it, or stop it.") from error
     return Prepared(
-        rows=manifest.rows,
-        rejected=manifest.rejected,
+        rows=sum(shard["rows"] for shard in manifest.shards),
+        rejected=len(manifest.rejected),
         joined_lines=manifest.joined_lines,
-        repeated_ids=identity["repeated_ids"],
         shards=[output / shard["file"] for shard in manifest.shards],
         bytes=sum(shard["bytes"] for shard in manifest.shards),
         rejected_file=folder.rejected_file if manifest.rejected else None,
     )
 
 
-def _identify(source: DataSource, progress: Progress) -> dict[str, Any]:
-    """Reads everything once: what is changed later is noticed, and the progress bar knows the end."""
-    digest, ids, count = hashlib.sha256(), RepeatedIds(), 0
-    for row in source.good_and_bad_rows():
-        count += 1
-        if isinstance(row, BadRow):
-            digest.update(repr(("bad", row.line_number, row.idx, row.reason)).encode())
-        else:
-            digest.update(repr((row.idx, row.captions, len(row.picture))).encode())
-            digest.update(row.picture)
-            ids.add(row.idx)
-        progress("Reading", count, None)
-    return {"rows": count, "sha256": digest.hexdigest(), "repeated_ids": ids.count()}
+def _write_shards(
+    source: DataSource,
+    folder: ShardFolder,
+    manifest: Manifest,
+    options: PrepareOptions,
+    workers: int,
+    max_bad_rows: int,
+    progress: Callable[[int], None],
+) -> None:
+    """From where the manifest is to the end."""
+    position, shard = manifest.position, None
+    rejected, joined_lines = list(manifest.rejected), manifest.joined_lines
 
+    def save(shard: ShardWriter) -> None:
+        manifest.shards.append(shard.commit())
+        manifest.position, manifest.rejected, manifest.joined_lines = position, list(rejected), joined_lines
+        folder.save(manifest)
 
-class _Preparation:
-    """The state of one run between two notes in the manifest."""
-
-    def __init__(
-        self,
-        source: DataSource,
-        folder: ShardFolder,
-        manifest: Manifest,
-        options: PrepareOptions,
-        workers: int,
-        max_bad_rows: int,
-        progress: Progress,
-    ) -> None:
-        self.source, self.folder, self.manifest, self.options = source, folder, manifest, options
-        self.workers, self.max_bad_rows, self.progress = workers, max_bad_rows, progress
-        self.rejects: list[str] = []
-        self.joined_lines = 0
-        self.position = manifest.position
-
-    def run(self) -> None:
-        """From where the manifest is to the end."""
-        total = self.manifest.source["rows"]
-        rows = islice(self.source.good_and_bad_rows(), self.position, None)
-        checked = check_rows(rows, self.options.size, self.workers)
-        shard: ShardWriter | None = None
-        try:
-            for row in checked:
-                self.position += 1
-                if isinstance(row, PictureRow) and (not row.idx.strip() or _LINE_BREAK.search(row.idx)):
-                    row = BadRow(row.file, row.line, f"The id {row.idx!r} is empty or has line breaks.", row.idx)
-                if isinstance(row, BadRow):
-                    self._reject(row)
-                else:
-                    if shard is None:
-                        shard = self.folder.writer(self.manifest)
-                    shard.write(self._on_one_line(row))
-                    if shard.rows == self.options.shard_size:
-                        self._commit(shard)
-                        shard = None
-                self.progress("Preparing", self.position, total)
-            self._finish(shard)
-            shard = None
-        finally:
-            checked.close()
-            if shard is not None:
-                shard.discard()
-
-    def _commit(self, shard: ShardWriter) -> None:
-        self.manifest.shards.append(shard.commit())
-        self._save()
-
-    def _finish(self, shard: ShardWriter | None) -> None:
-        if shard is None and not self.manifest.shards:
-            raise ValueError(f"{self.source.name} has no usable row.{self._first_reject()}")
+    rows = map(source.read, source.records().skip(position))
+    try:
+        for row in _checked(rows, options.size, workers):
+            position += 1
+            if row["reason"] is not None:
+                rejected.append(source.bad_row(row).as_json())
+                _check_count(source, folder, rejected, position, max_bad_rows)
+            else:
+                shard = shard or ShardWriter(folder, manifest.next)
+                text = _on_one_line(row, source, options.caption_separator)
+                joined_lines += text != (options.caption_separator or "").join(row["captions"])
+                shard.write(row["idx"], text, row["picture"])
+                if shard.rows == options.shard_size:
+                    save(shard)
+                    shard = None
+            progress(position)
+        if shard is None and not manifest.shards:
+            raise ValueError(f"{source.name} has no usable row.{_first(rejected)}")
+        manifest.complete = True
         if shard is not None:
-            self.manifest.shards.append(shard.commit())
-        self.manifest.complete = True
-        self._save()
+            save(shard)
+            shard = None
+        else:
+            manifest.position, manifest.rejected = position, rejected
+            folder.save(manifest)
+    finally:
+        if shard is not None:
+            shard.discard()
 
-    def _save(self) -> None:
-        self.manifest.position = self.position
-        self.manifest.rejected += len(self.rejects)
-        self.manifest.joined_lines += self.joined_lines
-        self.folder.save(self.manifest, self.rejects)
-        self.rejects, self.joined_lines = [], 0
 
-    def _reject(self, bad: BadRow) -> None:
-        record = {"file": str(bad.path), "line": bad.line_number, "idx": bad.idx, "reason": bad.reason}
-        self.rejects.append(json.dumps(record, ensure_ascii=False))
-        count = self.manifest.rejected + len(self.rejects)
-        if count > self.max_bad_rows:
-            self.folder.list_rejects(self.manifest, self.rejects)
-            raise ValueError(
-                f"{count} of the first {self.position} rows of {self.source.name} can't be used, more than the "
-                f"{self.max_bad_rows} allowed (--max-bad-rows).{self._first_reject()} They are listed in "
-                f"{self.folder.rejected_file}."
-            )
+class _Checked(Dataset[dict[str, Any]]):
+    """Rows with their pictures opened, and shrunk to `size`: asked for by the row itself, so that workers get it."""
 
-    def _first_reject(self) -> str:
-        if not self.rejects:
-            return ""
-        first = json.loads(self.rejects[0])
-        return f" For example {first['file']}, line {first['line']}: {first['reason'].rstrip('.')}."
+    def __init__(self, size: int | None) -> None:
+        self.size = size
 
-    def _on_one_line(self, row: PictureRow) -> ShardRow:
-        if len(row.captions) > 1 and self.options.caption_separator is None:
-            raise ValueError(
-                f"{row.file}, line {row.line} has {len(row.captions)} captions: please say what stands between them in "
-                "the shards with --caption-separator."
-            )
-        captions = [_LINE_BREAK.sub(" ", caption) for caption in row.captions]
-        self.joined_lines += captions != row.captions
-        return ShardRow(row.idx, (self.options.caption_separator or "").join(captions), row.picture)
+    def __getitem__(self, row: Any) -> dict[str, Any]:
+        if row["reason"] is None and (not row["idx"].strip() or _LINE_BREAK.search(row["idx"])):
+            return {**row, "reason": f"The id {row['idx']!r} is empty or has tabs or line breaks."}
+        if row["reason"] is None:
+            try:
+                return {**row, "picture": _shrunk(row["picture"], self.size)}
+            except BadPicture as error:
+                return {**row, "reason": str(error)}
+        return row
+
+
+def _as_it_is(row: dict[str, Any]) -> dict[str, Any]:
+    return row
+
+
+def _checked(rows: Iterable[dict[str, Any]], size: int | None, workers: int) -> Iterator[dict[str, Any]]:
+    """Checked rows in their order."""
+    options: dict[str, Any] = {}
+    if workers > 1:
+        # Forking this process could copy a lock that another thread holds; a fork server has no other thread.
+        methods = multiprocessing.get_all_start_methods()
+        options = {
+            "num_workers": workers,
+            "prefetch_factor": 8,
+            "multiprocessing_context": "forkserver" if "forkserver" in methods else "spawn",
+        }
+    loader = DataLoader(_Checked(size), batch_size=None, sampler=rows, collate_fn=_as_it_is, **options)
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            "A worker process was killed, perhaps because memory was full: please rerun the command with fewer "
+            "--workers to resume."
+        ) from error
+
+
+def _shrunk(data: bytes, size: int | None) -> bytes:
+    picture = open_picture(data)
+    shorter = min(picture.size)
+    if size is None or shorter <= size:
+        return data
+    width, height = (max(1, round(side * size / shorter)) for side in picture.size)
+    shrunk, file = picture.resize((width, height), Image.Resampling.BICUBIC), io.BytesIO()
+    if picture_format(data) in ("JPEG", "WEBP"):
+        shrunk.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    else:
+        shrunk.save(file, "PNG")
+    return file.getvalue()
+
+
+def _on_one_line(row: dict[str, Any], source: DataSource, separator: str | None) -> str:
+    if len(row["captions"]) > 1 and separator is None:
+        raise ValueError(
+            f"{source.parts[row['part']]}, line {row['line']} has {len(row['captions'])} captions: please say what "
+            "stands between them in the shards with --caption-separator."
+        )
+    return (separator or "").join(_LINE_BREAK.sub(" ", caption) for caption in row["captions"])
+
+
+def _check_count(source: DataSource, folder: ShardFolder, rejected: list[str], position: int, limit: int) -> None:
+    if len(rejected) > limit:
+        folder.list_rejected(rejected)
+        raise ValueError(
+            f"{len(rejected)} of the first {position} rows of {source.name} can't be used, more than the {limit} allowed "
+            f"(--max-bad-rows).{_first(rejected)} They are listed in {folder.rejected_file}."
+        )
+
+
+def _first(rejected: list[str]) -> str:
+    if not rejected:
+        return ""
+    first = json.loads(rejected[0])
+    return f" For example {first['file']}, line {first['line']}: {first['reason'].rstrip('.')}."

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..data.tsv import open_lines
+from ..data.table_files import open_lines
 from ..painter_folder import read_painter_folder
 from ..training.arguments import PainterTrainingArguments
 from .flags import Given, parse_flags

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from ..data.codes import CodesOnDisk
-from ..data.rows import load_rows
+from ..data.image_tokens import ImageTokenCache
+from ..data.row_cache import load_rows
 from ..lora import load_painter
 from .arguments import DataArguments
 from .objective import PainterObjective
-from .painter_rows import CaptionedCodes
+from .painter_rows import CaptionedTokens
 from .rows import encode_together, find_training_source
 from .validation import validation_loss
 
@@ -63,8 +63,8 @@ def evaluate_painter(
     painter.to(accelerator.device)
     with accelerator.local_main_process_first():
         rows = load_rows(source, data.max_bad_rows, data.cache_dir)
-    table = CodesOnDisk(rows, painter.vqgan, processor.image_processor, cache_dir=data.cache_dir)
-    codes = CaptionedCodes(encode_together(table, accelerator), processor)
+    table = ImageTokenCache(rows, painter.vqgan, processor.image_processor, cache_dir=data.cache_dir)
+    codes = CaptionedTokens(encode_together(table, accelerator), processor)
     figures = validation_loss(PainterObjective(painter).eval(), codes, accelerator, batch_size)
     loss = figures["validation_loss"]
     if not math.isfinite(loss):
