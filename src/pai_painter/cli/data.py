@@ -84,9 +84,7 @@ def prepare(
             done = prepare_rows(
                 found, output, options, workers=workers, max_bad_rows=max_bad_rows, force=force, progress=progress
             )
-        typer.echo(
-            f"{output}: {counted(done.rows, 'row')} in {counted(len(done.shards), 'shard')}, {done.bytes:,} bytes"
-        )
+        typer.echo(f"{output}: {counted(done.rows, 'row')} in {counted(len(done.shards), 'shard')}")
         if done.rejected_file is not None:
             typer.echo(f"{counted(done.rejected, 'row')} can't be used: {done.rejected_file} says why.")
         if done.joined_lines:
@@ -150,9 +148,9 @@ def _show(found: "Inspection") -> None:
         ("rows", f"{found.rows:,}" + ("" if found.complete else " (only the first were looked at)")),
         ("bad rows", f"{found.bad_rows:,}"),
     ]
-    for reason in found.reasons[:_SHOWN_REASONS]:
-        first = f"first: {reason.first.path}, line {reason.first.line_number}"
-        facts.append(("", f"{reason.count:,} × {reason.first.reason} ({first})"))
+    for kind, count in found.reasons.most_common(_SHOWN_REASONS):
+        first = found.examples[kind]
+        facts.append(("", f"{count:,} × {first.reason} (first: {first.path}, line {first.line_number})"))
     if len(found.reasons) > _SHOWN_REASONS:
         facts.append(("", f"and {len(found.reasons) - _SHOWN_REASONS} other reasons"))
     if found.rows:

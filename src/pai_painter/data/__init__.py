@@ -2,10 +2,10 @@
 """
 From the user's files to rows that a model can be trained on.
 
-The way of a row: `sources` finds what kind of files there are and reads captions and encoded pictures out of them
-(`table_files`, `folder_files`, `library_readers`, `cells`); `row_cache` opens every picture (`open_picture`) and keeps the
-usable rows on the disk; `image_tokens` encodes them once. `row_stream` does without the disk. `prepare` writes rows as
-shards, and `inspection` counts.
+`sources` finds what kind of files there are and reads captions and encoded pictures out of them (`table_files`,
+`folder_files`, `library_readers`, `cells`); `row_cache` opens every picture (`open_picture`) and keeps the usable rows
+on the disk; `image_tokens` encodes them once. `row_stream` does without the disk, `prepare` writes shards, and
+`inspection` counts.
 """
 
 from .open_picture import BadPicture, decode_base64_picture, open_picture

@@ -19,15 +19,7 @@ _BROKEN = re.compile(r"[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Columns:
-    """
-    Which columns mean what.
-
-    Args:
-        idx (`str`): The ids. A table without a column of the default's name gets its rows' numbers.
-        caption (`str`): The captions: a text, or a list of texts.
-        image (`str`, *optional*): The pictures; by default the usual name in this kind of file.
-        caption_separator (`str`, *optional*): Splits a cell with several captions of one picture.
-    """
+    """Which columns mean what; see [`~data.sources.find_source`]."""
 
     idx: str = "idx"
     caption: str = "text"
@@ -39,25 +31,15 @@ class Columns:
             raise ValueError("caption_separator is empty: please give at least one character, or None.")
 
     def check(self, name: str, there: list[str], image: str) -> None:
-        """
-        Raises:
-            ValueError: If the table called `name` lacks captions, pictures, or ids in another column than the default.
-        """
+        """A `ValueError` if `name` lacks captions, pictures, or ids in another column than the default."""
         for column, option in ((self.caption, "caption_column"), (image, "image_column"), (self.idx, "id_column")):
             if column not in there and (column, option) != (Columns.idx, "id_column"):
-                raise ValueError(
-                    f"{name} has no column {column!r}, but {', '.join(map(repr, there)) or 'none at all'}: please set "
-                    f"`{option}`."
-                )
+                shown = ", ".join(map(repr, there)) or "none at all"
+                raise ValueError(f"{name} has no column {column!r}, but {shown}: please set `{option}`.")
 
 
 def id_of(value: Any, default: str) -> str:
-    """
-    The id in a cell, or the default if there is none.
-
-    Raises:
-        ValueError: If it is neither text nor a number.
-    """
+    """The id in a cell, or the default if there is none."""
     if not isinstance(value, (str, int, float, NoneType)) or isinstance(value, bool):
         raise ValueError(f"The id is neither text nor a number, but {type(value).__name__}.")
     idx = default if value is None or value == "" else str(value)
@@ -67,12 +49,7 @@ def id_of(value: Any, default: str) -> str:
 
 
 def captions_of(value: Any, separator: str | None) -> list[str]:
-    """
-    The captions in a cell, stripped: one, or several if it is a list or is split at the `separator`.
-
-    Raises:
-        ValueError: If there is none, or if they are no text or too long.
-    """
+    """The captions in a cell, stripped: one, or several if it is a list or is split at the `separator`."""
     texts = [text for text in (value if isinstance(value, list) else [value]) if text is not None]
     for text in texts:
         if not isinstance(text, str):
@@ -81,20 +58,14 @@ def captions_of(value: Any, separator: str | None) -> list[str]:
             raise ValueError("The caption holds bytes that are not UTF-8.")
     if sum(map(len, texts)) > _MAX_CAPTION:
         raise ValueError(f"The caption is longer than {_MAX_CAPTION} characters.")
-    parts = [part for text in texts for part in ([text] if separator is None else text.split(separator))]
-    captions = [part.strip() for part in parts if part.strip()]
-    if not captions:
+    parts = [part.strip() for text in texts for part in ([text] if separator is None else text.split(separator))]
+    if not any(parts):
         raise ValueError("The caption is empty.")
-    return captions
+    return [part for part in parts if part]
 
 
 def picture_of(value: Any) -> bytes:
-    """
-    The picture's file in a cell: bytes, base64, or a struct of `bytes` and `path` as the datasets library writes it.
-
-    Raises:
-        BadPicture: If there is none in it.
-    """
+    """The picture's file in a cell: bytes, base64, or the datasets library's struct of `bytes` and `path`."""
     if isinstance(value, Mapping):
         if value.get("bytes") is None and value.get("path") is not None:
             raise BadPicture(f"The picture is not in the table: there is only its path {value['path']!r}.")

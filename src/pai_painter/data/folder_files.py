@@ -4,20 +4,19 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from .open_picture import MAX_PICTURE_BYTES, BadPicture
 from .table_files import printable
 
-__all__ = ["PICTURE_SUFFIXES", "TABLE_NAMES", "homes_of", "list_pictures", "other_files", "read_inside"]
+__all__ = ["PICTURE_SUFFIXES", "homes_of", "list_folder", "read_inside"]
 
-TABLE_NAMES = ("metadata.csv", "metadata.jsonl")
 # Those of the last line can't be read; opening them says why.
 PICTURE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".ico", ".tga", ".ppm", ".eps"),
 )
+_LINKED = "This is a linked folder, which is not followed: please name it as a further folder."
 # NUL, and the halves of surrogate pairs that don't stand for a byte.
 _NO_NAME = re.compile(r"[\0\ud800-\udc7f\udd00-\udfff]")
 # What a single file is to blame for; everything else is the machine's trouble and ends the work.
@@ -25,21 +24,15 @@ _FILE_TROUBLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.E
 
 
 def homes_of(folder: Path) -> tuple[str, ...]:
-    """
-    Where the files of a folder may really lie: in it, or, if it is part of the Hub's cache, in the folder of blobs
-    that all files of a snapshot link to.
-    """
+    """Where a folder's files may lie: in it or, in a snapshot of the Hub's cache, in the blobs it links to."""
     real = Path(os.path.realpath(folder))
     snapshots = next((parent for parent in real.parents if parent.name == "snapshots"), None)
     return (str(real),) if snapshots is None else (str(real), str(snapshots.parent / "blobs"))
 
 
-def read_inside(folder: Path, name: str, homes: tuple[str, ...] | None = None) -> bytes:
+def read_inside(folder: Path, name: str) -> bytes:
     """
     The content of a file in a folder, named by a stranger.
-
-    Args:
-        homes (`tuple[str, ...]`, *optional*): Real folders in which it may lie; those of [`homes_of`] by default.
 
     Raises:
         BadPicture: If it isn't there or can't be read, is no regular file, is too large, or lies outside of the folder,
@@ -53,7 +46,7 @@ def read_inside(folder: Path, name: str, homes: tuple[str, ...] | None = None) -
         raise BadPicture(f"No file can have the name {shown}.")
     try:
         path = Path(os.path.realpath(folder / name))
-        if not any(path.is_relative_to(home) for home in homes or homes_of(folder)):
+        if not any(path.is_relative_to(home) for home in homes_of(folder)):
             raise BadPicture(f"The file {shown} lies outside of the folder.")
         if not path.is_file():  # reading a pipe would wait for ever
             raise BadPicture(f"There is no file {shown}.")
@@ -66,33 +59,21 @@ def read_inside(folder: Path, name: str, homes: tuple[str, ...] | None = None) -
         raise
 
 
-def list_pictures(folder: Path) -> list[tuple[str, str | None]]:
+def list_folder(folder: Path) -> tuple[list[tuple[str, str | None]], list[str]]:
     """
-    Paths of the pictures below a folder, sorted, with `/` on every system. A linked folder comes with the reason why
-    its files are not among them. Hidden files are left out.
+    What lies below a folder, sorted, with `/` on every system; hidden files are left out.
+
+    Returns:
+        The paths of pictures, and of linked folders with the reason why they are not read; and the paths of all files
+        that are neither a picture nor a picture's text.
     """
-    found: list[tuple[str, str | None]] = []
-    for name, is_link in _walk(folder):
-        if is_link:
-            found.append((name, "This is a linked folder, which is not followed: please name it as a further folder."))
-        elif name.lower().endswith(PICTURE_SUFFIXES):
-            found.append((name, None))
-    return sorted(found)
-
-
-def other_files(folder: Path) -> list[str]:
-    """Files below a folder that are neither pictures nor texts beside one."""
-    names = {name for name, is_link in _walk(folder) if not is_link}
-    pictures = {name for name in names if name.lower().endswith(PICTURE_SUFFIXES)}
-    return sorted(names - pictures - {str(Path(name).with_suffix(".txt").as_posix()) for name in pictures})
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
-    """(path, whether it is a linked folder)"""
+    rows: list[tuple[str, str | None]] = []
+    others = set()
     for place, folders, names in os.walk(folder):
+        here = Path(place).relative_to(folder)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names + folders:
-            path = Path(place, name)
-            is_link = name in folders and path.is_symlink()
-            if not name.startswith(".") and (is_link or name in names):
-                yield path.relative_to(folder).as_posix(), is_link
+        rows += [((here / name).as_posix(), _LINKED) for name in folders if Path(place, name).is_symlink()]
+        others |= {(here / name).as_posix() for name in names if not name.startswith(".")}
+    pictures = {name for name in others if name.lower().endswith(PICTURE_SUFFIXES)}
+    others -= pictures | {Path(name).with_suffix(".txt").as_posix() for name in pictures}
+    return sorted(rows + [(name, None) for name in pictures]), sorted(others)

@@ -2,8 +2,8 @@
 """
 Pictures ⇄ image tokens in files: what the VQGAN alone makes of a picture.
 
-The file is JSON, a list with one object for each picture: `{"file": "apple.png", "image_tokens": [17, 4, …]}`, the tokens
-in raster order.
+The file is JSON, a list with one object for each picture: `{"file": "apple.png", "image_tokens": [17, 4, …]}`, in
+raster order.
 """
 
 import json
@@ -112,7 +112,7 @@ def read_image_tokens(path: Path, config: PaiPainterVQConfig) -> list[EncodedPic
 
     Raises:
         OSError: if the file can't be read.
-        ValueError: if it isn't such a list, or if a picture's tokens are too few, too many or out of range for this VQGAN.
+        ValueError: if it isn't such a list, or if the tokens don't fit this VQGAN.
     """
     try:
         rows = json.loads(path.read_bytes())
@@ -133,9 +133,7 @@ def _checked(row: Any, place: str, config: PaiPainterVQConfig) -> EncodedPicture
         )
     for token in tokens:
         if type(token) is not int or not 0 <= token < config.num_embeddings:  # a bool is an int, too
-            raise ValueError(
-                f"{place} has the image token {token!r}, but they are whole numbers from 0 to {config.num_embeddings - 1}."
-            )
+            raise ValueError(f"{place} has the image token {token!r}; allowed are 0 to {config.num_embeddings - 1}.")
     return EncodedPicture(file, tokens)
 
 

@@ -38,9 +38,9 @@ class ImageTokenCache:
     """
     Rows with a column `image_tokens` in place of their pictures, kept on the disk.
 
-    The key is a hash of the rows' content, the VQGAN's weights and configuration and the image settings, so that changing
-    any of them never finds old tokens. The table is written in parts, which processes can share; what is there isn't
-    encoded again, and a damaged part is made anew.
+    The key is a hash of the rows' content, the VQGAN's weights and configuration and the image settings, so that
+    changing any of them never finds old tokens. The table is written in parts, which processes can share; what is
+    there isn't encoded again, and a damaged part is made anew.
 
     Args:
         rows: from [`~pai_painter.data.row_cache.load_rows`].

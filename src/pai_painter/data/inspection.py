@@ -13,7 +13,7 @@ from .open_picture import BadPicture, open_picture, picture_format
 from .sources import DataSource
 from .table_files import BadRow
 
-__all__ = ["Inspection", "Reason", "Spread", "inspect_rows"]
+__all__ = ["Inspection", "Spread", "inspect_rows"]
 
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 _MOST_REASONS = 1000
@@ -37,27 +37,15 @@ class Spread(Counter[int]):
 
 
 @dataclass
-class Reason:
-    """
-    Args:
-        first ([`~data.table_files.BadRow`]): The first row that can't be used for this reason.
-        count (`int`): How many there are.
-    """
-
-    first: BadRow
-    count: int = 0
-
-
-@dataclass
 class Inspection:
     """
     Args:
         name (`str`): The source.
-        text_length (`int`): Word pieces of a caption that the model reads.
-        resolution (`int`): Pixels of a side that the model paints.
-        rows (`int`): Rows that can be used.
-        bad_rows (`int`): Rows that can't.
-        reasons (`list[Reason]`): Why not, the most frequent first.
+        text_length (`int`): Word pieces of a caption that the model reads; `cut` captions are longer.
+        resolution (`int`): Pixels of a side that the model paints; `small` pictures have to be enlarged.
+        rows, bad_rows (`int`): Rows that can be used, and that can't.
+        reasons (`Counter`): Why not; reasons that differ only in numbers and names are one.
+        examples (`dict[str, BadRow]`): The first row of each reason.
         repeated_ids (`int`): Usable rows with an id of an earlier one.
         caption_lengths ([`Spread`]): Word pieces of each caption.
         unknown (`int`): Captions with something that the vocabulary lacks.
@@ -71,7 +59,8 @@ class Inspection:
     resolution: int
     rows: int = 0
     bad_rows: int = 0
-    reasons: list[Reason] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, BadRow] = field(default_factory=dict)
     repeated_ids: int = 0
     caption_lengths: Spread = field(default_factory=Spread)
     unknown: int = 0
@@ -83,19 +72,16 @@ class Inspection:
 
     @property
     def cut(self) -> int:
-        """Captions of which the model doesn't read the end."""
         return self.caption_lengths.total() - self.caption_lengths.below(self.text_length + 1)
 
     @property
     def small(self) -> int:
-        """Pictures that would have to be enlarged for the model."""
         return self.shorter_sides.below(self.resolution)
 
 
 def inspect_rows(
     source: DataSource,
     processor: PaiPainterProcessor,
-    *,
     text_length: int | None = None,
     max_rows: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
@@ -116,31 +102,33 @@ def inspect_rows(
     for name, value in (("text_length", text_length), ("max_rows", max_rows)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, but must be at least 1.")
-    text_length = processor.text_length if text_length is None else text_length
-    found = Inspection(source.name, text_length, processor.image_processor.size["shortest_edge"])
-    reasons: dict[str, Reason] = {}
+    found = Inspection(
+        source.name, text_length or processor.text_length, processor.image_processor.size["shortest_edge"]
+    )
     ids: set[bytes] = set()
     for number, row in enumerate(map(source.read, source.records())):
         if number == max_rows:
             found.complete = False
             break
-        _look_at(row, found, processor)
-        if row["reason"] is not None:
-            found.bad_rows += 1
-            _count_reason(reasons, source.bad_row(row))
-        else:
+        if row["reason"] is None:
+            _look_at(row, found, processor)
+        if row["reason"] is None:
             found.rows += 1
             ids.add(hashlib.blake2b(row["idx"].encode(), digest_size=8).digest())
+        else:
+            found.bad_rows += 1
+            kind = _PARTICULARS.sub("…", row["reason"])
+            if kind not in found.reasons and len(found.reasons) == _MOST_REASONS:
+                kind = next(reversed(found.reasons))
+            found.reasons[kind] += 1
+            found.examples.setdefault(kind, source.bad_row(row))
         progress(number + 1)
-    found.reasons = sorted(reasons.values(), key=lambda reason: -reason.count)
     found.repeated_ids = found.rows - len(ids)
     return found
 
 
 def _look_at(row: dict[str, Any], found: Inspection, processor: PaiPainterProcessor) -> None:
     """Adds a row to what was found, or says why it can't be used."""
-    if row["reason"] is not None:
-        return
     try:
         picture = open_picture(row["picture"])
     except BadPicture as error:
@@ -154,11 +142,3 @@ def _look_at(row: dict[str, Any], found: Inspection, processor: PaiPainterProces
         pieces = processor.word_pieces(caption)
         found.caption_lengths[len(pieces)] += 1
         found.unknown += processor.tokenizer.unk_token in pieces[: found.text_length]
-
-
-def _count_reason(reasons: dict[str, Reason], bad: BadRow) -> None:
-    """Reasons that differ only in numbers and names are one."""
-    kind = _PARTICULARS.sub("…", bad.reason)
-    if kind not in reasons and len(reasons) == _MOST_REASONS:
-        kind = next(reversed(reasons))
-    reasons.setdefault(kind, Reason(bad)).count += 1

@@ -32,12 +32,7 @@ def in_short(error: Exception) -> str:
 
 
 def check_parquet(path: Path) -> list[str]:
-    """
-    The columns of a Parquet file.
-
-    Raises:
-        ValueError: If it is none, damaged or empty.
-    """
+    """The columns of a Parquet file; a `ValueError` if it is none, damaged or empty."""
     kind = kind_of_file(path)
     if kind != "a Parquet file":
         raise ValueError(f"{path} is not a Parquet file: it looks like {kind}.")
@@ -53,71 +48,45 @@ def check_parquet(path: Path) -> list[str]:
 def read_parquet(path: Path, wanted: list[str]) -> datasets.IterableDataset:
     """The columns that are wanted and there, in batches that stay small even if one long cell stands in every row."""
     metadata = pyarrow.parquet.read_metadata(path)
-    columns = [name for name in dict.fromkeys(wanted) if name in metadata.schema.to_arrow_schema().names]
+    there = metadata.schema.to_arrow_schema().names
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     largest = max(group.column(place).total_uncompressed_size for group in groups for place in range(group.num_columns))
-    return _undecoded(
-        datasets.IterableDataset.from_parquet(
-            glob.escape(str(path)),
-            columns=columns,
-            batch_size=max(1, min(_BATCH, _BATCH_BYTES // max(1, largest))),
-            fragment_scan_options=pyarrow.dataset.ParquetFragmentScanOptions(
-                use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False
-            ),
-        )
+    options = pyarrow.dataset.ParquetFragmentScanOptions(
+        use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False
     )
+    rows = datasets.IterableDataset.from_parquet(
+        glob.escape(str(path)),
+        columns=[name for name in dict.fromkeys(wanted) if name in there],
+        batch_size=max(1, min(_BATCH, _BATCH_BYTES // max(1, largest))),
+        fragment_scan_options=options,
+    )
+    return _undecoded(rows)
 
 
-def check_archive(path: Path, columns: Columns) -> None:
-    """
-    Raises:
-        ValueError: If this is no tar archive, was cut off, or its first sample has no caption or no picture.
-    """
+def check_archive(path: Path) -> None:
+    """A `ValueError` if this is no tar archive, or was truncated: tarfile takes one without its end for whole."""
     kind = kind_of_file(path)
     if kind not in ("a tar archive", "a gzip archive"):
         raise ValueError(f"{path} is not a tar archive: it looks like {kind}.")
     with open(path, "rb") as archive:
         archive.seek(max(0, path.stat().st_size - 512))
-        if kind == "a tar archive" and any(archive.read()):  # tarfile takes one without its end for whole
+        if kind == "a tar archive" and any(archive.read()):
             raise ValueError(f"{path} is truncated: the end of the tar archive is missing. Please copy it again.")
-    try:
-        sample = next(iter(_samples(path)), None)
-    except FAILURES as error:
-        raise ValueError(f"{path} can't be read: {in_short(error)}") from error
-    if sample is None:
-        raise ValueError(f"{path} is empty: it has no samples.")
-    cells = _cells(sample, columns)
-    for cell, option in (("text", "caption_column"), ("image", "image_column")):
-        if cells[cell] is None:
-            there = ", ".join(repr(name) for name in _fields(sample) if not name.startswith("__"))
-            raise ValueError(f"{path} has no {cell} in its first sample, but {there}: please set `{option}`.")
 
 
 def read_archive(path: Path, columns: Columns) -> Iterator[dict[str, Any]]:
     """The samples of a WebDataset shard as cells: the id, `text` and `image`."""
-    for sample in _samples(path):
-        yield _cells(sample, columns)
-
-
-def _samples(path: Path) -> datasets.IterableDataset:
     builder = WebDataset(data_files={"train": [glob.escape(str(path))]})
-    return _undecoded(builder.as_streaming_dataset("train"))
-
-
-def _fields(sample: dict[str, Any]) -> dict[str, Any]:
-    in_json = sample.get("json")
-    return {**(in_json if isinstance(in_json, dict) else {}), **sample}
-
-
-def _cells(sample: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    fields = _fields(sample)
-    names = ("txt", "text", "caption") if columns.caption == Columns.caption else (columns.caption,)
-    pictures = [value for value in sample.values() if isinstance(value, dict) and "bytes" in value]
-    return {
-        columns.idx: fields["__key__"] if fields.get(columns.idx) is None else fields[columns.idx],
-        "text": next((fields[name] for name in names if fields.get(name) is not None), None),
-        "image": next(iter(pictures), None) if columns.image is None else fields.get(columns.image),
-    }
+    captions = ("txt", "text", "caption") if columns.caption == Columns.caption else (columns.caption,)
+    for sample in _undecoded(builder.as_streaming_dataset("train")):
+        in_json = sample.get("json")
+        fields = {**(in_json if isinstance(in_json, dict) else {}), **sample}
+        pictures = [value for value in sample.values() if isinstance(value, dict) and "bytes" in value]
+        yield {
+            columns.idx: fields["__key__"] if fields.get(columns.idx) is None else fields[columns.idx],
+            "text": next((fields[name] for name in captions if fields.get(name) is not None), None),
+            "image": next(iter(pictures), None) if columns.image is None else fields.get(columns.image),
+        }
 
 
 class NamedDataset:
@@ -126,28 +95,14 @@ class NamedDataset:
 
     A folder is always read where it is: the library's cache of it goes by the files' times and would miss a change.
 
-    Args:
-        name (`str`): The repository or folder.
-        config_name (`str`, *optional*): Its configuration.
-        split (`str`): Its split.
-        columns ([`Columns`]): Its columns; the picture is `image` by default.
-        cache_dir (`str`, *optional*): Where the library keeps what it downloads.
-        streaming (`bool`): Read over the network instead of downloading.
-
     Raises:
         ValueError: If it can't be loaded, lacks a column, or names files outside of its folder.
     """
 
     def __init__(
-        self,
-        name: str,
-        config_name: str | None,
-        split: str,
-        columns: Columns,
-        cache_dir: str | Path | None,
-        streaming: bool,
+        self, name: str, config_name: str | None, split: str, columns: Columns, cache_dir: Any, streaming: bool
     ) -> None:
-        self.name, self.config_name, self.split = name, config_name, split
+        self.options = [config_name, split]
         self.folder = Path(name) if os.path.isdir(name) else None
         is_streamed = streaming or self.folder is not None
         try:
@@ -166,21 +121,21 @@ class NamedDataset:
         #: Names the content of what was downloaded; `None` if the rows themselves must be looked at.
         self.fingerprint = None if is_streamed else str(rows._fingerprint)
         count = rows.num_shards if is_streamed else 1
-        self.parts = tuple(
-            f"{name} ({split})" + (f", shard {part + 1} of {count}" if count > 1 else "") for part in range(count)
-        )
+        numbers = [f", shard {part + 1} of {count}" for part in range(count)] if count > 1 else [""]
+        self.parts = tuple(f"{name} ({split}){number}" for number in numbers)
 
     def shard(self, part: int) -> Any:
         """The rows of one of the parts."""
         return self.rows.shard(len(self.parts), part) if len(self.parts) > 1 else self.rows
 
-    def read_picture(self, path: str | None) -> Any:
+    def read_picture(self, cell: dict[str, Any]) -> Any:
         """
-        The file of a picture that isn't in the table. Only the library's reader of folders says where it is; in a table,
-        a path is a stranger's word.
+        The cell with the file of a picture that isn't in the table. Only the library's reader of folders says where it
+        is; in a table, a path is a stranger's word.
         """
+        path = cell.get("path")
         if path is None or not self.is_image_folder:
-            return None if path is None else {"bytes": None, "path": path}
+            return cell
         if self.folder is not None:
             return read_inside(self.folder, path)
         try:
@@ -191,11 +146,8 @@ class NamedDataset:
 
     def _check_files(self, data_files: Any) -> None:
         """A folder's card may name any file; pictures are looked at when they are read."""
-        if self.folder is None:
-            return
-        homes = homes_of(self.folder)
-        for path in (str(path) for files in (data_files or {}).values() for path in files):
-            inside = any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes)
+        for path in (str(path) for files in (data_files or {}).values() for path in files if self.folder is not None):
+            inside = any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes_of(Path(self.folder)))
             if not inside and not path.lower().endswith(PICTURE_SUFFIXES):
                 raise ValueError(f"its card or a link names {path!r}, which lies outside of the folder.")
 

@@ -1,28 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any source of captions and pictures to checked shards: what `pai-painter prepare` does."""
 
+import base64
 import io
 import json
-import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import datasets
+import pyarrow
 from filelock import FileLock, Timeout
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from pyarrow.parquet import ParquetWriter
 
-from .open_picture import BadPicture, open_picture, picture_format
-from .shard_folder import Manifest, ShardFolder, ShardWriter, naming_the_folder
+from .open_picture import open_picture, picture_format
+from .row_cache import load_rows, mapped
 from .sources import DataSource
 
 __all__ = ["PrepareOptions", "Prepared", "prepare_rows"]
 
+_MANIFEST, _REJECTED = "manifest.json", "rejected_rows.jsonl"
+_LAYOUT = "shards of pai-painter, 2"
 _LINE_BREAK = re.compile(r" *[\t\r\n]+ *")
 _JPEG_QUALITY = 95
+_ROW_GROUP = 64  # readers hold one row group of Parquet in memory at a time
+_STRING = datasets.Value("string")
+_SCHEMA = datasets.Features({"idx": _STRING, "text": _STRING, "image": datasets.Image()}).arrow_schema
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,6 @@ class PrepareOptions:
         size (`int`, *optional*): Pictures whose shorter side has more pixels are shrunk to this, as JPEG if they were
             JPEG or WebP and as PNG otherwise. The files of all others are kept byte for byte.
         caption_separator (`str`, *optional*): Stands between several captions of one picture.
-
-    Raises:
-        ValueError: if one of them is out of range.
     """
 
     format: Literal["tsv", "parquet"] = "tsv"
@@ -50,9 +55,8 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.format not in ("tsv", "parquet"):
             raise ValueError(f"The format of shards is tsv or parquet, not {self.format!r}.")
-        for name, value in (("shard_size", self.shard_size), ("size", self.size)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, but must be at least 1.")
+        if self.shard_size < 1 or (self.size is not None and self.size < 1):
+            raise ValueError(f"shard_size ({self.shard_size}) and size ({self.size}) must be at least 1.")
         if self.caption_separator is not None and _LINE_BREAK.search(self.caption_separator):
             raise ValueError("The captions of a row stand on one line: caption_separator can't be a tab or line break.")
 
@@ -61,20 +65,18 @@ class PrepareOptions:
 class Prepared:
     """
     Args:
-        rows (`int`): Rows in the shards.
-        rejected (`int`): Rows that can't be used.
-        joined_lines (`int`): Captions in which line breaks and tabs became blanks.
         shards (`list[Path]`): The files.
-        bytes (`int`): Their size.
-        rejected_file (`Path` or `None`): The list of rejected rows.
+        rows (`int`): Rows in them.
+        rejected (`int`): Rows that can't be used, listed in `rejected_file`.
+        rejected_file (`Path`, *optional*): Where.
+        joined_lines (`int`): Rows in whose captions line breaks and tabs became spaces.
     """
 
+    shards: list[Path]
     rows: int
     rejected: int
-    joined_lines: int
-    shards: list[Path]
-    bytes: int
     rejected_file: Path | None
+    joined_lines: int
 
 
 def prepare_rows(
@@ -85,13 +87,14 @@ def prepare_rows(
     workers: int = 1,
     max_bad_rows: int = 100,
     force: bool = False,
+    cache_dir: str | Path | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Prepared:
     """
     Writes the rows of a source, each checked as training checks it, into shards.
 
     The result depends on the source and the options alone: not on the number of processes, nor on how often the work
-    was stopped and resumed.
+    was stopped and resumed. The checked rows are kept in the cache that training uses, too.
 
     Args:
         source (`DataSource`): See [`~data.sources.find_source`].
@@ -101,169 +104,155 @@ def prepare_rows(
         max_bad_rows (`int`, *optional*, defaults to 100): More unusable rows than this are an error.
         force (`bool`, *optional*, defaults to `False`):
             Begin again if the folder holds other shards. Only the files that their manifest names are removed.
-        progress (`Callable`, *optional*): Called with the number of rows done so far.
-
-    Returns:
-        [`Prepared`]: what was done, the parts before an interruption included.
+        cache_dir: where checked rows are kept; see [`~data.row_cache.load_rows`].
+        progress (`Callable`, *optional*): Called with the number of rows written so far.
 
     Raises:
         ValueError: if no row or too few rows can be used, or if the folder holds other things, or the source.
         OSError: if the disk is full; nothing half written is left.
     """
-    if workers < 1:
-        raise ValueError(f"workers is {workers}, but must be at least 1.")
     if output.is_file() or output.suffix in (".tsv", ".parquet"):
         raise ValueError(f"{output} is a file or named like one: please name a folder for the shards.")
     for part in (*source.parts, *([source.image_folder] if source.image_folder else [])):
         if Path(os.path.realpath(part)).is_relative_to(os.path.realpath(output)):
             raise ValueError(f"{part} lies in {output}: please name another folder for the shards.")
-    run = {"source": source.content_hash(), "columns": source.options, **asdict(options)}
-    with naming_the_folder(output):
-        output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / ".lock", timeout=0):
-            folder = ShardFolder(output, options.format)
-            manifest = folder.begin(run, force)
-            if not manifest.complete:
-                _write_shards(source, folder, manifest, options, workers, max_bad_rows, progress)
+            before = _begin(output, force)
+            rows = load_rows(source, max_bad_rows, cache_dir, output / _REJECTED, workers)
+            joined = _check_captions(rows, options.caption_separator)
+            starts = range(0, len(rows), options.shard_size)
+            shards = [output / f"shard-{number:05d}.{options.format}" for number in range(len(starts))]
+            _claim(output, before, {"rows": rows._fingerprint, **asdict(options)}, shards, force)
+            for start, shard in zip(starts, shards, strict=True):
+                stop = min(start + options.shard_size, len(rows))
+                if not shard.exists():
+                    _write_shard(rows.select(range(start, stop)), shard, options, workers)
+                progress(stop)
     except Timeout as error:
         raise ValueError(f"Another process is writing to {output}: please wait for it, or stop it.") from error
-    return Prepared(
-        rows=sum(shard["rows"] for shard in manifest.shards),
-        rejected=len(manifest.rejected),
-        joined_lines=manifest.joined_lines,
-        shards=[output / shard["file"] for shard in manifest.shards],
-        bytes=sum(shard["bytes"] for shard in manifest.shards),
-        rejected_file=folder.rejected_file if manifest.rejected else None,
-    )
+    rejected = (output / _REJECTED).read_bytes().count(b"\n") if (output / _REJECTED).exists() else 0
+    return Prepared(shards, len(rows), rejected, output / _REJECTED if rejected else None, joined)
 
 
-def _write_shards(
-    source: DataSource,
-    folder: ShardFolder,
-    manifest: Manifest,
-    options: PrepareOptions,
-    workers: int,
-    max_bad_rows: int,
-    progress: Callable[[int], None],
-) -> None:
-    """From where the manifest is to the end."""
-    position, shard = manifest.position, None
-    rejected, joined_lines = list(manifest.rejected), manifest.joined_lines
+def _begin(output: Path, force: bool) -> dict[str, Any]:
+    """
+    The manifest of what is in the folder. Only files that it names are ours: it is there before any of them, and a
+    shard of the same run counts as soon as it has its name.
+    """
+    path = output / _MANIFEST
+    if path.exists():
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest["layout"] != _LAYOUT or not all(re.fullmatch(r"shard-\d+\.\w+", n) for n in manifest["shards"]):
+                raise ValueError("it is of another program or version")
+            manifest["run"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no manifest of these shards ({error}): please name a new folder.") from error
+    else:
+        others = sorted({entry.name for entry in output.iterdir()} - {".lock"})
+        if (others and not force) or _REJECTED in others:
+            raise ValueError(
+                f"{output} holds {others[0]} and perhaps more, but no shards to resume from: please name a new folder, "
+                "or give --force to write beside other files."
+            )
+        manifest = {"layout": _LAYOUT, "run": None, "shards": []}
+        _write_manifest(output, manifest)
+    for partial in output.glob(".shard-*.partial"):
+        partial.unlink()
+    return manifest
 
-    def save(shard: ShardWriter) -> None:
-        manifest.shards.append(shard.commit())
-        manifest.position, manifest.rejected, manifest.joined_lines = position, list(rejected), joined_lines
-        folder.save(manifest)
 
-    rows = map(source.read, source.records().skip(position))
+def _claim(output: Path, before: dict[str, Any], run: dict[str, Any], shards: list[Path], force: bool) -> None:
+    """Makes the folder that of this run, with the names that its shards will have."""
+    for name in run:
+        if before["run"] and before["run"].get(name) != run[name] and not force:
+            raise ValueError(
+                f"{output} holds shards of another source or other options ({name} {before['run'].get(name)!s:.12} "
+                f"instead of {run[name]!s:.12}): please name a new folder, or give --force to begin again."
+            )
+    if force or not before["run"]:
+        for name in before["shards"]:
+            (output / name).unlink(missing_ok=True)
+        for shard in shards:
+            if shard.exists():
+                raise ValueError(f"{shard} is in the way and not of this run: please name a new folder.")
+    _write_manifest(output, {"layout": _LAYOUT, "run": run, "shards": [shard.name for shard in shards]})
+
+
+def _write_manifest(output: Path, manifest: dict[str, Any]) -> None:
+    text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
+    _write_whole(output / _MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` write under another name, and renames it when it is on the disk."""
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        for row in _checked(rows, options.size, workers):
-            position += 1
-            if row["reason"] is not None:
-                rejected.append(source.bad_row(row).as_json())
-                _check_count(source, folder, rejected, position, max_bad_rows)
-            else:
-                shard = shard or ShardWriter(folder, manifest.next)
-                text = _on_one_line(row, source, options.caption_separator)
-                joined_lines += text != (options.caption_separator or "").join(row["captions"])
-                shard.write(row["idx"], text, row["picture"])
-                if shard.rows == options.shard_size:
-                    save(shard)
-                    shard = None
-            progress(position)
-        if shard is None and not manifest.shards:
-            raise ValueError(f"{source.name} has no usable row.{_first(rejected)}")
-        manifest.complete = True
-        if shard is not None:
-            save(shard)
-            shard = None
-        else:
-            manifest.position, manifest.rejected = position, rejected
-            folder.save(manifest)
+        write(partial)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{path.parent} can't be written to ({error.strerror or error})") from error
     finally:
-        if shard is not None:
-            shard.discard()
+        partial.unlink(missing_ok=True)
 
 
-class _Checked(Dataset[dict[str, Any]]):
-    """Rows with their pictures opened, and shrunk to `size`: asked for by the row itself, so that workers get it."""
+def _write_shard(rows: datasets.Dataset, shard: Path, options: PrepareOptions, workers: int) -> None:
+    lines = _shard_rows(rows, options, workers)
 
+    def write(path: Path) -> None:
+        if options.format == "parquet":
+            # Pictures are compressed already, and a dictionary of them would only be a copy.
+            with ParquetWriter(path, _SCHEMA, compression="none", use_dictionary=False) as table:
+                for group in iter(lambda: list(islice(lines, _ROW_GROUP)), []):
+                    table.write_table(pyarrow.Table.from_pylist(group, schema=_SCHEMA))
+            return
+        with open(path, "wb") as file:
+            for row in lines:
+                picture = base64.b64encode(row["image"]["bytes"]).decode("ascii")
+                file.write(f"{row['idx']}\t{row['text']}\t{picture}\n".encode())
+
+    _write_whole(shard, write)
+
+
+def _shard_rows(rows: datasets.Dataset, options: PrepareOptions, workers: int) -> Iterator[dict[str, Any]]:
+    for row in mapped(_Shrink(options.size), rows, workers):
+        text = _LINE_BREAK.sub(" ", (options.caption_separator or "").join(row["captions"]))
+        yield {"idx": _LINE_BREAK.sub(" ", row["idx"]), "text": text, "image": {"bytes": row["picture"], "path": None}}
+
+
+class _Shrink:
     def __init__(self, size: int | None) -> None:
         self.size = size
 
-    def __getitem__(self, row: Any) -> dict[str, Any]:
-        if row["reason"] is None and (not row["idx"].strip() or _LINE_BREAK.search(row["idx"])):
-            return {**row, "reason": f"The id {row['idx']!r} is empty or has tabs or line breaks."}
-        if row["reason"] is None:
-            try:
-                return {**row, "picture": _shrunk(row["picture"], self.size)}
-            except BadPicture as error:
-                return {**row, "reason": str(error)}
-        return row
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row, with a smaller picture if its shorter side has more than `size` pixels."""
+        if self.size is None:
+            return row
+        picture = open_picture(row["picture"])
+        shorter = min(picture.size)
+        if shorter <= self.size:
+            return row
+        width, height = (max(1, round(side * self.size / shorter)) for side in picture.size)
+        shrunk, file = picture.resize((width, height), Image.Resampling.BICUBIC), io.BytesIO()
+        if picture_format(row["picture"]) in ("JPEG", "WEBP"):
+            shrunk.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        else:
+            shrunk.save(file, "PNG")
+        return {**row, "picture": file.getvalue()}
 
 
-def _as_it_is(row: dict[str, Any]) -> dict[str, Any]:
-    return row
-
-
-def _checked(rows: Iterable[dict[str, Any]], size: int | None, workers: int) -> Iterator[dict[str, Any]]:
-    """Checked rows in their order."""
-    options: dict[str, Any] = {}
-    if workers > 1:
-        # Forking this process could copy a lock that another thread holds; a fork server has no other thread.
-        methods = multiprocessing.get_all_start_methods()
-        options = {
-            "num_workers": workers,
-            "prefetch_factor": 8,
-            "multiprocessing_context": "forkserver" if "forkserver" in methods else "spawn",
-        }
-    loader = DataLoader(_Checked(size), batch_size=None, sampler=rows, collate_fn=_as_it_is, **options)
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise ChildProcessError(
-            "A worker process was killed, perhaps because memory was full: please rerun the command with fewer "
-            "--workers to resume."
-        ) from error
-
-
-def _shrunk(data: bytes, size: int | None) -> bytes:
-    picture = open_picture(data)
-    shorter = min(picture.size)
-    if size is None or shorter <= size:
-        return data
-    width, height = (max(1, round(side * size / shorter)) for side in picture.size)
-    shrunk, file = picture.resize((width, height), Image.Resampling.BICUBIC), io.BytesIO()
-    if picture_format(data) in ("JPEG", "WEBP"):
-        shrunk.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    else:
-        shrunk.save(file, "PNG")
-    return file.getvalue()
-
-
-def _on_one_line(row: dict[str, Any], source: DataSource, separator: str | None) -> str:
-    if len(row["captions"]) > 1 and separator is None:
-        raise ValueError(
-            f"{source.parts[row['part']]}, line {row['line']} has {len(row['captions'])} captions: please say what "
-            "stands between them in the shards with --caption-separator."
-        )
-    return (separator or "").join(_LINE_BREAK.sub(" ", caption) for caption in row["captions"])
-
-
-def _check_count(source: DataSource, folder: ShardFolder, rejected: list[str], position: int, limit: int) -> None:
-    if len(rejected) > limit:
-        folder.list_rejected(rejected)
-        raise ValueError(
-            f"{len(rejected)} of the first {position} rows of {source.name} can't be used, more than the {limit} allowed "
-            f"(--max-bad-rows).{_first(rejected)} They are listed in {folder.rejected_file}."
-        )
-
-
-def _first(rejected: list[str]) -> str:
-    if not rejected:
-        return ""
-    first = json.loads(rejected[0])
-    return f" For example {first['file']}, line {first['line']}: {first['reason'].rstrip('.')}."
+def _check_captions(rows: datasets.Dataset, separator: str | None) -> int:
+    """In how many rows line breaks will be joined; a `ValueError` if captions can't be told apart."""
+    joined = 0
+    for row in rows.select_columns(["idx", "captions"]):
+        if len(row["captions"]) > 1 and separator is None:
+            raise ValueError(
+                f"The row {row['idx']!r} has {len(row['captions'])} captions: please say what stands between them in "
+                "the shards with --caption-separator."
+            )
+        joined += any(_LINE_BREAK.search(caption) for caption in row["captions"])
+    return joined

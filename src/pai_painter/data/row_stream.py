@@ -48,9 +48,9 @@ class PictureStream(IterableDataset[StreamedRow]):
     """
     The rows of a source without end, shuffled anew in every epoch. Nothing is kept on the disk.
 
-    The datasets library shuffles the files and a buffer of rows, as a function of the seed and the epoch alone, and gives
-    each process its share. To resume, the rows before are read again, but their pictures are not opened: the state of
-    the library's own shuffle buffer would not bring back the same rows.
+    The datasets library shuffles the files and a buffer of rows, as a function of the seed and the epoch alone, and
+    gives each process its share. To resume, the rows before are read again, but their pictures are not opened: the
+    `state_dict` of the library loses the rows in its shuffle buffer.
 
     Args:
         source: from [`~pai_painter.data.sources.find_source`].

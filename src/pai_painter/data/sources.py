@@ -19,7 +19,7 @@ from typing import Any
 import datasets
 
 from .cells import PATH_COLUMN, Columns, captions_of, id_of, is_base64, picture_of
-from .folder_files import TABLE_NAMES, list_pictures, other_files, read_inside
+from .folder_files import list_folder, read_inside
 from .library_readers import (
     FAILURES,
     NamedDataset,
@@ -52,6 +52,7 @@ _SUFFIXES = {
     "parquet": (".parquet",),
     "tar": (".tar", ".tar.gz", ".tgz"),
 }
+_TABLES = ("metadata.csv", "metadata.jsonl")
 _IMAGE_COLUMNS = (PATH_COLUMN, "image", "imgbase64", "base64")
 
 
@@ -63,9 +64,7 @@ class DataSource:
     Args:
         kind (`str`): tsv, table (CSV and JSON lines), parquet, tar (WebDataset), folder or dataset.
         parts (`tuple[str, ...]`): The files or folders in order, or the shards of a data set.
-        columns ([`Columns`]): What its columns mean.
-        schema ([`Schema`], *optional*): The order of a TSV's columns.
-        image_folder (`Path`, *optional*): What the paths in a table start from; its own folder by default.
+        columns, schema, image_folder: See [`find_source`].
         named ([`NamedDataset`], *optional*): What a data set is read from.
     """
 
@@ -92,7 +91,7 @@ class DataSource:
     def options(self) -> list[Any]:
         """What decides about the rows beside the files' content, as JSON has it."""
         schema = None if self.schema is None else list(self.schema.columns)
-        named = None if self.named is None else [self.named.config_name, self.named.split]
+        named = None if self.named is None else self.named.options
         return [self.kind, *vars(self.columns).values(), self.images, schema, named]
 
     @cached_property
@@ -174,7 +173,7 @@ class DataSource:
             if not is_base64(cell.strip(), column):
                 return read_inside(self.image_folder or Path(self.parts[part]).parent, cell.strip())
         if self.named is not None and isinstance(cell, dict) and cell.get("bytes") is None:
-            cell = self.named.read_picture(cell.get("path"))
+            cell = self.named.read_picture(cell)
         return picture_of(cell)
 
 
@@ -202,7 +201,7 @@ def _read_part(source: DataSource, part: int) -> Iterator[tuple[int, dict[str, A
         yield from read_table(path, source.schema)
         return
     if source.kind == "folder":
-        for line, (name, reason) in enumerate(list_pictures(path), 1):
+        for line, (name, reason) in enumerate(list_folder(path)[0], 1):
             yield line, {PATH_COLUMN: name}, reason
         return
     line = 0
@@ -247,8 +246,8 @@ def find_source(
         streaming: read a data set on the Hub over the network instead of downloading it.
         input_schema: the columns of TSV files, such as `idx:str:1,text:str:1,imgbase64:str:1`.
         id_column:
-            The column of ids. Without a column `idx` (the default), rows get their numbers as ids, or the paths of their
-            pictures; with several files `2-17` is row 17 of the second.
+            The column of ids. Without a column `idx` (the default), rows have their numbers or the paths of their
+            pictures as ids; with several files `2-17` is row 17 of the second.
         caption_column:
             The column of captions: a text, or a list of texts. WebDataset shards have it in a file `.txt` or in the
             fields `text` or `caption` of `.json`.
@@ -297,7 +296,7 @@ def _check_head(source: DataSource, part: int, path: Path) -> None:
     if source.kind == "folder":
         _check_folder(path)
     elif source.kind == "tar":
-        check_archive(path, columns)
+        check_archive(path)
     elif source.schema is not None:
         columns.check("The schema", list(source.schema.columns), source.images[part])
         open_lines(path)
@@ -307,17 +306,15 @@ def _check_head(source: DataSource, part: int, path: Path) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    names = [name for name, reason in list_pictures(folder) if reason is None]
-    others = other_files(folder)
-    if not any((folder / name).with_suffix(".txt").exists() for name in names):
-        listed = ", ".join((names + others)[:5]) or "nothing"
+    rows, others = list_folder(folder)
+    if not any((folder / name).with_suffix(".txt").exists() for name, _ in rows):
+        listed = ", ".join([*(name for name, _ in rows), *others][:5]) or "nothing"
         raise ValueError(
-            f"{folder} is a folder without {' or '.join(TABLE_NAMES)}, and none of its pictures has a .txt file of the "
+            f"{folder} is a folder without {' or '.join(_TABLES)}, and none of its pictures has a .txt file of the "
             f"same name (it holds {listed}): please name its files, or give it as `dataset_name`."
         )
     if others:
-        count = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-        logger.warning("%s in %s neither a picture nor a picture's text, and left out (%s).", count, folder, others[0])
+        logger.warning("Neither pictures nor their texts, and left out: %s of %s.", ", ".join(others[:5]), folder)
 
 
 def _find_files(name: str) -> list[Path]:
@@ -331,9 +328,9 @@ def _find_files(name: str) -> list[Path]:
 
 
 def _table_of(path: Path) -> Path:
-    tables = [path / name for name in TABLE_NAMES if (path / name).is_file()]
+    tables = [path / name for name in _TABLES if (path / name).is_file()]
     if len(tables) == 2:
-        raise ValueError(f"The folder {path} has both {' and '.join(TABLE_NAMES)}: please name the one to use.")
+        raise ValueError(f"The folder {path} has both {' and '.join(_TABLES)}: please name the one to use.")
     return tables[0] if tables else path
 
 

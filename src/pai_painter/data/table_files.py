@@ -2,8 +2,8 @@
 """
 Tables as lines of text: EasyNLP's TSV, CSV and JSON lines, plain or compressed with gzip, read one row at a time.
 
-CSV and JSON lines are read by Python's own `csv` and `json`, because one bad row must not cost the others: the readers of
-the datasets library refuse the whole file, or shift the columns of a row with too many cells without a word.
+CSV and JSON lines are read by Python's `csv` and `json`, because one bad row must not cost the others: the datasets
+library refuses the whole file, or shifts the columns of a CSV row with too many cells without a word.
 """
 
 import codecs
@@ -20,40 +20,26 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "MAX_ROW_BYTES",
-    "BadRow",
-    "Schema",
-    "check_file",
-    "columns_of",
-    "hash_of_file",
-    "kind_of_file",
-    "open_lines",
-    "printable",
+    *("BadRow", "Schema", "check_file", "columns_of", "hash_of_file", "kind_of_file", "open_lines", "printable"),
     "read_table",
 ]
 
 MAX_ROW_BYTES = 256 * 1024 * 1024
 
 _HEAD_BYTES = 1024
-_TYPES = ("str", "int", "float")
 _DAMAGES = (EOFError, zlib.error, gzip.BadGzipFile)
-_MAGICS = (
-    (b"PAR1", "a Parquet file"),
-    (b"ARROW1", "an Arrow file"),
-    (b"\xff\xff\xff\xff", "an Arrow stream"),
-    (b"\x89PNG", "a PNG picture"),
-    (b"\xff\xd8\xff", "a JPEG picture"),
-    (b"GIF8", "a GIF picture"),
-    (b"RIFF", "a WebP picture or another RIFF file"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
-    (b"%PDF", "a PDF document"),
-    (b"\xff\xfe", "UTF-16 text (please save it as UTF-8)"),
-    (b"\xfe\xff", "UTF-16 text (please save it as UTF-8)"),
-    (b"version https://git-lfs", "a pointer of Git LFS (download the file itself with `git lfs pull`)"),
-)
-_WEB_PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<head")
+_MAGICS = {
+    b"PAR1": "a Parquet file",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"\xff\xfe": "UTF-16 text (please save it as UTF-8)",
+    b"\xfe\xff": "UTF-16 text (please save it as UTF-8)",
+    b"version https://git-lfs": "a pointer of Git LFS (download the file itself with `git lfs pull`)",
+}
+
+Row = tuple[int, dict[str, Any], str | None]  # line, cells by column, what is wrong with the row if anything
 
 
 class BadRow(ValueError):
@@ -62,7 +48,7 @@ class BadRow(ValueError):
 
     Attributes:
         path (`str`): The file, or the name of the data set.
-        line_number (`int`): The row's line, or its number where rows are no lines, counted from 1.
+        line_number (`int`): The row's line, or its number where rows are no lines, from 1.
         idx (`str` or `None`): The row's id, if it could be read.
         reason (`str`): One sentence.
     """
@@ -85,45 +71,33 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Schema:
-    """
-    The order of the columns of a TSV, which has no header.
-
-    Raises:
-        ValueError: If there is no column, or if one has no name or the name of another.
-    """
+    """The order of the columns of a TSV, which has no header."""
 
     columns: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not all(self.columns) or not self.columns:
-            raise ValueError(f"A schema needs a name for every column, but has {','.join(self.columns)!r}.")
-        if len(set(self.columns)) < len(self.columns):
-            raise ValueError(f"A schema names every column once, but this one is {','.join(self.columns)!r}.")
+        if not all(self.columns) or len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"A schema needs a different name for every column, but is {','.join(self.columns)!r}.")
 
     @classmethod
     def parse(cls, text: str) -> "Schema":
         """
         Reads `idx:str:1,text:str:1,imgbase64:str:1` (name, type and number of values, EasyNLP's way) or plain
         `idx,text,imgbase64`. Cells stay text whatever their type, so that an id `003` keeps its zeros.
-
-        Raises:
-            ValueError: If a column has another form.
         """
-        names = []
-        for column in text.split(","):
-            name, *rest = (part.strip() for part in column.split(":"))
-            if rest and (len(rest) != 2 or rest[0] not in _TYPES or not rest[1].isdecimal()):
+        columns = [[part.strip() for part in column.split(":")] for column in text.split(",")]
+        for _, *rest in columns:
+            if rest and (len(rest) != 2 or rest[0] not in ("str", "int", "float") or not rest[1].isdecimal()):
                 raise ValueError(
-                    f"The schema's column {column.strip()!r} must be a name or name:type:number, "
-                    "such as text or text:str:1, with the type str, int or float."
+                    f"A schema's columns are names or name:type:number such as text:str:1, with the type str, int or "
+                    f"float, but this one is {text!r}."
                 )
-            names.append(name)
-        return cls(tuple(names))
+        return cls(tuple(column[0] for column in columns))
 
 
-def read_table(path: Path, schema: Schema | None = None) -> Iterator[tuple[int, dict[str, Any], str | None]]:
+def read_table(path: Path, schema: Schema | None = None) -> Iterator[Row]:
     """
-    The rows of a table: a TSV if a `schema` is given, else CSV with a header or JSON lines, by its name.
+    The rows of a table: a TSV if a `schema` is given, else JSON lines or, by its name, CSV with a header.
 
     Yields:
         `(int, dict, str or None)`: the line, from 1, the cells by column, and what is wrong with the row, if anything.
@@ -144,16 +118,25 @@ def read_table(path: Path, schema: Schema | None = None) -> Iterator[tuple[int, 
             yield number, *(_json_cells(line) if schema is None else _tsv_cells(line, schema.columns, number == 1))
 
 
+def columns_of(path: Path) -> list[str]:
+    """The header of a CSV, or the fields of the first usable row of JSON lines."""
+    if _is_csv(path):
+        return _open_csv(path)[0]
+    return next((list(cells) for _, cells, reason in read_table(path) if reason is None), [])
+
+
+def _is_csv(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(".csv")
+
+
 def _tsv_cells(line: bytes, columns: tuple[str, ...], is_first: bool) -> tuple[dict[str, Any], str | None]:
     try:
         cells = line.decode("utf-8").split("\t")
     except UnicodeDecodeError as error:
         return {}, f"The row is not UTF-8 (its byte {error.start + 1})."
-    reason = None
+    reason = None if len(cells) == len(columns) else _wrong_count(cells, columns)
     if is_first and tuple(cells) == columns:
         reason = "The row repeats the schema's names, but a TSV has no header."
-    elif len(cells) != len(columns):
-        reason = f"The row has {len(cells)} cells instead of {len(columns)} ({', '.join(columns)})."
     return dict(zip(columns, cells, strict=False)), reason
 
 
@@ -165,38 +148,20 @@ def _json_cells(line: bytes) -> tuple[dict[str, Any], str | None]:
     return (cells, None) if isinstance(cells, dict) else ({}, "The row is not a JSON object.")
 
 
-def columns_of(path: Path) -> list[str]:
-    """
-    The header of a CSV, or the fields of the first usable row of JSON lines.
-
-    Raises:
-        ValueError: If the file can't be such a table.
-    """
-    if _is_csv(path):
-        return _open_csv(path)[0]
-    return next((list(cells) for _, cells, reason in read_table(path) if reason is None), [])
-
-
-def _is_csv(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(".csv")
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:
+def _read_csv(path: Path) -> Iterator[Row]:
     header, reader = _open_csv(path)
     while True:
         number, reason = reader.line_num + 1, None
         try:
             cells = next(reader)
+            if len(cells) != len(header):
+                reason = _wrong_count(cells, header) if cells else "The row is empty."
         except StopIteration:
             return
         except csv.Error as error:
             if "unexpected end" in str(error) or "larger than" in str(error):  # it would swallow all rows behind it
                 raise ValueError(f"{path}, line {number}: a quotation mark is never closed ({error}).") from error
             cells, reason = [], f"The row is not CSV: {error}."
-        if reason is None and not cells:
-            reason = "The row is empty."
-        elif reason is None and len(cells) != len(header):
-            reason = f"The row has {len(cells)} cells instead of {len(header)} ({', '.join(header)})."
         yield number, dict(zip(header, cells, strict=False)), reason
 
 
@@ -219,6 +184,10 @@ def _csv_lines(path: Path) -> Iterator[str]:
         if line is None:
             raise ValueError(f"{path}, line {number} is longer than {MAX_ROW_BYTES} bytes.")
         yield line.decode("utf-8", "surrogateescape")
+
+
+def _wrong_count(cells: list[str], columns: list[str] | tuple[str, ...]) -> str:
+    return f"The row has {len(cells)} cells instead of {len(columns)} ({', '.join(columns)})."
 
 
 def open_lines(path: Path, keep_ends: bool = False) -> Iterator[tuple[int, bytes | None]]:
@@ -244,7 +213,7 @@ def _read_lines(path: Path, keep_ends: bool) -> Iterator[tuple[int, bytes | None
         stream: BufferedReader | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if is_gzip else raw
         try:
             kind = _kind_of(stream.peek(_HEAD_BYTES)[:_HEAD_BYTES])
-            if kind is not None:
+            if kind != "plain text":
                 raise ValueError(f"{path} is not a table of text: it looks like {kind}.")
             number = 0
             while line := stream.readline(MAX_ROW_BYTES + 1):
@@ -264,58 +233,43 @@ def _read_lines(path: Path, keep_ends: bool) -> Iterator[tuple[int, bytes | None
 
 
 def check_file(path: Path) -> None:
-    """
-    Raises:
-        ValueError: If this is no regular file, which can be read as often as needed, or is empty.
-    """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: please name a file.")
+    """A `ValueError` if this is no regular file, which can be read as often as needed, or is empty."""
     if not path.exists():
         raise ValueError(f"There is no file {path}.")
     if not path.is_file():
-        raise ValueError(f"{path} is a pipe or device, which can be read only once: please save its content as a file.")
+        what = "a folder" if path.is_dir() else "a pipe or device, which can be read only once"
+        raise ValueError(f"{path} is {what}: please name a file.")
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty.")
 
 
 def kind_of_file(path: Path) -> str:
-    """
-    Names what a file is by its first bytes: "a PNG picture", "plain text", …
-
-    Raises:
-        ValueError: If there is no such file, or if it is empty.
-    """
+    """Names what a file is by its first bytes: "a PNG picture", "plain text", …"""
     check_file(path)
     with path.open("rb") as file:
-        return _kind_of(file.read(_HEAD_BYTES)) or "plain text"
+        return _kind_of(file.read(_HEAD_BYTES))
 
 
-def _kind_of(head: bytes) -> str | None:
-    """Names what begins with these bytes, `None` for what may be plain text."""
-    if head.removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith(_WEB_PAGES):
-        return "a web page"
+def _kind_of(head: bytes) -> str:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
         is_text = True
     except UnicodeDecodeError:
         is_text = False
     if is_text and b"\t" in head.partition(b"\n")[0]:
-        return None  # a row whose id happens to begin like one of these, and whose caption may hold a NUL
-    for magic, kind in _MAGICS:
+        return "plain text"  # a row whose id may begin like one of these, and whose caption may hold a NUL
+    for magic, kind in _MAGICS.items():
         if head.startswith(magic):
             return kind
     if head[257:].startswith(b"ustar"):
         return "a tar archive"
-    return "a binary file" if b"\0" in head and not is_text else None
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "a web page"
+    return "a binary file" if b"\0" in head and not is_text else "plain text"
 
 
 def hash_of_file(path: Path) -> str:
-    """
-    SHA-256 of a file's content, in hexadecimal.
-
-    Raises:
-        ValueError: If there is no such file.
-    """
+    """SHA-256 of a file's content, in hexadecimal."""
     check_file(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,7 @@ from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from .arguments import DataArguments, PainterTrainingArguments
 from .order import read_batches
-from .painter_rows import CaptionedTokens, CaptionedPictures, StreamedPictures, collate_rows
+from .painter_rows import CaptionedPictures, CaptionedTokens, StreamedPictures, collate_rows
 from .rows import encode_together, find_training_source, load_training_rows, load_validation_rows, open_stream
 from .run import TrainingRun
 from .samples import draw_samples
