@@ -46,5 +46,5 @@ register_push_to_hub()
 
 def __getattr__(name: str) -> Any:
     if name == "PaiPainterPipeline":
-        return importlib.import_module(".pipeline_pai_painter", __name__).PaiPainterPipeline
+        return importlib.import_module(".model.pipeline_pai_painter", __name__).PaiPainterPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -42,10 +42,11 @@ def id_of(value: Any, default: str) -> str:
     """The id in a cell, or the default if there is none."""
     if not isinstance(value, (str, int, float, NoneType)) or isinstance(value, bool):
         raise ValueError(f"The id is neither text nor a number, but {type(value).__name__}.")
-    idx = default if value is None or value == "" else str(value)
-    if _BROKEN.search(idx):
+    if value is None or value == "":
+        return _BROKEN.sub("?", default)
+    if isinstance(value, str) and _BROKEN.search(value):
         raise ValueError("The id holds bytes that are not UTF-8.")
-    return idx
+    return str(value)
 
 
 def captions_of(value: Any, separator: str | None) -> list[str]:

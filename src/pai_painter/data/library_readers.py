@@ -3,6 +3,8 @@
 
 import glob
 import os
+import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,10 @@ from .table_files import kind_of_file
 
 __all__ = ["FAILURES", "NamedDataset", "check_archive", "check_parquet", "in_short", "read_archive", "read_parquet"]
 
-FAILURES = (OSError, RuntimeError, ValueError, TypeError, pyarrow.ArrowException, datasets.exceptions.DatasetsError)
+FAILURES = (
+    *(OSError, RuntimeError, ValueError, TypeError, EOFError, zlib.error, tarfile.TarError, pyarrow.ArrowException),
+    datasets.exceptions.DatasetsError,
+)
 
 _BATCH, _BATCH_BYTES = 16, 256 * 1024 * 1024  # rows held at a time: pictures are large
 

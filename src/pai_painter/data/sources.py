@@ -136,7 +136,7 @@ class DataSource:
         part, cells, reason = record["part"], record["cells"], record["reason"]
         row = {"idx": None, "captions": [], "picture": None, "part": part, "line": record["line"], "reason": reason}
         try:
-            if reason is None or self.columns.idx in cells:
+            if reason is None or self.columns.idx in cells or self.kind == "folder":
                 row["idx"] = id_of(cells.get(self.columns.idx), self._own_id(part, record["line"], cells))
             if reason is None:
                 if self.kind == "folder":
