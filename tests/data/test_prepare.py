@@ -308,7 +308,7 @@ def test_no_disk_space(table, format, tmp_path) -> None:
     def work(limit: int) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        with pytest.raises(OSError, match="can't be written to|File too large") as full:
+        with pytest.raises(OSError, match=r"can't be written to|File too large") as full:
             prepare(table, tmp_path / "out", format=format, shard_size=3)
         assert full.value.errno == errno.EFBIG
 
