@@ -29,11 +29,7 @@ __all__ = ["EncodedPicture", "PictureVQGAN", "decoded_names", "read_image_tokens
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """
-    Args:
-        file (`str`): The name of the picture that was encoded.
-        image_tokens (`list[int]`): Its image tokens in raster order.
-    """
+    """The name of a picture's file, and its image tokens in raster order."""
 
     file: str
     image_tokens: list[int]
@@ -47,13 +43,7 @@ class PictureVQGAN:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike, revision: str = "main") -> "PictureVQGAN":
-        """
-        Loads the VQGAN alone from a painter's folder or Hub repository.
-
-        Raises:
-            OSError: if there is no such folder or repository.
-            ValueError: if it isn't a painter's, or if the weights don't fit.
-        """
+        """Loads the VQGAN alone from a painter's folder or Hub repository."""
         folder = read_painter_folder(os.fspath(name_or_path), revision=revision)
         processor = load_processor(folder)  # the base's, if it is an adapter's folder
         with naming_damaged_weights(folder.name):
@@ -66,11 +56,7 @@ class PictureVQGAN:
     def encode(self, path: Path) -> tuple[EncodedPicture, float]:
         """
         The image tokens of a picture, and what they lose: the PSNR in decibels between the square that was encoded and
-        what the tokens decode to, both in 8 bits.
-
-        Raises:
-            OSError: if the file can't be read.
-            ValueError: if it isn't a picture.
+        what the tokens decode to, both in 8 bits. A `ValueError` says why a file isn't a picture.
         """
         if not path.is_file() and path.exists():
             raise ValueError(f"{path} is not a picture file.")
@@ -95,25 +81,13 @@ class PictureVQGAN:
 
 
 def write_image_tokens(pictures: list[EncodedPicture], path: Path, force: bool = False) -> None:
-    """
-    Writes a file of image tokens, one picture per line.
-
-    Raises:
-        FileExistsError: if the file is there, unless `force`.
-        OSError: if it can't be written.
-    """
+    """Writes a file of image tokens, one picture per line; a `FileExistsError` if it is there, unless `force`."""
     rows = ",\n".join(json.dumps(vars(picture), ensure_ascii=False) for picture in pictures)
     write_atomically(path, lambda file: file.write(f"[\n{rows}\n]\n".encode()), force)
 
 
 def read_image_tokens(path: Path, config: PaiPainterVQConfig) -> list[EncodedPicture]:
-    """
-    Reads a file of image tokens, with distrust.
-
-    Raises:
-        OSError: if the file can't be read.
-        ValueError: if it isn't such a list, or if the tokens don't fit this VQGAN.
-    """
+    """Reads a file of image tokens; a `ValueError` if it isn't one, or if the tokens don't fit this VQGAN."""
     try:
         rows = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

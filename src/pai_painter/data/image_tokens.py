@@ -44,9 +44,7 @@ class ImageTokenCache:
 
     Args:
         rows: from [`~pai_painter.data.row_cache.load_rows`].
-        vqgan: encodes, on the device where it is.
-        processor: prepares the pictures.
-        variants: image tokens of each row: of the picture itself and of changed copies; 1 for the pictures as they are.
+        variants: lists of image tokens per row: of the picture itself and of changed copies.
         augmentation: how the copies are changed; needed for more than one variant.
         cache_dir: where the table is kept; the datasets library's cache by default.
     """

@@ -75,21 +75,16 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     Reads a picture file of a stranger.
 
-    Only the formats of [`PICTURE_FORMATS`] are tried (Pillow would also start Ghostscript for EPS), a picture
-    that was cut off is an error, and so is one that is too large, before it is unpacked. Of an animation, the
-    first frame is taken. Broken metadata is no error. See [`~image_processing_pai_painter.to_rgb`] for rotation,
+    Only the formats of [`PICTURE_FORMATS`] are tried (Pillow would also start Ghostscript for EPS). Of an animation,
+    the first frame is taken. Broken metadata is no error. See [`~image_processing_pai_painter.to_rgb`] for rotation,
     colour profiles, transparency, 16 bits and CMYK.
-
-    Args:
-        data (`bytes`): The file's content.
-        max_pixels (`int`, *optional*, defaults to 67108864): The largest width x height to unpack.
 
     Returns:
         `PIL.Image.Image`: The upright, opaque picture in sRGB.
 
     Raises:
-        BadPicture: If the file has another format, is damaged or cut off, has too many pixels, or is of a kind that
-            Pillow can't read.
+        BadPicture: If the file has another format, is damaged or cut off, is too large, or is of a kind that Pillow
+            can't read.
     """
     if not data:
         raise BadPicture("The picture is empty.")
@@ -108,11 +103,7 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def picture_format(data: bytes) -> str | None:
-    """
-    The format of a picture file by its first bytes, one of [`PICTURE_FORMATS`] or `None`.
-
-    A JPEG with further pictures in it, which Pillow calls MPO, is a JPEG.
-    """
+    """By its first bytes, one of [`PICTURE_FORMATS`] or `None`. A JPEG with more pictures in it (MPO) is a JPEG."""
     Image.init()
     accepts = {name: Image.OPEN[name][1] for name in PICTURE_FORMATS}
     return next((name for name, accept in accepts.items() if accept is not None and accept(data[:16])), None)

@@ -64,12 +64,8 @@ class PrepareOptions:
 @dataclass(frozen=True)
 class Prepared:
     """
-    Args:
-        shards (`list[Path]`): The files.
-        rows (`int`): Rows in them.
-        rejected (`int`): Rows that can't be used, listed in `rejected_file`.
-        rejected_file (`Path`, *optional*): Where.
-        joined_lines (`int`): Rows in whose captions line breaks and tabs became spaces.
+    The shards and how many rows are in them, how many rows can't be used and where they are listed, and in how many
+    captions line breaks and tabs became spaces.
     """
 
     shards: list[Path]
@@ -97,14 +93,10 @@ def prepare_rows(
     was stopped and resumed. The checked rows are kept in the cache that training uses, too.
 
     Args:
-        source (`DataSource`): See [`~data.sources.find_source`].
         output (`Path`): A new folder, or one in which the same work was begun.
-        options ([`PrepareOptions`]): What the shards are like.
-        workers (`int`, *optional*, defaults to 1): Processes that open pictures.
-        max_bad_rows (`int`, *optional*, defaults to 100): More unusable rows than this are an error.
+        workers, max_bad_rows, cache_dir: See [`~data.row_cache.load_rows`].
         force (`bool`, *optional*, defaults to `False`):
             Begin again if the folder holds other shards. Only the files that their manifest names are removed.
-        cache_dir: where checked rows are kept; see [`~data.row_cache.load_rows`].
         progress (`Callable`, *optional*): Called with the number of rows written so far.
 
     Raises:
@@ -138,8 +130,8 @@ def prepare_rows(
 
 def _begin(output: Path, force: bool) -> dict[str, Any]:
     """
-    The manifest of what is in the folder. Only files that it names are ours: it is there before any of them, and a
-    shard of the same run counts as soon as it has its name.
+    The manifest of what is in the folder. Only files that it names are ours: it is there before any of them. A shard
+    gets its name when it is whole, and counts if it is of the same run.
     """
     path = output / _MANIFEST
     if path.exists():

@@ -22,14 +22,8 @@ __all__ = ["PictureStream", "StreamedRow", "list_of_process"]
 @dataclass(frozen=True, slots=True)
 class StreamedRow:
     """
-    A checked row.
-
-    Attributes:
-        idx (`str`): Its id.
-        captions (`list[str]`): One caption or several.
-        picture (`PIL.Image.Image`): The picture, upright and opaque, in RGB.
-        epoch (`int`): The epoch it belongs to, from 0.
-        position (`int`): How many rows of this process's share of the epoch have been read with it, bad ones included.
+    A checked row, its epoch (from 0), and its `position`: how many rows of this process's share of the epoch have been
+    read with it, bad ones included.
     """
 
     idx: str
@@ -53,17 +47,10 @@ class PictureStream(IterableDataset[StreamedRow]):
     `state_dict` of the library loses the rows in its shuffle buffer.
 
     Args:
-        source: from [`~pai_painter.data.sources.find_source`].
-        seed: fixes the order.
         shuffle_buffer: rows, not yet unpacked, that are held to draw from; 1 for the files' order.
         rank, processes: this process and how many there are.
         max_bad_rows: if this process meets more different unusable rows than this, it is an error.
-        rejects:
-            JSON lines file for unusable rows (`file`, `line`, `idx`, `reason`), each once; of another process than the
-            first, `-rank1` and so on is added to its name.
-
-    Raises:
-        ValueError: If a number is out of its range.
+        rejects: JSON lines file for unusable rows, each once; see [`list_of_process`].
     """
 
     def __init__(
@@ -111,9 +98,8 @@ class PictureStream(IterableDataset[StreamedRow]):
                     yield StreamedRow(row["idx"], row["captions"], picture, epoch, position)
             # Of an epoch that was joined in its middle nothing may be left.
             if not usable and not start:
-                raise ValueError(
-                    f"{self.source.name} has no usable row for this process ({rejected.summary()}).{self.source.advice}"
-                )
+                reason = f"no usable row for this process ({rejected.summary()}).{self.source.advice}"
+                raise ValueError(f"{self.source.name} has {reason}")
             start = 0
 
     def _open(self, row: dict[str, Any]) -> Image.Image | None:

@@ -44,13 +44,8 @@ Row = tuple[int, dict[str, Any], str | None]  # line, cells by column, what is w
 
 class BadRow(ValueError):
     """
-    A row that can't be used. Its text is one sentence with file, line and reason.
-
-    Attributes:
-        path (`str`): The file, or the name of the data set.
-        line_number (`int`): The row's line, or its number where rows are no lines, from 1.
-        idx (`str` or `None`): The row's id, if it could be read.
-        reason (`str`): One sentence.
+    A row that can't be used: the file or data set, the line (the number where rows are no lines, from 1), the reason,
+    and the id if it could be read. Its text is one sentence.
     """
 
     def __init__(self, path: str | Path, line_number: int, reason: str, idx: str | None = None) -> None:
