@@ -117,11 +117,12 @@ def prepare_rows(
             starts = range(0, len(rows), options.shard_size)
             shards = [output / f"shard-{number:05d}.{options.format}" for number in range(len(starts))]
             _claim(output, before, {"rows": rows._fingerprint, **asdict(options)}, shards, force)
-            for start, shard in zip(starts, shards, strict=True):
-                stop = min(start + options.shard_size, len(rows))
-                if not shard.exists():
-                    _write_shard(rows.select(range(start, stop)), shard, options, workers)
-                progress(stop)
+            missing = [(start, shard) for start, shard in zip(starts, shards, strict=True) if not shard.exists()]
+            wanted = [row for start, _ in missing for row in range(len(rows))[start : start + options.shard_size]]
+            lines = _shard_rows(rows.select(wanted), options, workers)
+            for start, shard in missing:
+                _write_shard(islice(lines, options.shard_size), shard, options.format)
+                progress(min(start + options.shard_size, len(rows)))
     except Timeout as error:
         raise ValueError(f"Another process is writing to {output}: please wait for it, or stop it.") from error
     rejected = (output / _REJECTED).read_bytes().count(b"\n") if (output / _REJECTED).exists() else 0
@@ -192,11 +193,9 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _write_shard(rows: datasets.Dataset, shard: Path, options: PrepareOptions, workers: int) -> None:
-    lines = _shard_rows(rows, options, workers)
-
+def _write_shard(lines: Iterator[dict[str, Any]], shard: Path, format: str) -> None:
     def write(path: Path) -> None:
-        if options.format == "parquet":
+        if format == "parquet":
             # Pictures are compressed already, and a dictionary of them would only be a copy.
             with ParquetWriter(path, _SCHEMA, compression="none", use_dictionary=False) as table:
                 for group in iter(lambda: list(islice(lines, _ROW_GROUP)), []):
@@ -211,19 +210,17 @@ def _write_shard(rows: datasets.Dataset, shard: Path, options: PrepareOptions, w
 
 
 def _shard_rows(rows: datasets.Dataset, options: PrepareOptions, workers: int) -> Iterator[dict[str, Any]]:
-    for row in mapped(_Shrink(options.size), rows, workers):
+    for row in rows if options.size is None else mapped(_Shrink(options.size), rows, workers):
         text = _LINE_BREAK.sub(" ", (options.caption_separator or "").join(row["captions"]))
         yield {"idx": _LINE_BREAK.sub(" ", row["idx"]), "text": text, "image": {"bytes": row["picture"], "path": None}}
 
 
 class _Shrink:
-    def __init__(self, size: int | None) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row, with a smaller picture if its shorter side has more than `size` pixels."""
-        if self.size is None:
-            return row
         picture = open_picture(row["picture"])
         shorter = min(picture.size)
         if shorter <= self.size:
