@@ -135,6 +135,8 @@ def _begin(output: Path, force: bool) -> dict[str, Any]:
     gets its name when it is whole, and counts if it is of the same run.
     """
     path = output / _MANIFEST
+    for partial in (*output.glob(".shard-*.partial"), *output.glob(f".{_MANIFEST}.partial")):
+        partial.unlink()
     if path.exists():
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -152,8 +154,6 @@ def _begin(output: Path, force: bool) -> dict[str, Any]:
             )
         manifest = {"layout": _LAYOUT, "run": None, "shards": []}
         _write_manifest(output, manifest)
-    for partial in output.glob(".shard-*.partial"):
-        partial.unlink()
     return manifest
 
 

@@ -3,12 +3,12 @@
 
 import itertools
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -22,8 +22,8 @@ __all__ = ["PictureStream", "StreamedRow", "list_of_process"]
 @dataclass(frozen=True, slots=True)
 class StreamedRow:
     """
-    A checked row, its epoch (from 0), and its `position`: how many rows of this process's share of the epoch have been
-    read with it, bad ones included.
+    A checked row, its epoch (from 0), and its `position`: how many rows of the epoch lie behind it, itself and the other
+    processes' included.
     """
 
     idx: str
@@ -42,9 +42,10 @@ class PictureStream(IterableDataset[StreamedRow]):
     """
     The rows of a source without end, shuffled anew in every epoch. Nothing is kept on the disk.
 
-    The datasets library shuffles the files and a buffer of rows, as a function of the seed and the epoch alone, and
-    gives each process its share. To resume, the rows before are read again, but their pictures are not opened: the
-    `state_dict` of the library loses the rows in its shuffle buffer.
+    The order is a function of the seed and the epoch alone: the files in random order, and a buffer of rows out of
+    which each next one is drawn. Of that order each process takes every `processes`-th row. To resume, the rows before
+    are read again, but their pictures are not opened. The datasets library's own shuffle can't be resumed: its
+    `state_dict` loses the rows in the buffer, and its order depends on the number of workers and on its version.
 
     Args:
         shuffle_buffer: rows, not yet unpacked, that are held to draw from; 1 for the files' order.
@@ -66,11 +67,8 @@ class PictureStream(IterableDataset[StreamedRow]):
         super().__init__()
         if shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer is {shuffle_buffer}, but at least one row must be held.")
-        self.source, self.max_bad_rows = source, max_bad_rows
-        rows = source.records()
-        if shuffle_buffer > 1:
-            rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer)
-        self.share = split_dataset_by_node(rows, rank, processes)
+        self.source, self.seed, self.shuffle_buffer = source, seed, shuffle_buffer
+        self.rank, self.processes, self.max_bad_rows = rank, processes, max_bad_rows
         self.rejects = None if rejects is None else list_of_process(Path(rejects), rank)
         self._epoch = self._position = 0
 
@@ -86,21 +84,44 @@ class PictureStream(IterableDataset[StreamedRow]):
         start = self._position
         for epoch in itertools.count(self._epoch):
             usable = 0
-            self.share.set_epoch(epoch)
-            rows = self.share.skip(start) if start else self.share
-            for position, record in enumerate(rows, start + 1):
+            for position, record in enumerate(self._shuffled(epoch)):
+                if position < start or position % self.processes != self.rank:
+                    continue
                 row = self.source.read(record)
                 picture = self._open(row)
                 if picture is None:
                     rejected.add(self.source.bad_row(row))
                 else:
                     usable += 1
-                    yield StreamedRow(row["idx"], row["captions"], picture, epoch, position)
+                    yield StreamedRow(row["idx"], row["captions"], picture, epoch, position + 1)
             # Of an epoch that was joined in its middle nothing may be left.
             if not usable and not start:
                 reason = f"no usable row for this process ({rejected.summary()}).{self.source.advice}"
                 raise ValueError(f"{self.source.name} has {reason}")
             start = 0
+
+    def _shuffled(self, epoch: int) -> Iterator[dict[str, Any]]:
+        """
+        All records of an epoch.
+
+        Of Python's generators only the sequence of `random()` is promised never to change, so all is made of that.
+        """
+        draw = random.Random(f"{self.seed} {epoch}").random
+        if self.shuffle_buffer == 1:
+            yield from self.source.records()
+            return
+        buffer: list[dict[str, Any]] = []
+        for record in self.source.records(sorted(range(len(self.source.parts)), key=lambda part: draw())):
+            if len(buffer) < self.shuffle_buffer:
+                buffer.append(record)
+                continue
+            place = int(draw() * len(buffer))
+            drawn, buffer[place] = buffer[place], record
+            yield drawn
+        while buffer:
+            place = int(draw() * len(buffer))
+            buffer[place], buffer[-1] = buffer[-1], buffer[place]
+            yield buffer.pop()
 
     def _open(self, row: dict[str, Any]) -> Image.Image | None:
         if row["reason"] is None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -83,9 +83,9 @@ class DataSource:
     @property
     def advice(self) -> str:
         """What may help if no row or few can be used."""
-        return (
-            "" if self.schema is None else f" Is `input_schema` ({','.join(self.schema.columns)}) its columns' order?"
-        )
+        if self.schema is None:
+            return ""
+        return f" Please check `input_schema` ({','.join(self.schema.columns)})."
 
     @property
     def options(self) -> list[Any]:
@@ -126,10 +126,11 @@ class DataSource:
         parts = list(range(len(self.parts)))
         return datasets.IterableDataset.from_generator(_rows, FEATURES, {"source": self, "parts": parts})
 
-    def records(self) -> datasets.IterableDataset:
-        """The rows as they stand in their files, for [`read`]: to skip one costs little."""
-        parts = list(range(len(self.parts)))
-        return datasets.IterableDataset.from_generator(_records, gen_kwargs={"source": self, "parts": parts})
+    def records(self, parts: Iterable[int] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of some parts, or of all, as they stand in their files, for [`read`]: to skip one costs little."""
+        for part in range(len(self.parts)) if parts is None else parts:
+            for line, cells, reason in _read_part(self, part):
+                yield {"part": part, "line": line, "cells": cells, "reason": reason}
 
     def read(self, record: dict[str, Any]) -> dict[str, Any]:
         """A record as a row of `FEATURES`; what is wrong with it is its `reason`."""
@@ -186,13 +187,7 @@ def _text_of(folder: Path, picture: str) -> str:
 
 
 def _rows(source: DataSource, parts: list[int]) -> Iterator[dict[str, Any]]:
-    yield from map(source.read, _records(source, parts))
-
-
-def _records(source: DataSource, parts: list[int]) -> Iterator[dict[str, Any]]:
-    for part in parts:
-        for line, cells, reason in _read_part(source, part):
-            yield {"part": part, "line": line, "cells": cells, "reason": reason}
+    yield from map(source.read, source.records(parts))
 
 
 def _read_part(source: DataSource, part: int) -> Iterator[tuple[int, dict[str, Any], str | None]]:
