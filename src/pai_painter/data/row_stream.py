@@ -22,8 +22,8 @@ __all__ = ["PictureStream", "StreamedRow", "list_of_process"]
 @dataclass(frozen=True, slots=True)
 class StreamedRow:
     """
-    A checked row, its epoch (from 0), and its `position`: how many rows of the epoch lie behind it, itself and the other
-    processes' included.
+    A checked row, its epoch (from 0), and its `position`: how many rows of the epoch lie behind it, itself and the
+    other processes' included.
     """
 
     idx: str

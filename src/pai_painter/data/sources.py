@@ -113,12 +113,14 @@ class DataSource:
         digest = hashlib.sha256()
         for row in map(self.read, self.records()):
             picture = hashlib.sha256(row["picture"] or b"").hexdigest()
-            digest.update(json.dumps([row["idx"], row["captions"], picture, row["reason"]]).encode())
+            digest.update(json.dumps([row["line"], row["idx"], row["captions"], picture, row["reason"]]).encode())
         return digest.hexdigest()
 
     def stamp(self) -> list[Any]:
         """What changes when somebody writes to a file, for data that is too large to be read just for a hash."""
-        found = [(Path(part).name, os.stat(part) if os.path.exists(part) else None) for part in self.parts]
+        roots = [str(self.named.folder)] if self.named is not None and self.named.folder is not None else self.parts
+        files = [path for root in map(Path, roots) for path in (sorted(root.rglob("*")) if root.is_dir() else [root])]
+        found = [(path.name, path.stat() if path.exists() else None) for path in files]
         return [[name, status and (status.st_size, status.st_mtime_ns)] for name, status in found]
 
     def rows(self) -> datasets.IterableDataset:
