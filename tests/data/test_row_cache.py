@@ -122,7 +122,7 @@ def test_a_killed_build_and_two_at_once(table: Callable, load: Callable, tmp_pat
     killed.start()
     killed.join(60)
     assert killed.exitcode == -9
-    assert list(folder.glob("*.partial"))
+    assert list(folder.glob(".*.partial"))
     assert not list(folder.glob("*.arrow"))
     notes = [tmp_path / f"note-{number}" for number in range(2)]
     runs = [fork.Process(target=load_in_a_child, args=(path, tmp_path / "cache", note, False)) for note in notes]
@@ -132,7 +132,7 @@ def test_a_killed_build_and_two_at_once(table: Callable, load: Callable, tmp_pat
         run.join(60)
     assert [note.read_text() for note in notes] == ["20", "20"]
     assert len(list(folder.glob("*.arrow"))) == 1
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*.partial"))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "head"])

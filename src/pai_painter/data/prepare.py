@@ -19,7 +19,7 @@ from PIL import Image
 from pyarrow.parquet import ParquetWriter
 
 from .open_picture import open_picture, picture_format
-from .row_cache import load_rows, mapped
+from .row_cache import load_rows, mapped, write_whole
 from .sources import DataSource
 
 __all__ = ["PrepareOptions", "Prepared", "prepare_rows"]
@@ -112,11 +112,14 @@ def prepare_rows(
     try:
         with FileLock(output / ".lock", timeout=0):
             before = _begin(output, force)
+            _check_same(output, before, asdict(options), force)
             rows = load_rows(source, max_bad_rows, cache_dir, output / _REJECTED, workers)
             joined = _check_captions(rows, options.caption_separator)
             starts = range(0, len(rows), options.shard_size)
             shards = [output / f"shard-{number:05d}.{options.format}" for number in range(len(starts))]
-            _claim(output, before, {"rows": rows._fingerprint, **asdict(options)}, shards, force)
+            run = {"rows": rows._fingerprint, **asdict(options)}
+            _check_same(output, before, run, force)
+            _claim(output, before, run, shards, force)
             missing = [(start, shard) for start, shard in zip(starts, shards, strict=True) if not shard.exists()]
             wanted = [row for start, _ in missing for row in range(len(rows))[start : start + options.shard_size]]
             lines = _shard_rows(rows.select(wanted), options, workers)
@@ -157,14 +160,17 @@ def _begin(output: Path, force: bool) -> dict[str, Any]:
     return manifest
 
 
-def _claim(output: Path, before: dict[str, Any], run: dict[str, Any], shards: list[Path], force: bool) -> None:
-    """Makes the folder that of this run, with the names that its shards will have."""
+def _check_same(output: Path, before: dict[str, Any], run: dict[str, Any], force: bool) -> None:
     for name in run:
         if before["run"] and before["run"].get(name) != run[name] and not force:
             raise ValueError(
                 f"{output} holds shards of another source or other options ({name} {before['run'].get(name)!s:.12} "
                 f"instead of {run[name]!s:.12}): please name a new folder, or give --force to begin again."
             )
+
+
+def _claim(output: Path, before: dict[str, Any], run: dict[str, Any], shards: list[Path], force: bool) -> None:
+    """Makes the folder that of this run, with the names that its shards will have."""
     if force or not before["run"]:
         for name in before["shards"]:
             (output / name).unlink(missing_ok=True)
@@ -176,21 +182,7 @@ def _claim(output: Path, before: dict[str, Any], run: dict[str, Any], shards: li
 
 def _write_manifest(output: Path, manifest: dict[str, Any]) -> None:
     text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
-    _write_whole(output / _MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` write under another name, and renames it when it is on the disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(error.errno, f"{path.parent} can't be written to ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(output / _MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _write_shard(lines: Iterator[dict[str, Any]], shard: Path, format: str) -> None:
@@ -206,7 +198,7 @@ def _write_shard(lines: Iterator[dict[str, Any]], shard: Path, format: str) -> N
                 picture = base64.b64encode(row["image"]["bytes"]).decode("ascii")
                 file.write(f"{row['idx']}\t{row['text']}\t{picture}\n".encode())
 
-    _write_whole(shard, write)
+    write_whole(shard, write)
 
 
 def _shard_rows(rows: datasets.Dataset, options: PrepareOptions, workers: int) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ from .open_picture import BadPicture, open_picture
 from .sources import FEATURES, DataSource
 from .table_files import BadRow, hash_of_file
 
-__all__ = ["PictureRows", "cached_table", "load_rows", "mapped"]
+__all__ = ["PictureRows", "cached_table", "load_rows", "mapped", "write_whole"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def cached_table(path: Path, write: Callable[[Path], None], checksum: bool = Fal
     `checksum`, the whole table is read to notice every changed byte.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, digest = path.with_suffix(".partial"), path.with_suffix(".sha256")
+    digest = path.with_suffix(".sha256")
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
             try:
@@ -111,14 +111,26 @@ def cached_table(path: Path, write: Callable[[Path], None], checksum: bool = Fal
                 return _open_table(path)
             except (pyarrow.ArrowException, OSError, ValueError) as error:
                 logger.warning("The cache %s is damaged (%s) and is made anew.", path, error)
-        try:
-            write(partial)
-            if checksum:
-                digest.write_text(hash_of_file(partial))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, write)
+        if checksum:
+            digest.write_text(hash_of_file(path))
     return _open_table(path)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` write under another name, and renames it when it is on the disk; an `OSError` names the folder."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno is None:  # not the system's, but a killed worker
+            raise
+        raise OSError(error.errno, f"{path.parent} can't be written to ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _open_table(path: Path) -> datasets.Dataset:
