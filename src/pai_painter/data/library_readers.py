@@ -151,8 +151,11 @@ class NamedDataset:
 
     def _check_files(self, data_files: Any) -> None:
         """A folder's card may name any file; pictures are looked at when they are read."""
-        for path in (str(path) for files in (data_files or {}).values() for path in files if self.folder is not None):
-            inside = any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes_of(Path(self.folder)))
+        if self.folder is None:
+            return
+        homes = homes_of(self.folder)
+        for path in (str(path) for files in (data_files or {}).values() for path in files):
+            inside = any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes)
             if not inside and not path.lower().endswith(PICTURE_SUFFIXES):
                 raise ValueError(f"its card or a link names {path!r}, which lies outside of the folder.")
 

@@ -113,7 +113,8 @@ def prepare_rows(
         with FileLock(output / ".lock", timeout=0):
             before = _begin(output, force)
             _check_same(output, before, asdict(options), force)
-            rows = load_rows(source, max_bad_rows, cache_dir, output / _REJECTED, workers)
+            listed = output / _REJECTED if force or not before["run"] else None  # else it is there
+            rows = load_rows(source, max_bad_rows, cache_dir, listed, workers)
             joined = _check_captions(rows, options.caption_separator)
             starts = range(0, len(rows), options.shard_size)
             shards = [output / f"shard-{number:05d}.{options.format}" for number in range(len(starts))]

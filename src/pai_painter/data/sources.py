@@ -158,11 +158,9 @@ class DataSource:
     def _own_id(self, part: int, line: int, cells: dict[str, Any]) -> str:
         """The id of a row without one: its picture's path or its number, unlike any in the source's other parts."""
         cell, column = cells.get(self.images[part]), self.images[part]
-        if self.kind == "folder":
-            own = cells[PATH_COLUMN]
-        else:
-            has_path = self.kind == "table" and isinstance(cell, str) and cell.strip() and not is_base64(cell, column)
-            own = cell.strip() if has_path else str(line)
+        own = cells[PATH_COLUMN] if self.kind == "folder" else str(line)
+        if self.kind == "table" and isinstance(cell, str) and cell.strip() and not is_base64(cell.strip(), column):
+            own = cell.strip()
         return own if len(self.parts) == 1 else f"{part + 1}-{own}"
 
     def _picture(self, part: int, cells: dict[str, Any]) -> bytes:
