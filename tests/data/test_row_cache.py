@@ -70,7 +70,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def test_content(table: Callable, load: Callable) -> None:
+    state = torch.get_rng_state()
     rows = load(table(line("003", "红苹果|苹果", 10), line("NA", "null\0\x1b[0m", 20)), caption_separator="|")
+    assert torch.equal(torch.get_rng_state(), state)  # what is trained doesn't depend on whether the cache was there
     assert rows.column_names == ["idx", "captions", "picture"]
     assert rows[0] == {"idx": "003", "captions": ["红苹果", "苹果"], "picture": picture(10)}
     assert rows[1] == {"idx": "NA", "captions": ["null\0\x1b[0m"], "picture": picture(20)}

@@ -148,11 +148,11 @@ def mapped(function: Callable[[Any], Any], rows: Iterable[Any], workers: int) ->
     Raises:
         ChildProcessError: if a process was killed.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"generator": torch.Generator()}  # a loader's draw would change torch's global state
     if workers > 1:
         # Forking this process could copy a lock that another thread holds; a fork server has no other thread.
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        options = {"num_workers": workers, "prefetch_factor": 8, "multiprocessing_context": method}
+        options |= {"num_workers": workers, "prefetch_factor": 8, "multiprocessing_context": method}
     # The rows themselves are what the sampler draws, so that they are read here and in their order.
     loader = DataLoader(_Results(function), batch_size=None, sampler=rows, collate_fn=_as_it_is, **options)
     try:
