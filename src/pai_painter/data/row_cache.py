@@ -111,9 +111,13 @@ def cached_table(path: Path, write: Callable[[Path], None], checksum: bool = Fal
                 return _open_table(path)
             except (pyarrow.ArrowException, OSError, ValueError) as error:
                 logger.warning("The cache %s is damaged (%s) and is made anew.", path, error)
-        write_whole(path, write)
-        if checksum:
-            digest.write_text(hash_of_file(path))
+
+        def write_with_checksum(partial: Path) -> None:
+            write(partial)
+            if checksum:
+                digest.write_text(hash_of_file(partial))
+
+        write_whole(path, write_with_checksum)
     return _open_table(path)
 
 
