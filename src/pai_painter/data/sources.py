@@ -30,7 +30,7 @@ from .library_readers import (
     read_parquet,
 )
 from .open_picture import BadPicture
-from .table_files import BadRow, Schema, check_file, columns_of, hash_of_file, open_lines, read_table
+from .table_files import BadRow, Schema, check_file, columns_of, hash_of_file, open_lines, printable, read_table
 
 __all__ = ["FEATURES", "DataSource", "find_source"]
 
@@ -303,13 +303,14 @@ def _check_head(source: DataSource, part: int, path: Path) -> None:
 def _check_folder(folder: Path) -> None:
     rows, others = list_folder(folder)
     if not any((folder / name).with_suffix(".txt").exists() for name, _ in rows):
-        listed = ", ".join([*(name for name, _ in rows), *others][:5]) or "nothing"
+        listed = printable(", ".join([*(name for name, _ in rows), *others][:5])) or "nothing"
         raise ValueError(
             f"{folder} is a folder without {' or '.join(_TABLES)}, and none of its pictures has a .txt file of the "
             f"same name (it holds {listed}): please name its files, or give it as `dataset_name`."
         )
     if others:
-        logger.warning("Neither pictures nor their texts, and left out: %s of %s.", ", ".join(others[:5]), folder)
+        shown = printable(", ".join(others[:5])) + (", …" if len(others) > 5 else "")
+        logger.warning("Neither pictures nor their texts, and left out: %s of %s.", shown, folder)
 
 
 def _find_files(name: str) -> list[Path]:

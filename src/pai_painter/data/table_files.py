@@ -50,7 +50,7 @@ class BadRow(ValueError):
 
     def __init__(self, path: str | Path, line_number: int, reason: str, idx: str | None = None) -> None:
         reason = printable(reason)
-        super().__init__(f"{path}, line {line_number}: {reason}")
+        super().__init__(printable(f"{path}, line {line_number}: {reason}"))
         self.path, self.line_number, self.idx, self.reason = str(path), line_number, idx, reason
 
     def as_json(self) -> str:
