@@ -146,7 +146,8 @@ def _begin(output: Path, force: bool) -> dict[str, Any]:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["layout"] != _LAYOUT or not all(re.fullmatch(r"shard-\d+\.\w+", n) for n in manifest["shards"]):
                 raise ValueError("it is of another program or version")
-            manifest["run"]
+            if not isinstance(manifest["run"], dict | None):
+                raise TypeError("it has no run")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no manifest of these shards ({error}): please name a new folder.") from error
     else:
