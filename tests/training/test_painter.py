@@ -20,12 +20,12 @@ from pai_painter import (
     PaiPainterPipeline,
     PaiPainterProcessor,
     PaiPainterVQModel,
-    modeling_pai_painter,
 )
 from pai_painter.data.augment import Augmentation
 from pai_painter.data.image_tokens import ImageTokenCache
 from pai_painter.data.row_cache import load_rows
 from pai_painter.data.sources import find_source
+from pai_painter.model import modeling_pai_painter
 from pai_painter.training.arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
 from pai_painter.training.objective import PainterObjective
 from pai_painter.training.painter import main, train_painter
