@@ -75,7 +75,7 @@ def step_bytes(config: PaiPainterConfig, speed: PaintingSpeed, rows: int) -> int
     ]
     matrices = sum(each.numel() for each in weights if each.ndim == 2)
     vectors = sum(each.numel() for each in weights if each.ndim == 1)
-    int8 = rows * (1 + speed.guess_ahead if rows == 1 else 1) <= speed.int8_rows
+    int8 = rows * (1 + speed.num_draft_tokens if rows == 1 else 1) <= speed.int8_rows
     other_size = torch.float32.itemsize if int8 or speed.dtype is None else speed.dtype.itemsize
     if int8:  # a scale for each output of a product
         vectors += sum(len(each) for each in weights if each.ndim == 2)

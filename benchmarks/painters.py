@@ -11,11 +11,7 @@ import torch
 from steps import StepSettings, build_painter, build_processor, made_up_caption
 
 from pai_painter import PaiPainterForImageGeneration, PaiPainterPipeline, PaiPainterProcessor
-from pai_painter.batch.batches import ShardPainter
-from pai_painter.batch.captions import CaptionRow
-from pai_painter.batch.pictures import PictureEncoder
-from pai_painter.batch.plan import Plan
-from pai_painter.imaging.painting import PaintingOptions
+from pai_painter.batch.paint_captions import PaintCaptions, PredictOptions
 from pai_painter.model.sampling_pai_painter import warp_logits
 
 __all__ = ["OurPainter", "PainterSettings", "PublishedPainter", "build_part_of_painting", "prefix_weights"]
@@ -52,16 +48,13 @@ class OurPainter:
     """`pai-painter predict` from the rows of a shard to the files' bytes."""
 
     def __init__(self, pipe: PaiPainterPipeline, batch_size: int, top_k: int | None = None):
-        options = PaintingOptions.for_model(pipe, top_k=top_k)
-        plan = Plan(rows=batch_size, shard_size=batch_size, num_images=1)
-        self.batch_size = batch_size
-        self.painter = ShardPainter(pipe, plan, options, 0, PictureEncoder("png", options, "benchmark"))
+        options = PredictOptions(batch_size=batch_size, top_k=top_k)
+        self.painter = PaintCaptions(pipe, options, model_name="benchmark")
 
     def paint(self, captions: list[str]) -> list[bytes]:
         """A PNG for each caption of a batch."""
-        rows = [CaptionRow(line, str(line), caption) for line, caption in enumerate(captions, 1)]
-        painted = self.painter.paint(0, rows, self.batch_size, lambda added: None)
-        return [row.pictures[0].data for row in painted]
+        rows = [(str(line), caption) for line, caption in enumerate(captions, 1)]
+        return [pictures[0].png for pictures in self.painter.paint(rows)]
 
 
 class PublishedPainter:

@@ -2,9 +2,10 @@
 """Seconds and memory of prediction without the painting: planning, shards and joining for a million captions."""
 
 import io
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,15 +20,10 @@ from rich.table import Table
 from steps import StepSettings, build_painter, build_processor, made_up_caption
 
 from pai_painter import PaiPainterPipeline
-from pai_painter.batch.batches import ShardPainter
-from pai_painter.batch.captions import CaptionRow, find_captions
-from pai_painter.batch.formats import find_format
-from pai_painter.batch.pictures import PaintedRow, Picture, PictureEncoder
-from pai_painter.batch.plan import Plan, Survey, default_shard_size, row_seed, survey_captions
-from pai_painter.batch.run import Run
-from pai_painter.batch.work import Manifest, Work
-from pai_painter.data.tsv import BadRow
-from pai_painter.imaging.painting import PaintingOptions
+from pai_painter.batch import prediction
+from pai_painter.batch.caption_files import find_captions
+from pai_painter.batch.paint_captions import PaintCaptions, Picture
+from pai_painter.batch.sharding import default_shard_size, row_seed, survey_captions
 
 PHASES = ("survey", "shards", "joining")
 # What finding repeated ids may take.
@@ -51,7 +47,8 @@ def main(
 
     Everything else is done as always: captions are read twice, checked and cut into word pieces, repeated ids found,
     shards written, noted, and joined to one TSV. Each number of captions has a process of its own. The run is stopped
-    before its last shard and goes on from there, so that joining is seen by itself.
+    before its last shard and goes on from there, so that joining is seen by itself. Each of these
+    two phases looks at all captions again, as the first one does.
     """
     counts = _numbers("100,1000" if tiny else rows)
     os.environ["OMP_NUM_THREADS"] = "1"  # nothing is computed
@@ -95,27 +92,20 @@ class _Stopped(Exception):
     """Stands for Ctrl-C."""
 
 
-class _WhiteDots(ShardPainter):
+class _WhiteDots(PaintCaptions):
     """Paints nothing: every picture is there already."""
 
-    stop_before: int | None = None
+    shards_left: int | None = None
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def paint(self, rows: Sequence[tuple[str, str] | None]) -> Iterator[list[Picture]]:
+        if _WhiteDots.shards_left is not None:
+            if not _WhiteDots.shards_left:
+                raise _Stopped
+            _WhiteDots.shards_left -= 1
         file = io.BytesIO()
         Image.new("RGB", (1, 1), "white").save(file, "PNG")
-        self.dot = file.getvalue()
-
-    def paint(
-        self, shard: int, rows: Sequence[CaptionRow | BadRow], batch_size: int, progress: Callable[[int], object]
-    ) -> Iterator[PaintedRow]:
-        if shard == self.stop_before:
-            raise _Stopped
-        for place, row in enumerate(rows):
-            if isinstance(row, CaptionRow):
-                picture = Picture(self.dot, row_seed(self.seed, row.idx), 0.0)
-                yield PaintedRow(self.plan.first_row(shard) + place, row.idx, row.text, [picture])
-        progress(len(rows))
+        for row in rows:
+            yield [] if row is None else [Picture(file.getvalue(), row_seed(self.options.seed, row[0]), 0.0)]
 
 
 class PlannedRun:
@@ -128,6 +118,7 @@ class PlannedRun:
         torch.manual_seed(0)
         model = build_painter(StepSettings("tiny")).eval()
         self.pipe = PaiPainterPipeline(model, build_processor(model.config))
+        prediction.PaintCaptions = _WhiteDots
         small = captions.with_name("small.tsv")
         _write_captions(small, _WARM_UP_ROWS)
         self._begin(small)
@@ -137,29 +128,21 @@ class PlannedRun:
 
     def _begin(self, captions: Path) -> None:
         self.captions, self.output = find_captions(captions), captions.with_suffix(".pictures.tsv")
-        self.survey: Survey | None = None
+        self.rows = 0
 
     def __call__(self, phase: str) -> dict[str, int]:
         if phase == "survey":
-            self.survey = survey_captions(self.captions)
-            return {"rows": self.survey.rows}
-        if self.survey is None:
+            self.rows = survey_captions(self.captions).rows
+            return {"rows": self.rows}
+        if not self.rows:
             raise MeasuringFailed("The survey comes first.")
-        plan = Plan(self.survey.rows, default_shard_size(self.survey.rows, _BATCH_SIZE), 1)
-        work = Work(self.output, find_format(self.output, source=self.captions))
-        fixed = {"batch_size": _BATCH_SIZE}
-        manifest = work.begin(Manifest({"rows": self.survey.rows}, fixed, fixed, True), False, [])
-        options = PaintingOptions.for_model(self.pipe)
-        painter = _WhiteDots(self.pipe, plan, options, 0, PictureEncoder("png", options, "benchmark"))
-        rejects = self.output.with_suffix(".rejects.jsonl")
-        run = Run(self.pipe, painter, self.captions, self.survey, plan, work, manifest, rejects, None)
-        if phase == "joining":
-            summary = run.paint(0, 1, progress=False)
-            return {"pictures": summary.pictures, "rejected": summary.rejected}
-        painter.stop_before = plan.num_shards - 1
+        shards = math.ceil(self.rows / default_shard_size(self.rows, _BATCH_SIZE))
+        _WhiteDots.shards_left = None if phase == "joining" else shards - 1
+        options = prediction.PredictOptions(batch_size=_BATCH_SIZE)
         with suppress(_Stopped):
-            run.paint(0, 1, progress=False)
-        return {"shards": plan.num_shards}
+            done = prediction.predict_file(self.pipe, self.captions, self.output, options, progress=False)
+            return {"pictures": done.pictures, "rejected": done.rejected}
+        return {"shards": shards}
 
 
 def _figures(phases: dict[str, Measured]) -> dict[str, Any]:

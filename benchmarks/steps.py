@@ -21,9 +21,9 @@ from pai_painter import (
 )
 from pai_painter.lora import add_lora
 from pai_painter.training.arguments import PainterTrainingArguments
-from pai_painter.training.objective import PainterObjective
 from pai_painter.training.optimizer import build_optimizer
 from pai_painter.training.painter_model import take_vqgan
+from pai_painter.training.painter_objective import PainterObjective
 from pai_painter.training.painter_rows import CaptionedTokens, collate_rows, sequences
 
 __all__ = [

@@ -2,7 +2,7 @@
 """
 A VQGAN of taming-transformers → a folder for `PaiPainterVQModel.from_pretrained`.
 
-    python conversion/from_taming.py last.ckpt VQGAN --config model.yaml
+    python conversion/from_taming.py last.ckpt vqgan --config model.yaml
 """
 
 import argparse

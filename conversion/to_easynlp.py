@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A painter of this program → a folder for EasyNLP.
+A painter of this package → a folder for EasyNLP.
 
     python conversion/to_easynlp.py painter easynlp-model
 """
@@ -9,7 +9,7 @@ import argparse
 
 from pai_painter.convert import convert
 
-parser = argparse.ArgumentParser(description="A painter of this program to a folder for EasyNLP.")
+parser = argparse.ArgumentParser(description="A painter of this package to a folder for EasyNLP.")
 parser.add_argument("source", help="the painter's folder")
 parser.add_argument("output", help="a new folder")
 arguments = parser.parse_args()

@@ -19,7 +19,6 @@ class Reading(Requests):
         rf"GET /api/models/{NAME}/tree/([^/]+)/(.+)": "_subtree",
         rf"POST /api/models/{NAME}/paths-info/([^/]+)": "_paths",
         rf"GET /api/models/{NAME}/refs": "_refs",
-        rf"GET /api/models/{NAME}/discussions": "_discussions",
         rf"(?:GET|HEAD) /{NAME}/resolve/([^/]+)/(.+)": "_resolve",
         r"(?:GET|HEAD) /storage/(\w+)": "_stored",
     }
@@ -71,25 +70,6 @@ class Reading(Requests):
         for tag, oid in repository.tags.items():
             told["tags"].append({"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid})
         self.answer(told)
-
-    def _discussions(self, name: str) -> None:
-        repository = self.repository(name)
-        if repository is None:
-            return
-        told = [
-            {
-                "title": commits[-1].message,
-                "num": int(branch.rsplit("/", 1)[1]),
-                "status": "open",
-                "createdAt": "2026-01-01T00:00:00.000Z",
-                "isPullRequest": True,
-                "repo": {"name": name, "type": "model"},
-                "author": {"name": "somebody"},
-            }
-            for branch, commits in repository.branches.items()
-            if branch.startswith("refs/pr/")
-        ]
-        self.answer({"count": len(told), "start": 0, "discussions": told})
 
     def _resolve(self, name: str, revision: str, path: str) -> None:
         commit = self.commit_at(name, revision)

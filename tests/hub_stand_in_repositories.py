@@ -77,7 +77,6 @@ class Fault:
         message: that goes with the status.
         times: how many requests it is for.
         cut: the connection breaks in the middle of the answer.
-        late: the request is served first, and only its answer replaced.
         before: done before all of this, such as a commit of somebody else.
     """
 
@@ -86,7 +85,6 @@ class Fault:
     message: str = "out of order"
     times: int = 1
     cut: bool = False
-    late: bool = False
     before: Callable[[], object] | None = None
 
 

@@ -40,7 +40,7 @@ class Requests(BaseHTTPRequestHandler):
         if self.token:
             self.server.authorized.append(asked)
         self.fault = self._fault_of(asked)
-        if self.fault is not None and not self.fault.late and self.fault.status is not None:
+        if self.fault is not None and self.fault.status is not None:
             return self.answer({})
         if self.token and self.token not in TOKENS:
             # As the Hub does, and, worse than the Hub, with the token in its answer.

@@ -15,7 +15,6 @@ class Writing(Requests):
         "POST /api/validate-yaml": "_validate",
         rf"POST /api/models/{NAME}/branch/([^/]+)": "_branch",
         rf"POST /api/models/{NAME}/tag/([^/]+)": "_tag",
-        rf"DELETE /api/models/{NAME}/tag/([^/]+)": "_untag",
         rf"POST /api/models/{NAME}/preupload/([^/]+)": "_preupload",
         rf"POST /{NAME}\.git/info/lfs/objects/batch": "_batch",
         r"PUT /lfs/(\w+)": "_keep_large_file",
@@ -66,12 +65,6 @@ class Writing(Requests):
             return self.answer({"error": "Tag reference exists already"}, 409)
         repository.tags[tag] = commit.oid
         return self.answer({})
-
-    def _untag(self, name: str, tag: str) -> None:
-        repository = self.repository(name)
-        if repository is not None and self._may_write(name):
-            del repository.tags[tag]
-            self.answer({})
 
     def _preupload(self, name: str, revision: str) -> None:
         commit = self.commit_at(name, revision)

@@ -25,7 +25,7 @@ from pai_painter.data.open_picture import open_picture
 from pai_painter.data.row_cache import load_rows
 from pai_painter.data.sources import find_source
 from pai_painter.imaging.grids import draw_grid
-from pai_painter.training.vqgan import validate_vqgan
+from pai_painter.training.train_vqgan import validate_vqgan
 
 DATA = Path(__file__).parent / "data"
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .hub import register_push_to_hub
 from .model.auto_classes import register_auto_classes
 from .model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 from .model.image_processing_pai_painter import PaiPainterImageProcessor
@@ -18,7 +19,6 @@ from .model.modeling_pai_painter import PaiPainterForImageGeneration, PaiPainter
 from .model.modeling_vqgan import PaiPainterVQModel
 from .model.processing_pai_painter import PaiPainterProcessor
 from .model.tokenization_pai_painter import PaiPainterTokenizer
-from .push_to_hub import register_push_to_hub
 
 if TYPE_CHECKING:
     from .model.pipeline_pai_painter import PaiPainterPipeline

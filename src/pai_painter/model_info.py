@@ -8,11 +8,10 @@ from typing import Any
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
-from .model.generation_config_pai_painter import read_generation_config
+from .model.folder_pai_painter import AdapterFolder, find_file, naming_damaged_weights, read_painter_folder
 from .model.model_files_pai_painter import build_without_memory
 from .model.modeling_pai_painter import PaiPainterForImageGeneration
-from .model.sampling_pai_painter import default_generation_config
-from .painter_folder import AdapterFolder, find_file, naming_damaged_weights, read_painter_folder
+from .model.sampling_pai_painter import default_generation_config, read_generation_config
 
 __all__ = ["describe_model"]
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from pai_painter import PaiPainterPipeline
-from pai_painter.batch.predict import PredictOptions, find_captions, predict_file
+from pai_painter.batch.prediction import PredictOptions, find_captions, predict_file
 
 CALLS = [(os, "replace"), (os, "link"), (os, "fsync"), (shutil, "rmtree"), (os, "unlink"), (os, "rmdir")]
 
@@ -50,9 +50,8 @@ def run(model: str, captions: str, output: str, prepare: Callable[[], object], s
         pipe = PaiPainterPipeline.from_pretrained(model)
         prepare()
         start = time.perf_counter()
-        sheet = Path(f"{output}.sheet.png")
-        options = PredictOptions(num_images_per_prompt=2, batch_size=3, shard_size=4)
-        predict_file(pipe, find_captions(captions), Path(output), options, contact_sheet=sheet, progress=False)
+        options = PredictOptions(num_images_per_prompt=2, batch_size=3)
+        predict_file(pipe, find_captions(captions), Path(output), options, shard_size=4, progress=False)
         if say_seconds:
             print(time.perf_counter() - start, flush=True)
         os._exit(0)

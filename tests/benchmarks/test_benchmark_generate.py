@@ -140,7 +140,7 @@ def test_what_a_step_must_read() -> None:
     matrices, outputs = 12 * 12 * 768**2 + 768 * 16_384, 12 * 9 * 768 + 16_384
     kept = 2 * 12 * 768 * 160  # from 33 positions to 287
     assert step_bytes(config, PaintingSpeed(), 8) == 4 * (parameters + 8 * kept)
-    fastest = PaintingSpeed(dtype=torch.bfloat16, int8_rows=4, guess_ahead=7)
+    fastest = PaintingSpeed(dtype=torch.bfloat16, int8_rows=4, num_draft_tokens=7)
     assert step_bytes(config, fastest, 5) == 2 * (parameters + 5 * kept)
     assert step_bytes(config, fastest, 4) == matrices + 4 * (parameters - matrices + outputs + 4 * kept)
     assert step_bytes(config, fastest, 1) == 2 * (parameters + kept)  # eight positions at once

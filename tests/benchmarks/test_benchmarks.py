@@ -22,7 +22,7 @@ from model_fixtures import PAINTERS, expected, golden_painter
 from PIL import Image
 
 SCRIPTS = (
-    *("busy", "flat_memory", "generate", "guessing", "plan_captions", "predict", "quality", "start", "train_step"),
+    *("busy", "flat_memory", "generate", "speculative", "plan_captions", "predict", "quality", "start", "train_step"),
     "training_memory",
 )
 COMMANDS = re.findall(r"^python benchmarks/(\w+)\.py *(.*)$", (BENCHMARKS / "README.md").read_text("utf-8"), re.M)
@@ -166,7 +166,7 @@ def test_a_process_that_dies_is_named(taking: Callable) -> None:
 def test_both_ways_have_the_same_loss() -> None:
     from steps import PublishedStep, StepSettings, build_painter
 
-    from pai_painter.training.objective import PainterObjective
+    from pai_painter.training.painter_objective import PainterObjective
     from pai_painter.training.painter_rows import sequences
 
     torch.manual_seed(0)

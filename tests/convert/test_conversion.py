@@ -47,23 +47,17 @@ def test_the_report(tmp_path: Path) -> None:
         "Read: config.json, pytorch_model.bin, vocab.txt",
         "Ignored: transformer.blocks.N.attn.mask (2)",
         "Parameters: 39,296 transformer + 742,723 VQGAN = 782,019, in float32",
-        "Verified: read again: 192 weights, 782,019 numbers, bit for bit as they were converted",
-        result.stdout.splitlines()[5],
     ]
-    assert re.match(
-        r"Verified: compared with expected.safetensors: logits within \S+, codes equal, pixels within \S+$",
-        result.stdout.splitlines()[5],
-    )
-    assert f"Reading {EASYNLP} …" in result.stderr
+    assert f"Converting {EASYNLP} …" in result.stderr
 
 
 def test_all_options(tmp_path: Path) -> None:
     run(EASYNLP, tmp_path / "whole", "--vq-config", DIMS)
     options = ["--config", PADDLE / "dims.json", "--vq-config", DIMS, "--vqgan", tmp_path / "whole"]
-    options += ["--dtype", "bfloat16", "--reference", PADDLE / "expected.safetensors", "--to", "easynlp"]
+    options += ["--dtype", "bfloat16", "--to", "easynlp"]
     result = run(PADDLE, tmp_path / "out", *options)
     assert result.exit_code == 0, result.output
-    assert "a painter for EasyNLP, from a checkpoint of PaddleNLP" in result.stdout
+    assert "a painter, from a checkpoint of PaddleNLP" in result.stdout
     assert "in bfloat16" in result.stdout
     assert files_of(tmp_path / "out") == ["config.json", "pytorch_model.bin", "vocab.txt"]
 
@@ -72,22 +66,19 @@ def test_all_options(tmp_path: Path) -> None:
     ("arguments", "reason"),
     [
         (["missing"], "no file or folder missing"),
-        ([GOLDEN], "holds no checkpoint that is known"),
-        ([GOLDEN / "captions.json"], "no checkpoint that is known"),
+        ([GOLDEN], "holds no known checkpoint"),
+        ([GOLDEN / "captions.json"], "no known checkpoint"),
         ([EASYNLP], "--vq-config|vq_config"),
         ([EASYNLP, "--vq-config", "missing"], "missing: No such file"),
         ([EASYNLP, "--vq-config", GOLDEN / "captions.json"], "captions.json"),
-        ([EASYNLP, "--vq-config", TAMING / "model.yaml"], "doesn't fit a VQGAN of 64 codes"),
+        ([EASYNLP, "--vq-config", DEMO_MODEL], "doesn't fit a VQGAN"),
         ([EASYNLP, "--vq-config", DIMS, "--config", DIMS], "needs no --config"),
         ([TAMING / "last.ckpt", "--vq-config", DIMS], "needs no --vq-config"),
         ([TAMING / "last.ckpt", "--to", "easynlp"], "a VQGAN alone"),
-        ([TAMING / "last.ckpt", "--vqgan", DEMO_MODEL], "is a VQGAN itself"),
-        ([TAMING], "has 2 files"),
+        ([TAMING / "last.ckpt", "--vqgan", DEMO_MODEL], "has a whole VQGAN already"),
+        ([TAMING], "has 2 files of weights"),
         ([DEMO_MODEL], "native layout already"),
-        ([DEMO_MODEL, "--to", "easynlp"], "intermediate_size|attention in its encoder"),
-        ([EASYNLP, "--vq-config", DIMS, "--reference", "missing"], "missing"),
-        ([EASYNLP, "--vq-config", DIMS, "--reference", DIMS], "damaged or no file of safetensors"),
-        ([EASYNLP, "--vq-config", DIMS, "--reference", TAMING / "expected.safetensors"], "doesn't fit the model"),
+        ([DEMO_MODEL, "--to", "easynlp"], "intermediate_size|encoder_attention"),
     ],
 )
 def test_errors_are_one_sentence(
@@ -139,9 +130,6 @@ def test_the_source_is_not_the_output(tmp_path: Path, monkeypatch: pytest.Monkey
     for output in (folder, folder / "inside", tmp_path, Path(), Path("../model"), Path("inside/../../model")):
         with pytest.raises(ValueError, match="must be different folders"):
             convert(folder, output, vq_config=DIMS, force=True)
-    (tmp_path / "link").symlink_to(folder)
-    with pytest.raises(OSError, match="is a link"):
-        convert(EASYNLP, tmp_path / "link", vq_config=DIMS, force=True)
     assert files_of(folder) == before
 
 
@@ -156,14 +144,37 @@ def test_an_output_that_is_a_file(tmp_path: Path) -> None:
     assert "is a file" in one_sentence(run(EASYNLP, tmp_path / "out", "--vq-config", DIMS, "--force"))
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    def stop(step: str) -> None:
-        if step.startswith("Writing"):
-            raise KeyboardInterrupt
+def test_ctrl_c_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
 
+    monkeypatch.setattr(PaiPainterForImageGeneration, "save_pretrained", stop)
     with pytest.raises(KeyboardInterrupt):
-        convert(EASYNLP, tmp_path / "new" / "out", vq_config=DIMS, progress=stop)
+        convert(EASYNLP, tmp_path / "new" / "out", vq_config=DIMS)
     assert files_of(tmp_path) == []
+
+
+def test_what_cannot_be_replaced_is_found_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for output in (tmp_path / "link", "/"):
+        with pytest.raises(OSError, match="a link or a mount point"):
+            convert(tmp_path, output, force=True)
+
+
+def test_no_input_lies_in_what_is_replaced(tmp_path: Path) -> None:
+    """Neither the source nor a file that an option names."""
+    convert(EASYNLP, tmp_path / "out", vq_config=DIMS)
+    before = (tmp_path / "out/model.safetensors").read_bytes()
+    options: list[dict[str, Any]] = [
+        {"vqgan": tmp_path / "out", "vq_config": DIMS, "config": PADDLE / "dims.json"},
+        {"vq_config": DIMS, "config": tmp_path / "out/config.json"},
+        {"vq_config": tmp_path / "out/config.json"},
+    ]
+    for each in options:
+        with pytest.raises(ValueError, match="must be different folders"):
+            convert(PADDLE, tmp_path / "out", force=True, **each)
+    assert (tmp_path / "out/model.safetensors").read_bytes() == before
 
 
 def test_wrong_choices() -> None:
@@ -222,10 +233,10 @@ def script(name: str, *arguments: object) -> str:
 
 @pytest.mark.slow
 def test_every_script(tmp_path: Path) -> None:
-    assert "Verified" in script("from_easynlp.py", EASYNLP, tmp_path / "a", "--vq-config", DIMS)
-    assert "Verified" in script("from_taming.py", TAMING / "last.ckpt", tmp_path / "b")
+    assert "Parameters" in script("from_easynlp.py", EASYNLP, tmp_path / "a", "--vq-config", DIMS)
+    assert "Parameters" in script("from_taming.py", TAMING / "last.ckpt", tmp_path / "b")
     options = ["--config", PADDLE / "dims.json", "--vq-config", DIMS, "--vqgan", tmp_path / "a"]
-    assert "Verified" in script("from_paddlenlp.py", PADDLE, tmp_path / "c", *options)
-    assert "Verified" in script("to_easynlp.py", tmp_path / "c", tmp_path / "d")
+    assert "Parameters" in script("from_paddlenlp.py", PADDLE, tmp_path / "c", *options)
+    assert "Parameters" in script("to_easynlp.py", tmp_path / "c", tmp_path / "d")
     tested = {"from_easynlp.py", "from_taming.py", "from_paddlenlp.py", "to_easynlp.py"}
     assert {path.name for path in (ROOT / "conversion").glob("*.py")} == tested

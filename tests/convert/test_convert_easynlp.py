@@ -2,7 +2,6 @@
 """EasyNLP's checkpoints here, and ours there."""
 
 import json
-import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,6 @@ def test_a_golden_folder_becomes_a_native_one(golden: Path, tmp_path: Path) -> N
     assert report.transformer_parameters == 39_296
     assert report.vqgan_parameters == 742_723
     assert report.ignored == ["transformer.blocks.N.attn.mask (2)"]
-    assert "logits within" in report.verification[1]
-    assert "codes equal" in report.verification[1]
-
     expected = load_file(golden / "expected.safetensors")
     painter = AutoModel.from_pretrained(tmp_path / "out")
     assert painter.dtype == torch.float32
@@ -62,7 +58,7 @@ def test_there_and_back_is_the_same_to_the_bit(golden: Path, tmp_path: Path) -> 
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (golden, tmp_path / "back"))
     assert after == {name: value for name, value in before.items() if name != "transformers_version"}
     assert (tmp_path / "back/vocab.txt").read_bytes() == (golden / "vocab.txt").read_bytes()
-    assert "no other" in report.notes[0]  # about the VQGAN
+    assert "--vq-config" in report.notes[0]
     convert(tmp_path / "back", tmp_path / "again", vq_config=tmp_path / "native")
     for name in files_of(tmp_path / "native"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "native" / name).read_bytes(), name
@@ -85,8 +81,8 @@ def test_a_painter_of_ours_runs_there(tiny_painter: Path, tmp_path: Path) -> Non
         ({"intermediate_size": 48}, "`intermediate_size`"),
         ({"hidden_act": "gelu_new"}, "`hidden_act`"),
         ({"layer_norm_eps": 1e-6}, "`layer_norm_eps`"),
-        ({"vq_config": {"encoder_attention": False}}, "attention in its encoder"),
-        ({"vq_config": {"has_encoder": False}}, "no encoder"),
+        ({"vq_config": {"encoder_attention": False}}, "`encoder_attention`"),
+        ({"vq_config": {"has_encoder": False}}, "--vqgan"),
     ],
 )
 def test_what_easynlp_cannot_hold_is_refused(
@@ -107,8 +103,7 @@ def test_what_easynlp_cannot_hold_is_refused(
 def test_the_archive_of_the_model_zoo(tmp_path: Path, inside: str) -> None:
     with tarfile.open(tmp_path / "tiny.tgz", "w:gz") as archive:
         archive.add(EASYNLP, inside)
-    report = convert(tmp_path / "tiny.tgz", tmp_path / "out", vq_config=DIMS)
-    assert len(report.verification) == 2
+    convert(tmp_path / "tiny.tgz", tmp_path / "out", vq_config=DIMS)
     PaiPainterForImageGeneration.from_pretrained(tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tiny.tgz"]
 
@@ -119,7 +114,7 @@ def test_errors_name_the_archive(tmp_path: Path) -> None:
         archive.add(folder, "model")
     with pytest.raises(ValueError, match="missing") as error:
         convert(tmp_path / "tiny.tgz", tmp_path / "out", vq_config=DIMS)
-    assert f"{tmp_path}/tiny.tgz/model/pytorch_model.bin" in str(error.value)
+    assert "tiny.tgz/model/pytorch_model.bin" in str(error.value)
 
 
 def test_step_checkpoints(tmp_path: Path) -> None:
@@ -130,7 +125,7 @@ def test_step_checkpoints(tmp_path: Path) -> None:
     weights["transformer.head.weight"] += 1
     torch.save(weights, folder / "pytorch_model_step_1000.bin")
     (folder / "train_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"weights of 2 steps.*step_1000"):
+    with pytest.raises(OSError, match=r"has 2 files .* please name one"):
         convert(folder, tmp_path / "out", vq_config=DIMS)
     report = convert(folder / "pytorch_model_step_1000.bin", tmp_path / "out", vq_config=DIMS)
     assert report.read == ["config.json", "pytorch_model_step_1000.bin", "vocab.txt"]
@@ -142,19 +137,27 @@ def test_step_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reasons"),
     [
-        (lambda weights: weights.pop("transformer.ln_f.bias"), ["1 don't", "missing: transformer.ln_f.bias."]),
+        (lambda weights: weights.pop("transformer.ln_f.bias"), ["1 weights of", "missing: transformer.ln_f.bias."]),
         (
             lambda weights: weights.update({"transformer.blocks.2.ln1.bias": torch.ones(32), "more": torch.ones(1)}),
-            ["2 don't", "unexpected: transformer.blocks.2.ln1.bias; unexpected: more."],
+            ["2 weights of", "unexpected: transformer.blocks.2.ln1.bias; unexpected: more."],
         ),
         (
             lambda weights: weights.update({"transformer.head.weight": torch.ones(65, 32)}),
-            ["ill-shaped: transformer.head.weight is (65, 32), must be (64, 32)."],
+            ["wrong shape: transformer.head.weight is (65, 32), expected (64, 32)."],
         ),
-        (lambda weights: weights.update(more="text"), ["a str under 'more'"]),
+        (lambda weights: weights.update({"model.norm.bias": torch.ones(32)}), ["unexpected: transformer.ln_f.bias."]),
+        (lambda weights: weights.update({"\x1b[2J": torch.ones(1)}), ["unexpected: [2J."]),
+        (lambda weights: weights.update(more="text"), ["of type str under 'more'"]),
         (lambda weights: weights.clear(), ["holds no weights"]),
-        (lambda weights: weights["transformer.ln_f.bias"].fill_(float("nan")), ["transformer.ln_f.bias", "finite"]),
-        (lambda weights: weights.update({"transformer.ln_f.bias": torch.ones(32).int()}), ["whole numbers"]),
+        (
+            lambda weights: weights["transformer.ln_f.bias"].fill_(float("nan")),
+            ["hold NaN or infinity", "transformer.ln_f.bias"],
+        ),
+        (
+            lambda weights: weights.update({"transformer.ln_f.bias": torch.ones(32).int()}),
+            ["no floating-point numbers"],
+        ),
     ],
 )
 def test_weights_that_do_not_fit(tmp_path: Path, change: Any, reasons: list[str]) -> None:
@@ -168,7 +171,7 @@ def test_weights_that_do_not_fit(tmp_path: Path, change: Any, reasons: list[str]
 
 def test_a_program_in_the_weights(tmp_path: Path) -> None:
     folder = changed_easynlp(tmp_path / "model", lambda weights: weights.update(more=making(tmp_path / "ran")))
-    with pytest.raises(ValueError, match="refused"):
+    with pytest.raises(ValueError, match="nothing in it was run"):
         convert(folder, tmp_path / "out", vq_config=DIMS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
@@ -180,19 +183,19 @@ def test_a_program_in_the_weights(tmp_path: Path) -> None:
         ("vocab.txt", b"[PAD]\n[UNK]\n", r"vocab\.txt lacks \[CLS\], \[MASK\], \[SEP\]"),
         ("vocab.txt", b"[PAD]\n" * 256, "only 1 are different"),
         ("vocab.txt", b"\xff\xfe" * 600, "UTF-8"),
-        ("pytorch_model.bin", None, "has no pytorch_model.bin"),
-        ("config.json", None, "holds no checkpoint that is known"),
+        ("pytorch_model.bin", None, "has no files pytorch_model"),
+        ("config.json", None, "holds no known checkpoint"),
         ("config.json", b"{", "can't be read as settings"),
         ("config.json", b'{"model_type": "bert"}', "'bert'"),
         ("config.json", b'{"model_type": "artist"}', "lacks block_size"),
         ("n_layer", 3, "missing: transformer.blocks.2"),
-        ("n_layer", 900, "weights for 900 layers"),
+        ("n_layer", 900, "missing: transformer.blocks.899"),
         ("n_layer", 10**9, "must be at most 1,000"),
         ("n_layer", "2", "n_layer|num_hidden_layers|int"),
-        ("n_embd", 5 * 10**8, "can't be built|ill-shaped"),
+        ("n_embd", 5 * 10**8, "can't be built|wrong shape"),
         ("n_embd", 10**15, "must be at most"),
         ("n_head", 5, "divisible"),
-        ("block_size", "48", "no numbers"),
+        ("block_size", "48", "must be numbers"),
         ("block_size", 16, "positions"),
     ],
 )
@@ -220,7 +223,6 @@ def test_the_vqgan_of_a_small_model_must_be_described(tmp_path: Path) -> None:
 def test_half_precision(tmp_path: Path, dtype: Any) -> None:
     report = convert(EASYNLP, tmp_path / "out", vq_config=DIMS, dtype=dtype)
     assert report.dtype == dtype
-    assert len(report.verification) == 2  # with the original program in float32, before
     theirs = torch.load(EASYNLP / "pytorch_model.bin", weights_only=True)["transformer.head.weight"]
     assert torch.equal(
         load_file(tmp_path / "out/model.safetensors")["lm_head.weight"], theirs.to(getattr(torch, dtype))
@@ -237,13 +239,5 @@ def test_half_precision_of_the_source_is_kept(tmp_path: Path) -> None:
 
 def test_numbers_too_large_for_half_precision(tmp_path: Path) -> None:
     folder = changed_easynlp(tmp_path / "model", lambda weights: weights["transformer.ln_f.bias"].fill_(1e6))
-    with pytest.raises(ValueError, match=r"model\.norm\.bias has numbers too large for float16"):
+    with pytest.raises(ValueError, match=r"in float16 hold NaN or infinity \(in float16\): model\.norm\.bias"):
         convert(folder, tmp_path / "out", vq_config=DIMS, dtype="float16")
-
-
-def test_the_model_of_a_reference_is_recognised(tmp_path: Path) -> None:
-    folder = changed_easynlp(tmp_path / "model", lambda weights: weights["transformer.head.weight"][5].add_(0.5))
-    shutil.copy(EASYNLP / "expected.safetensors", folder)
-    with pytest.raises(ValueError, match="its logits differ by"):
-        convert(folder, tmp_path / "out", vq_config=DIMS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

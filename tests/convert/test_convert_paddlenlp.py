@@ -60,8 +60,6 @@ def test_the_golden_folder(tmp_path: Path) -> None:
     report = convert(PADDLE, tmp_path / "out", **OPTIONS)
     assert "lm_head.decoder_weight, rows 64…319 (caption tokens)" in report.ignored
     assert "decoder only" in report.notes[0]
-    assert "logits within" in report.verification[1]
-    assert "pixels within" in report.verification[1]
     expected = load_file(PADDLE / "expected.safetensors")
     painter = AutoModel.from_pretrained(tmp_path / "out")
     assert not painter.vqgan.config.has_encoder
@@ -82,7 +80,7 @@ def test_such_a_model_says_that_it_has_no_encoder(tmp_path: Path) -> None:
     assert not hasattr(vqgan, "encoder")
     assert not hasattr(vqgan, "quant_conv")
     for call in (painter.vqgan.encode, vqgan.encode_latents, vqgan.encode, vqgan):
-        with pytest.raises(ValueError, match="no encoder: it paints codes"):
+        with pytest.raises(ValueError, match="no encoder"):
             call(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="no encoder"):
         vqgan.encode(torch.zeros(1))  # said before anything else
@@ -152,10 +150,10 @@ def test_vqgans_that_cannot_be_taken(tmp_path: Path, whole: Path, tiny_painter: 
     convert(PADDLE, tmp_path / "first", **OPTIONS)
     with pytest.raises(ValueError, match="has no encoder either"):
         convert(PADDLE, tmp_path / "out", vqgan=tmp_path / "first", **OPTIONS)
-    with pytest.raises(ValueError, match="other sizes"):
+    with pytest.raises(ValueError, match="isn't the model's"):
         convert(PADDLE, tmp_path / "out", vqgan=tiny_painter, **OPTIONS)
     with pytest.raises(OSError, match="holds no VQGAN"):
-        convert(PADDLE, tmp_path / "out", vqgan=tmp_path, **OPTIONS)
+        convert(PADDLE, tmp_path / "out", vqgan=PADDLE, **OPTIONS)
     with pytest.raises(ValueError, match="has a whole VQGAN already"):
         convert(EASYNLP, tmp_path / "out", vq_config=DIMS, vqgan=whole)
 
@@ -172,8 +170,9 @@ def test_the_number_of_heads_is_found_beside(changed: Any, tmp_path: Path, setti
     with pytest.raises(ValueError, match=r"^The weights don't tell the number of attention heads"):
         convert(folder, tmp_path / "out", vq_config=DIMS)
     (folder / name).write_text(json.dumps(settings))
-    report = convert(folder, tmp_path / "out", vq_config=DIMS, reference=PADDLE / "expected.safetensors")
+    report = convert(folder, tmp_path / "out", vq_config=DIMS)
     assert name in report.read
+    assert PaiPainterConfig.from_pretrained(tmp_path / "out").num_attention_heads == 2
 
 
 def test_later_names_of_the_head_and_bfloat16(changed: Any, tmp_path: Path) -> None:
@@ -196,11 +195,16 @@ def test_later_names_of_the_head_and_bfloat16(changed: Any, tmp_path: Path) -> N
         (lambda arrays: arrays.pop("gpt.decoder.norm.bias"), "missing: gpt.decoder.norm.bias|missing: model.norm.bias"),
         (lambda arrays: arrays.update(more=np.ones(1)), "unexpected: more"),
         (lambda arrays: arrays.update({"gpt.decoder.norm.bias": np.ones(33)}), r"norm.bias is \(33,\)"),
-        (lambda arrays: arrays.update(more="text"), "a str under 'more'"),
+        (lambda arrays: arrays.update(more="text"), "of type str under 'more'"),
         (lambda arrays: arrays.clear(), "holds no weights"),
         (lambda arrays: [arrays.pop(name) for name in list(arrays) if "gpt" in name], "no painter of PaddleNLP"),
         (lambda arrays: arrays.pop("vqgan_detokenizer.embedding.weight"), "missing: vqgan.quantize.embedding.weight"),
-        (lambda arrays: arrays.update({"vqgan_detokenizer.embedding.weight": np.ones((65, 32))}), "65 image codes"),
+        (
+            lambda arrays: arrays.update({"vqgan_detokenizer.embedding.weight": np.ones((65, 32))}),
+            r"weight is \(65, 32\)",
+        ),
+        (lambda arrays: arrays.update({"lm_head.weight": np.ones((320, 32))}), "unexpected: lm_head"),
+        (lambda arrays: arrays["gpt.decoder.norm.bias"].fill(np.nan), r"NaN or infinity .*gpt\.decoder\.norm\.bias"),
         (lambda arrays: arrays.update({"gpt.decoder.layers.9999.norm1.bias": np.ones(32)}), "layers.9999"),
     ],
 )
@@ -213,7 +217,7 @@ def test_arrays_that_do_not_fit(changed: Any, tmp_path: Path, change: Any, reaso
 
 def test_a_program_among_the_arrays(changed: Any, tmp_path: Path) -> None:
     folder = changed(lambda arrays: arrays.update(more=making(tmp_path / "ran")))
-    with pytest.raises(ValueError, match="refused"):
+    with pytest.raises(ValueError, match="nothing in it was run"):
         convert(folder, tmp_path / "out", **OPTIONS)
     assert not (tmp_path / "ran").exists()
 

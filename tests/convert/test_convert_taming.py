@@ -62,7 +62,6 @@ def test_both_golden_pickles(tmp_path: Path, name: str) -> None:
     assert report.read == [name, "model.yaml"]
     assert report.transformer_parameters == 0
     assert {"callbacks", "optimizer_states", "loss.discriminator.main.N.weight"} <= set(report.ignored)
-    assert "codes equal" in report.verification[1]
     expected = load_file(TAMING / "expected.safetensors")
     vqgan = AutoModel.from_pretrained(tmp_path / "out")
     assert isinstance(vqgan, PaiPainterVQModel)
@@ -89,7 +88,7 @@ def test_the_folders_of_a_run(tmp_path: Path) -> None:
     convert(tmp_path / "checkpoints" / "last.ckpt", tmp_path / "one")
     convert(tmp_path / "checkpoints", tmp_path / "two")
     (tmp_path / "configs" / "other.yaml").touch()
-    with pytest.raises(ValueError, match="several YAML files"):
+    with pytest.raises(OSError, match="several YAML files"):
         convert(tmp_path / "checkpoints", tmp_path / "three")
     convert(tmp_path / "checkpoints", tmp_path / "three", config=tmp_path / "configs/model.yaml")
     shutil.rmtree(tmp_path / "configs")
@@ -110,13 +109,13 @@ def test_the_folders_of_a_run(tmp_path: Path) -> None:
         ({"model.params.ddconfig.tanh_out": True}, "tanh_out"),
         ({"model.params.ddconfig.ch": "32"}, "expected int"),
         ({"model.params.ddconfig.ch_mult": 3}, "iterable"),
-        ({"model.params.ddconfig.ch_mult": [1, 2, 4]}, r"decoder.conv_in.weight is \(64, 16, 3, 3\), must be \(128"),
-        ({"model.params.ddconfig.num_res_blocks": 900}, "far fewer"),
+        ({"model.params.ddconfig.ch_mult": [1, 2, 4]}, r"decoder.conv_in.weight is \(64, 16, 3, 3\), expected \(128"),
+        ({"model.params.ddconfig.num_res_blocks": 900}, "missing: "),
         ({"model.params.ddconfig.num_res_blocks": 10**9}, "must be at most 1,000"),
-        ({"model.params.ddconfig": [1]}, "ddconfig"),
+        ({"model.params.ddconfig": [1]}, "doesn't describe a VQGAN"),
         ({"model.params": None}, "isn't taming's"),
         ({"model": 3}, "isn't taming's"),
-        ({"model.params.n_embed": 129}, r"quantize.embedding.weight is \(128, 16\), must be \(129, 16\)"),
+        ({"model.params.n_embed": 129}, r"quantize.embedding.weight is \(128, 16\), expected \(129, 16\)"),
     ],
 )
 def test_settings_that_do_not_fit(changed: Any, tmp_path: Path, settings: Any, reason: str) -> None:
@@ -131,10 +130,9 @@ def test_settings_that_do_not_fit(changed: Any, tmp_path: Path, settings: Any, r
     [
         (lambda weights: weights.pop("encoder.conv_in.bias"), "missing: encoder.conv_in.bias"),
         (lambda weights: weights.update({"colorize": torch.ones(1)}), "unexpected: colorize"),
-        (lambda weights: weights.update({"quantize.proj.weight": torch.ones(1)}), "GumbelVQ"),
-        (lambda weights: weights.update({"quantize.embedding.cluster_size": torch.ones(1)}), "EMAVQ"),
-        (lambda weights: weights.update({"first_stage_model.x": torch.ones(1)}), "Net2NetTransformer"),
-        (lambda weights: weights.update({"x": 3}), "a int under 'x'"),
+        (lambda weights: weights.update({"quantize.proj.weight": torch.ones(1)}), "unexpected: quantize.proj.weight"),
+        (lambda weights: weights["quantize.embedding.weight"].fill_(float("nan")), "NaN"),
+        (lambda weights: weights.update({"x": 3}), "of type int under 'x'"),
     ],
 )
 def test_weights_that_do_not_fit(changed: Any, tmp_path: Path, change: Any, reason: str) -> None:
@@ -154,6 +152,7 @@ def test_weights_that_do_not_fit(changed: Any, tmp_path: Path, change: Any, reas
         "[1, 2]",
         "",
         "x" * 2**21,
+        "a: &a [1]\nb: &b [*a, *a]\nmodel: [*b, *b]",
     ],
 )
 def test_settings_are_read_as_data(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,12 +164,13 @@ def test_settings_are_read_as_data(tmp_path: Path, text: str, monkeypatch: pytes
 
 
 def test_a_program_in_a_callback(tmp_path: Path) -> None:
+    """Refused, or never run: see test_hostile_checkpoints."""
     shutil.copy(TAMING / "model.yaml", tmp_path)
     weights = PaiPainterVQModel.from_pretrained(vqgan_folder(tmp_path)).state_dict()
     content = {"state_dict": weights, "callbacks": {"ModelCheckpoint": making(tmp_path / "ran")}}
     for zipped in (True, False):
         torch.save(content, tmp_path / "last.ckpt", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(ValueError, match="nothing of it was run"):
+        with pytest.raises(ValueError, match="nothing in it was run"):
             convert(tmp_path / "last.ckpt", tmp_path / "out")
     assert not (tmp_path / "ran").exists()
 

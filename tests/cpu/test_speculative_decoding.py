@@ -35,7 +35,7 @@ def demo() -> PaiPainterPipeline:
 
 
 def guessing(ahead: int, **options: Any) -> PaintingSpeed:
-    return PaintingSpeed(guess_ahead=ahead, **options)
+    return PaintingSpeed(num_draft_tokens=ahead, **options)
 
 
 @pytest.mark.parametrize("ahead", [*range(1, 9), CODES - 1, CODES, 40])
@@ -83,7 +83,7 @@ def test_the_pipeline_paints_the_same_picture_and_tells_each_code_once(demo: Pai
         told.append((step, given["image_tokens"][0].tolist()))
         return {}
 
-    options: dict[str, Any] = {"seed": 3, "best_of": 1, "output_type": "codes"}
+    options: dict[str, Any] = {"seed": 3, "best_of": 1, "output_type": "latent"}
     guessed = demo("红苹果", speed=guessing(7), callback_on_step_end=callback, **options)
     ordinary = demo("红苹果", **options)
     codes = ordinary.images[0].tolist()
@@ -117,9 +117,9 @@ class Told(SpeculativeDecodingLoop):
         super().__init__(painter, guessing(ahead))
         self.guesses = guesses
 
-    def _guess(self, drawn: torch.Tensor, most: int) -> torch.Tensor:
-        assert len(drawn) >= min(most, self.guess_ahead)
-        return torch.tensor(self.guesses[CODES - most :][: self.guess_ahead])
+    def _draft(self, drawn: torch.Tensor, most: int) -> torch.Tensor:
+        assert len(drawn) >= min(most, self.num_draft_tokens)
+        return torch.tensor(self.guesses[CODES - most :][: self.num_draft_tokens])
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 4, 20])
@@ -189,7 +189,7 @@ def test_what_is_written_by_guessing_follows_the_distribution(painter: PaiPainte
 
 
 @pytest.mark.parametrize("rounding", [{"int8_rows": 8}, {"dtype": torch.bfloat16}], ids=str)
-def test_rounded_models_guess_ahead_too(painter: PaiPainterForImageGeneration, rounding: dict[str, Any]) -> None:
+def test_rounded_models_num_draft_tokens_too(painter: PaiPainterForImageGeneration, rounding: dict[str, Any]) -> None:
     same = total = 0
     for seed, caption in enumerate(CAPTIONS):
         options: dict[str, Any] = {"seed": seed, "decode": False}
@@ -209,8 +209,8 @@ def test_several_pictures_are_written_without_guesses(painter: PaiPainterForImag
 def test_guessing_rounds_nothing_and_needs_a_number() -> None:
     cpu = torch.device("cpu")
     assert find_speed(guessing(3), cpu).is_exact
-    assert find_speed(guessing(3), torch.device("cuda")).guess_ahead == 3  # passed over: `generate` paints there
-    with pytest.raises(ValueError, match="`guess_ahead` must be a whole number, 0 for none, got -1"):
+    assert find_speed(guessing(3), torch.device("cuda")).num_draft_tokens == 3  # passed over: `generate` paints there
+    with pytest.raises(ValueError, match="`num_draft_tokens` must be a whole number, 0 for none, got -1"):
         find_speed(guessing(-1), cpu)
 
 

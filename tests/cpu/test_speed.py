@@ -11,10 +11,10 @@ import torch
 from model_fixtures import expected, golden_painter
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline
+from pai_painter.cpu.backend import _stamp
 from pai_painter.cpu.speed import SPEEDS, PaintingSpeed, _warn_once, find_speed, has_bfloat16
 from pai_painter.imaging.painting import PaintingOptions
 from pai_painter.lora import add_lora
-from pai_painter.model.generation_pai_painter import _stamp
 
 CAPTIONS = expected()["text_ids"]
 CPU = torch.device("cpu")
@@ -158,7 +158,7 @@ def test_models_in_any_precision_and_mode(painter: PaiPainterForImageGeneration,
     ("settings", "sentence"),
     [
         ({"int8_rows": -1}, "`int8_rows` must be a whole number, 0 for none, got -1"),
-        ({"guess_ahead": 1.5}, "`guess_ahead` must be a whole number, 0 for none, got 1.5"),
+        ({"num_draft_tokens": 1.5}, "`num_draft_tokens` must be a whole number, 0 for none, got 1.5"),
         ({"dtype": torch.int8}, "`dtype` must be a floating-point type such as torch.bfloat16, got torch.int8"),
         ({"dtype": "bfloat16"}, "`dtype` must be a floating-point type such as torch.bfloat16, got 'bfloat16'"),
     ],
@@ -180,6 +180,6 @@ def test_an_adapter_that_is_not_merged_is_refused_before_the_work() -> None:
 
 def test_names_stand_for_what_the_documentation_says() -> None:
     assert list(SPEEDS) == ["exact", "balanced", "fastest"]
-    assert all(speed.guess_ahead for speed in SPEEDS.values())
+    assert all(speed.num_draft_tokens for speed in SPEEDS.values())
     assert SPEEDS["balanced"].int8_rows == 0
     assert SPEEDS["fastest"].int8_rows > 0

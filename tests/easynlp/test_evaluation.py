@@ -11,8 +11,8 @@ from PIL import Image
 from published_commands import run
 
 from pai_painter import PaiPainterPipeline
+from pai_painter.evaluation.likelihood import evaluate_painter
 from pai_painter.training.arguments import DataArguments
-from pai_painter.training.evaluation import evaluate_painter
 
 TABLE = "MUGE_val_text_imgbase64.tsv"
 
@@ -45,7 +45,7 @@ def test_the_command(place: Path, tiny_painter: Path, pipe: PaiPainterPipeline) 
     assert facts["loss"] == pytest.approx(own_loss(pipe), abs=1e-5)
     assert [*facts] == ["model", "rows", "loss", "perplexity", "chance"]
     table = run("evaluate", "--model", tiny_painter, "--file", TABLE)
-    assert f"{facts['loss']:.4f} nats per code" in table.stdout
+    assert f"{facts['loss']:.4f} nats per token" in table.stdout
 
 
 @pytest.mark.parametrize(

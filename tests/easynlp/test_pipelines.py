@@ -16,7 +16,7 @@ from PIL import Image
 
 from pai_painter import PaiPainterPipeline
 from pai_painter.easynlp import pipeline
-from pai_painter.easynlp.names import PUBLISHED, hub_name
+from pai_painter.easynlp.names import PUBLISHED, checked_model
 
 # The blog post's, but for the import line and for `data`, of which the tiny model knows the words.
 POST = """
@@ -89,14 +89,18 @@ def test_the_posts_python_from_the_cache(tmp_path: Path, hub_cache: Path, enviro
     assert told.count("\n") == 2
 
 
-def test_the_five_names_are_those_of_the_hub() -> None:
-    assert [hub_name(name) for name in PUBLISHED] == [
-        "alibaba-pai/pai-painter-base-zh",
-        "alibaba-pai/pai-painter-large-zh",
-        "alibaba-pai/pai-painter-commercial-base-zh",
-        "alibaba-pai/pai-painter-scenery-base-zh",
-        "alibaba-pai/pai-painter-painting-base-zh",
-    ]
+def test_the_five_names_are_those_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert PUBLISHED == (
+        "pai-painter-base-zh",
+        "pai-painter-large-zh",
+        "pai-painter-commercial-base-zh",
+        "pai-painter-scenery-base-zh",
+        "pai-painter-painting-base-zh",
+    )
+    for name in PUBLISHED:
+        with pytest.raises(OSError, match=f"^The model alibaba-pai/{name} is not in the cache"):
+            checked_model(name, {})
 
 
 def test_a_string_or_a_list_in_dictionaries_out(tiny_painter: Path) -> None:
@@ -156,10 +160,10 @@ def test_the_metadatas_seed_paints_the_picture_again(tiny_painter: Path, pipe: P
 @pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
-        (("pai-painter-base",), {}, "did you mean 'pai-painter-base-zh'?"),
+        (("pai-painter-base",), {}, "did you mean `pai-painter-base-zh`?"),
         (("text_classify", "folder"), {}, "pai-painter-painting-base-zh"),
-        (("text2image_generation",), {}, "which model paints"),
-        (("pai-painter-base-zh", "folder"), {}, "give one of them"),
+        (("text2image_generation",), {}, "name one model"),
+        (("pai-painter-base-zh", "folder"), {}, "name one model"),
         (("text2image_generation", "{model}"), {"max_generated_nm": 4}, "did you mean `max_generated_num`?"),
         (("text2image_generation", "{model}"), {"max_generated_num": 0}, "at least 1"),
         (("text2image_generation", "{model}"), {"max_generated_num": "two"}, "whole number"),

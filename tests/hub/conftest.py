@@ -7,6 +7,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from pai_painter.remote_code import with_remote_code
+
 PRIVATE = {
     *("checkpoint-10/model.safetensors", "checkpoint-10/optimizer.bin", ".checkpoint-20.partial/model.safetensors"),
     *("rejected_rows.jsonl", "metrics.jsonl", "train.tsv", "cache/codes.arrow", "samples/notes.txt", "samples/a/b.png"),
@@ -46,6 +48,13 @@ def folder(tiny_painter: Path, tmp_path: Path) -> Path:
         path.write_bytes(f"content of {name}".encode())
     (tmp_path / "out" / "README.md").write_text(CARD, encoding="utf-8")
     return tmp_path / "out"
+
+
+@pytest.fixture
+def code(tiny_painter: Path) -> set[str]:
+    """What goes beside a painter, for machines without this package."""
+    files = {path.name: path for path in tiny_painter.iterdir()}
+    return with_remote_code(files).keys() - files.keys()
 
 
 @pytest.fixture

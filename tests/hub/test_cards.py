@@ -124,8 +124,8 @@ def test_what_runs_without_the_package(full_hub: HubStandIn, tmp_path: Path, mon
         block = blocks(FOLDERS / name / "README.md", "python")[2]
         assert block.count(FOREIGN_CODE) == block.count('revision="COMMIT", trust_remote_code=True') == 2
         assert block.count('"your-name/your-') == 2
-        script += [block, "print('pai_painter' in type(model if 'image' in dir() else VQGAN).__module__, image.size)"]
-    script[-1] = "print(type(VQGAN).__name__)"
+        script += [block, "print('pai_painter' in type(model if 'image' in dir() else vqgan).__module__, image.size)"]
+    script[-1] = "print(type(vqgan).__name__)"
     (tmp_path / "card.py").write_text("\n".join(script), encoding="utf-8")
     done = subprocess.run([sys.executable, "card.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -3,18 +3,19 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 from hub_stand_in import Fault, HubStandIn, Repository
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoModel
 
-from pai_painter import DEMO_MODEL
-from pai_painter.hub import files_to_push, push_folder
-from pai_painter.hub.remote_code import CODE_FILES
+from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration
+from pai_painter.hub import pull_folder, push_folder
+from pai_painter.model.folder_pai_painter import DEMO_NAME
 
 pytestmark = pytest.mark.usefixtures("token")
 
@@ -23,17 +24,13 @@ def commits_of(hub: HubStandIn, name: str = "painter/shop", branch: str = "main"
     return hub.repositories[name].branches[branch][1:]
 
 
-def test_the_list_of_files(folder: Path, belonging: set[str]) -> None:
-    names = files_to_push(folder)
-    assert set(names) == belonging
-    assert len(names) == len(belonging)
-
-
-def test_one_commit_with_the_model_and_nothing_else(hub: HubStandIn, folder: Path, belonging: set[str]) -> None:
+def test_one_commit_with_the_model_and_nothing_else(
+    hub: HubStandIn, folder: Path, belonging: set[str], code: set[str]
+) -> None:
     address = push_folder(folder, "painter/shop", commit_message="第一次")
     files = hub.repositories["painter/shop"].files()
-    assert set(files) == belonging | CODE_FILES
-    # The code's files are the package's, whatever the folder holds under their names; three configurations name them.
+    assert set(files) == belonging | code
+    # The code is the package's, whatever the folder holds under its names; three configurations name it.
     same = belonging - {"config.json", "processor_config.json", "tokenizer_config.json"}
     assert {name: files[name] for name in same} == {name: (folder / name).read_bytes() for name in same}
     assert files["modeling_vqgan.py"] != (folder / "modeling_vqgan.py").read_bytes()
@@ -47,14 +44,20 @@ def test_the_same_again_is_no_commit_and_a_change_is_one_of_that_file(hub: HubSt
     first = push_folder(folder, "painter/shop", tag="v1")
     hub.requests.clear()
     assert push_folder(folder, "painter/shop", tag="v1") == first
-    assert not [request for request in hub.requests if "/commit/" in request or "/lfs" in request]
+    assert not [request for request in hub.requests if "/commit/" in request or "PUT /lfs" in request]
     (folder / "generation_config.json").write_text("{}")
     push_folder(folder, "painter/shop")
     assert [commit.changed for commit in commits_of(hub)[1:]] == [["generation_config.json"]]
 
 
-def test_what_loading_would_prefer_goes_in_the_same_commit(hub: HubStandIn, folder: Path) -> None:
-    push_folder(folder, "painter/shop", max_shard_size="1MB")
+def test_what_loading_would_prefer_goes_in_the_same_commit(hub: HubStandIn, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "shards")
+    (tmp_path / "shards" / "model.safetensors").unlink()
+    model = PaiPainterForImageGeneration.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="300KB")
+    push_folder(tmp_path / "shards", "painter/shop")
+    weights = AutoModel.from_pretrained("painter/shop").state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
     hub.repositories["painter/shop"].commit("theirs", {"adapter_config.json": b"{}", "gallery.md": b"theirs"})
     push_folder(folder, "painter/shop")
     files = hub.repositories["painter/shop"].files()
@@ -64,33 +67,14 @@ def test_what_loading_would_prefer_goes_in_the_same_commit(hub: HubStandIn, fold
     assert len(commits_of(hub)) == 3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_large_weights_are_split_and_load(hub: HubStandIn, folder: Path, dtype: torch.dtype) -> None:
-    weights = {name: weight.to(dtype) for name, weight in load_file(folder / "model.safetensors").items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    address = push_folder(folder, "painter/shop", max_shard_size="500KB")
-    files = hub.repositories["painter/shop"].files()
-    shards = [name for name in files if name.endswith(".safetensors")]
-    assert "model.safetensors" not in files
-    assert len(shards) > 1
-    assert push_folder(folder, "painter/shop", max_shard_size="500KB") == address
-    painter = AutoModel.from_pretrained("painter/shop", dtype=dtype)
-    saved = painter.state_dict()
-    assert all(torch.equal(saved[name], weight) for name, weight in weights.items())
-
-
 def test_private(hub: HubStandIn, folder: Path) -> None:
     push_folder(folder, "painter/shop", private=True)
     assert hub.repositories["painter/shop"].private
     push_folder(folder, "painter/shop", private=True)
-
-
-def test_nothing_goes_to_a_public_repository_that_should_be_private(hub: HubStandIn, folder: Path) -> None:
-    hub.repositories["painter/shop"] = Repository(private=False)
-    with pytest.raises(ValueError, match="painter/shop is public already, so nothing was pushed"):
-        push_folder(folder, "painter/shop", private=True)
-    assert hub.repositories["painter/shop"].files() == {}
-    assert hub.large_files == {}
+    hub.repositories["painter/public"] = Repository(private=False)
+    with pytest.raises(ValueError, match="painter/public is public, so nothing was pushed"):
+        push_folder(folder, "painter/public", private=True)
+    assert hub.repositories["painter/public"].files() == {}
 
 
 def test_a_branch_is_made_and_pushed_to_again(hub: HubStandIn, folder: Path) -> None:
@@ -109,14 +93,18 @@ def test_a_tag_is_never_moved(hub: HubStandIn, folder: Path) -> None:
     address = push_folder(folder, "painter/shop", tag="v1.0")
     repository = hub.repositories["painter/shop"]
     assert address.endswith(repository.tags["v1.0"])
+    tagged = dict(repository.tags)
     (folder / "generation_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"The tag v1\.0 of painter/shop is at another commit .* nothing was pushed"):
-        push_folder(folder, "painter/shop", tag="v1.0")
-    assert len(commits_of(hub)) == 1
     push_folder(folder, "painter/shop", tag="v1.1")
     assert len(set(repository.tags.values())) == 2
-    with pytest.raises(ValueError, match=r"The tag v1\.0 of painter/shop is at another commit"):
+    (folder / "generation_config.json").write_text('{"top_k": 1}')
+    with pytest.raises(ValueError, match=r"The tag v1\.0 names another commit, so nothing was pushed"):
         push_folder(folder, "painter/shop", tag="v1.0")
+    assert len(commits_of(hub)) == 2
+    with pytest.raises(OSError, match="Tag reference exists already"):  # at the commit that ours follows
+        push_folder(folder, "painter/shop", tag="v1.1")
+    assert repository.tags["v1.0"] == tagged["v1.0"]
+    assert len(repository.tags) == 2
 
 
 def test_a_pull_request_to_somebody_elses_repository(hub: HubStandIn, folder: Path) -> None:
@@ -125,68 +113,97 @@ def test_a_pull_request_to_somebody_elses_repository(hub: HubStandIn, folder: Pa
     assert address == f"{hub.endpoint}/somebody/shop/discussions/1"
     assert theirs.files() == {}
     assert theirs.files("refs/pr/1")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-    assert push_folder(folder, "somebody/shop", pull_request=True) == address
-    (folder / "LICENSE").write_text("another")
-    assert push_folder(folder, "somebody/shop", pull_request=True).endswith("/discussions/2")
-    theirs.branches["main"].append(theirs.branches["refs/pr/2"][-1])  # they take it
+    theirs.branches["main"].append(theirs.branches["refs/pr/1"][-1])  # they take it
     assert "/tree/" in push_folder(folder, "somebody/shop", pull_request=True)
-    assert set(theirs.branches) == {"main", "refs/pr/1", "refs/pr/2"}
+    assert set(theirs.branches) == {"main", "refs/pr/1"}
 
 
-@pytest.mark.parametrize("options", [{"private": True}, {"revision": "x"}, {"tag": "v1"}])
-def test_options_that_contradict_each_other(hub: HubStandIn, folder: Path, options: dict) -> None:
-    with pytest.raises(ValueError, match="please leave `private`, `revision` and `tag` out"):
-        push_folder(folder, "painter/shop", pull_request=True, **options)
-    with pytest.raises(ValueError, match="is a whole model and has no base"):
-        push_folder(folder, "painter/shop", base="painter/base")
-    with pytest.raises(ValueError, match="needs the whole name"):
-        push_folder(folder, "shop", pull_request=True)
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("painter/shop", {"pull_request": True, "private": True}, "please leave `private`, `revision` and `tag` out"),
+        ("painter/shop", {"pull_request": True, "revision": "x"}, "please leave `private`, `revision` and `tag` out"),
+        ("painter/shop", {"pull_request": True, "tag": "v1"}, "please leave `private`, `revision` and `tag` out"),
+        ("painter/shop", {"base": "painter/base"}, "is a whole model and has no base"),
+        ("a/b/c", {}, "Repo id must be in the form"),
+        ("画家/店", {}, "Repo id must"),
+        ("../x", {}, "Repo id must"),
+    ],
+)
+def test_options_that_cannot_be(hub: HubStandIn, folder: Path, name: str, options: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        push_folder(folder, name, **options)
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("name", ["a/b/c", "", "画家/店", "owner/a--b", "../x"])
-def test_names_that_cannot_be(hub: HubStandIn, folder: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="is no name of a repository on the Hub: please give owner/name"):
-        push_folder(folder, name)
-    assert hub.requests == []
+def _without(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_a_folder_without_a_model(hub: HubStandIn, folder: Path, missing: str) -> None:
-    (folder / "pytorch_model.bin").unlink()
-    (folder / missing).unlink()
-    with pytest.raises(ValueError, match=r"holds no model to push: .* weights as \.safetensors\.$"):
-        push_folder(folder, "painter/shop")
-    with pytest.raises(ValueError, match="There is no folder"):
-        push_folder(folder / "nowhere", "painter/shop")
-    assert hub.requests == []
+def _with(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
 
 
-def test_other_programs_folders_are_to_be_converted(hub: HubStandIn, folder: Path) -> None:
-    easynlp = Path(__file__).parents[1] / "golden" / "easynlp_tiny"
-    with pytest.raises(ValueError, match=r"is a checkpoint of EasyNLP: .*`pai-painter convert \S+ NEW_FOLDER`"):
-        push_folder(easynlp, "painter/shop")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"not pytorch_model\.bin \(`pai-painter convert"):
-        push_folder(folder, "painter/shop")
-    assert hub.requests == []
+def _index(weight_map: object) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+        index = {"metadata": {}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return write
 
 
-def test_damaged_weights_go_nowhere(hub: HubStandIn, folder: Path) -> None:
+def _cut_off(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"model\.safetensors are damaged or cut off"):
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (shutil.rmtree, "There is no folder"),
+        (_without("config.json"), "holds no model: it has neither config.json nor adapter_config.json"),
+        (_without("model.safetensors"), "has no safetensors: please run `pai-painter convert"),
+        (_with("adapter_config.json", b"{}"), "holds both a whole model .* and an adapter"),
+        (_with("config.json", b'{"model_type": "artist"}'), "got 'artist' .*`pai-painter convert`"),
+        (_with("config.json", b"{"), r"config\.json .* is damaged"),
+        (_with("processor_config.json", b"\xff"), r"processor_config\.json .* is damaged"),
+        (_cut_off, r"model\.safetensors are damaged or cut off"),
+        (_index({"b": "model-00002-of-00002.safetensors"}), "lacks model-00002-of-00002.safetensors"),
+        (_index(["a"]), r"index\.json .* is damaged"),
+        (_with("README.md", "---\nlanguage: zh\n---\n画家".encode("gbk")), r"README\.md is damaged \(.*utf-8"),
+        (_with("README.md", b"---\nlanguage: [\x1b[31mzh\n---\n\n# a\n"), r"README\.md is damaged \("),
+        (_with("README.md", b"---\n- zh\n---\n\n# a\n"), r"README\.md is damaged \(.*should be a dict"),
+    ],
+)
+def test_folders_that_could_not_be_loaded(
+    hub: HubStandIn, folder: Path, spoil: Callable[[Path], object], sentence: str
+) -> None:
+    spoil(folder)
+    with pytest.raises((ValueError, OSError), match=sentence) as caught:
         push_folder(folder, "painter/shop")
-    weights.rename(folder / "model-00001-of-00002.safetensors")
-    save_file({"a": torch.zeros(1)}, folder / "model-00001-of-00002.safetensors")
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"incomplete: model-00002-of-00002\.safetensors is missing"):
-        push_folder(folder, "painter/shop")
-    (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "samples/step-000020.png", "samples"])
+def test_links_that_leave_the_folder(hub: HubStandIn, folder: Path, tmp_path: Path, name: str) -> None:
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{name}.* is a link to a file outside the folder"):
         push_folder(folder, "painter/shop")
     assert hub.requests == []
+
+
+def test_links_within_the_folder_and_of_the_hubs_cache(hub: HubStandIn, folder: Path) -> None:
+    (folder / "LICENSE").rename(folder / "LICENSE.txt")
+    (folder / "LICENSE").symlink_to("LICENSE.txt")
+    push_folder(folder, "painter/shop")
+    snapshot = pull_folder("painter/shop")
+    assert (snapshot / "LICENSE").is_symlink()
+    push_folder(snapshot, "painter/copy")
+    assert hub.repositories["painter/copy"].files() == hub.repositories["painter/shop"].files()
 
 
 def test_a_card_that_the_hub_refuses_goes_nowhere(hub: HubStandIn, folder: Path) -> None:
@@ -210,10 +227,9 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def test_an_adapter_names_its_base_as_the_hub_does(hub: HubStandIn, adapter: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"was trained on a folder of this machine.*`--base OWNER/NAME`"):
-        push_folder(adapter, "painter/style")
-    with pytest.raises(ValueError, match="must be a repository of the Hub, owner/name"):
-        push_folder(adapter, "painter/style", base=str(tmp_path / "base"))
+    for base in (None, "base", str(tmp_path / "base")):
+        with pytest.raises(ValueError, match=r"must be a repository on the Hub, got .*`--base OWNER/NAME`"):
+            push_folder(adapter, "painter/style", base=base)
     assert hub.requests == []
     push_folder(adapter, "painter/style", base="alibaba-pai/pai-painter-base-zh")
     files = hub.repositories["painter/style"].files()
@@ -228,11 +244,19 @@ def test_an_adapter_names_its_base_as_the_hub_does(hub: HubStandIn, adapter: Pat
     assert str(tmp_path) in (adapter / "adapter_config.json").read_text()  # the folder itself stays as it is
 
 
-def test_an_adapter_of_a_model_on_the_hub_goes_as_it_is(hub: HubStandIn, adapter: Path) -> None:
-    settings = {"peft_type": "LORA", "base_model_name_or_path": "painter/base", "revision": "v1"}
+@pytest.mark.parametrize(("recorded", "goes"), [("painter/base", True), (DEMO_NAME, True), ("models/base/x", False)])
+def test_an_adapters_recorded_base(hub: HubStandIn, adapter: Path, recorded: str, goes: bool) -> None:
+    settings = {"peft_type": "LORA", "base_model_name_or_path": recorded, "revision": "v1"}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    if not goes:
+        with pytest.raises(ValueError, match="must be a repository on the Hub"):
+            push_folder(adapter, "painter/style")
+        return
     push_folder(adapter, "painter/style")
     assert json.loads(hub.repositories["painter/style"].files()["adapter_config.json"]) == settings
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(OSError, match="has no weights"):
+        push_folder(adapter, "painter/style")
 
 
 def test_the_demo_model_can_be_pushed(hub: HubStandIn, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pai_painter
 from pai_painter import PaiPainterImageProcessor, PaiPainterPipeline, PaiPainterVQModel
 from pai_painter.convert import convert
 from pai_painter.hub import push_folder
-from pai_painter.hub.remote_code import CODE_FILES, add_remote_code
+from pai_painter.remote_code import with_remote_code
 
 TRUST = {"trust_remote_code": True}
 PACKAGE = Path(pai_painter.__file__).parent / "model"
@@ -81,7 +81,7 @@ def test_without_the_package_and_saved_again_from_there(
     jobs.append(("vqgan", saved_vqgan, str(tmp_path / "third-vqgan"), TRUST))
     (tmp_path / "elsewhere").mkdir()
     assert elsewhere(tmp_path / "elsewhere", jobs)[0] == results
-    # And so does whoever has the package.
+    # So do those who have the package.
     assert painted_here(Path(again["painter/tiny"])) == expected[0]
 
 
@@ -99,83 +99,51 @@ def test_with_the_package_nobody_is_asked_and_nothing_is_run(
     assert results[0] == results[2] == painted_here(tiny_painter)
     assert not re.search("warn|code|trust", said, re.IGNORECASE), said
     assert not list((tmp_path / "modules").rglob("*painter*")), "foreign code was brought along"
-    assert not [request for request in hub.requests if request.endswith(tuple(f"/{name}" for name in CODE_FILES))]
+    assert not [request for request in hub.requests if request.endswith("_painter.py")]
+
+
+def files_of(folder: Path) -> dict[str, Path | bytes]:
+    return with_remote_code({path.name: path for path in folder.iterdir()})
 
 
 def written(folder: Path, files: dict[str, Path | bytes]) -> Path:
+    folder.mkdir()
     for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     return folder
 
 
-def files_of(folder: Path) -> dict[str, Path | bytes]:
-    return {path.name: path for path in folder.iterdir()}
-
-
-def test_what_is_added_to_a_painter(tiny_painter: Path) -> None:
-    before = files_of(tiny_painter)
-    files = add_remote_code(before)
-    assert before == files_of(tiny_painter)
-    assert set(files) == set(before) | CODE_FILES
+def test_what_is_added_to_a_painter(tiny_painter: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in tiny_painter.iterdir()}
+    folder = written(tmp_path / "repository", files_of(tiny_painter))
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
     changed = ["config.json", "processor_config.json", "tokenizer_config.json"]
-    assert {name for name in before if files[name] != before[name]} == set(changed)
-    config, processor, tokenizer = (json.loads(files[name]) for name in changed)
+    assert {name for name in before if after[name] != before[name]} == set(changed)
+    assert {name.rpartition(".")[2] for name in after.keys() - before.keys() - {"model_index.json"}} == {"py"}
+    config, processor, tokenizer = (json.loads(after[name]) for name in changed)
     assert config.pop("auto_map").keys() == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
     assert processor.pop("auto_map").keys() == {"AutoProcessor"}
     assert processor["image_processor"].pop("auto_map").keys() == {"AutoImageProcessor"}
     assert tokenizer.pop("auto_map") == {"AutoTokenizer": ["tokenization_pai_painter.PaiPainterTokenizer", None]}
-    assert [config, processor, tokenizer] == [json.loads((tiny_painter / name).read_bytes()) for name in changed]
+    assert [config, processor, tokenizer] == [json.loads(before[name]) for name in changed]
+    # What is there already, of an older version or of a stranger's, is replaced.
+    (folder / "modeling_vqgan.py").write_bytes(b"raise SystemExit")
+    stale = json.loads(after["config.json"]) | {"auto_map": {"AutoModel": "somebody/else--modeling.Other"}}
+    (folder / "config.json").write_text(json.dumps(stale))
+    again = written(tmp_path / "again", files_of(folder))
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == after
 
 
-def test_what_was_saved_elsewhere_is_described_anew(tiny_painter: Path, tmp_path: Path) -> None:
-    once = add_remote_code(files_of(tiny_painter))
-    assert add_remote_code(once) == once
-    older = dict(once)
-    config = json.loads(once["config.json"])
-    older["config.json"] = json.dumps(config | {"auto_map": {"AutoModel": "somebody/else--modeling.Other"}}).encode()
-    older["modeling_vqgan.py"] = b"raise SystemExit"
-    assert add_remote_code(older) == once
-
-
-def test_a_vqgan_brings_its_own_files_alone(vqgan_folder: Path) -> None:
-    before = files_of(vqgan_folder)
-    files = add_remote_code(before)
-    assert set(files) - set(before) == {
-        "configuration_pai_painter.py",
-        "image_processing_pai_painter.py",
-        "model_files_pai_painter.py",
-        "modeling_vqgan.py",
-        "strict_config_pai_painter.py",
-        "weight_mapping.py",
-    }
-
-
-def test_a_processor_alone_brings_code_of_one_version(tiny_painter: Path) -> None:
-    before = {name: path for name, path in files_of(tiny_painter).items() if not name.startswith(("model", "config"))}
-    assert set(add_remote_code(before)) == set(before) | CODE_FILES
-
-
-def test_an_adapter_brings_nothing(tmp_path: Path) -> None:
-    files: dict[str, Path | bytes] = {"adapter_config.json": b"{}", "adapter_model.safetensors": tmp_path}
-    assert add_remote_code(files) == files
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("config.json", b"{", r"config\.json is not valid JSON"),
-        ("config.json", b"[]", "must hold a JSON object, but it holds a list"),
-        ("config.json", b'{"model_type": "bert"}', "model_type in config.json is 'bert'"),
-        ("config.json", b"{}", "model_type in config.json is None"),
-        ("config.json", b'{"model_type": []}', r"model_type in config.json is \[\]"),
-        ("processor_config.json", b"{}", "is another model's: it has no image_processor"),
-        ("preprocessor_config.json", b"\xff", r"preprocessor_config\.json is not valid JSON"),
-    ],
-)
-def test_configurations_that_are_not_ours(name: str, content: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        add_remote_code({name: content})
+def test_a_part_brings_what_it_needs(tiny_painter: Path, vqgan_folder: Path) -> None:
+    of_vqgan = {name for name in files_of(vqgan_folder) if name.endswith(".py")}
+    assert {"modeling_vqgan.py", "image_processing_pai_painter.py", "configuration_pai_painter.py"} <= of_vqgan
+    assert not of_vqgan & {"modeling_pai_painter.py", "pipeline.py"}
+    of_painter = {name for name in files_of(tiny_painter) if name.endswith(".py")}
+    # The files import each other and must be of one version.
+    parts = {path.name: path for path in tiny_painter.iterdir() if not path.name.startswith(("model", "config"))}
+    assert {name for name in with_remote_code(parts) if name.endswith(".py")} == of_painter
+    adapter: dict[str, Path | bytes] = {"adapter_config.json": tiny_painter, "adapter_model.safetensors": tiny_painter}
+    assert with_remote_code(adapter) == adapter
 
 
 def references(config: Any) -> list[str]:
@@ -190,7 +158,7 @@ def references(config: Any) -> list[str]:
 def test_all_that_the_files_import_goes_along(
     kind: str, tiny_painter: Path, vqgan_folder: Path, tmp_path: Path
 ) -> None:
-    files = add_remote_code(files_of(tiny_painter if kind == "painter" else vqgan_folder))
+    files = files_of(tiny_painter if kind == "painter" else vqgan_folder)
     folder = written(tmp_path / "repository", files)
     for name in files:
         if name.endswith(".py") and "/" not in name:
@@ -203,7 +171,7 @@ def test_all_that_the_files_import_goes_along(
 
 
 def test_the_pipeline_names_every_file_since_diffusers_copies_no_other(tiny_painter: Path) -> None:
-    files = add_remote_code(files_of(tiny_painter))
+    files = files_of(tiny_painter)
     tree = ast.parse(files["pipeline.py"])
     named = {f"{node.module}.py" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
     assert named == {name for name in files if name.endswith(".py") and "/" not in name} - {"pipeline.py"}
@@ -211,7 +179,7 @@ def test_the_pipeline_names_every_file_since_diffusers_copies_no_other(tiny_pain
 
 def test_no_file_imports_itself_on_a_detour(tiny_painter: Path, tmp_path: Path) -> None:
     """diffusers would follow the circle for ever: even one that is for type checkers only."""
-    folder = written(tmp_path / "repository", add_remote_code(files_of(tiny_painter)))
+    folder = written(tmp_path / "repository", files_of(tiny_painter))
 
     def follow(module: str, way: tuple[str, ...] = ()) -> None:
         assert module not in way, " → ".join([*way, module])
@@ -221,15 +189,15 @@ def test_no_file_imports_itself_on_a_detour(tiny_painter: Path, tmp_path: Path) 
     follow("pipeline")
 
 
-def test_the_travelling_half_of_the_pipeline_needs_diffusers_and_the_model_only() -> None:
-    tree = ast.parse((PACKAGE / "pipeline_base_pai_painter.py").read_text(encoding="utf-8"))
+def test_the_pipeline_needs_diffusers_and_the_model_only() -> None:
+    tree = ast.parse((PACKAGE / "pipeline_pai_painter.py").read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     ours = {str(node.module) for node in imports if isinstance(node, ast.ImportFrom) and node.level}
-    assert {f"{name}.py" for name in ours} <= CODE_FILES
+    assert all((PACKAGE / f"{name}.py").is_file() for name in ours)
     others = {str(node.module) for node in imports if isinstance(node, ast.ImportFrom) and not node.level}
     others |= {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
     roots = {name.partition(".")[0] for name in others} - sys.stdlib_module_names
-    assert roots == {"PIL", "diffusers", "numpy", "torch", "tqdm", "transformers"}
+    assert roots == {"accelerate", "diffusers", "torch", "tqdm", "transformers"}
 
 
 ANOTHER_TRANSFORMERS = """
@@ -247,12 +215,9 @@ except ImportError as error:
 @pytest.mark.parametrize("version", ["5.23.0", "6.0.0"])
 def test_another_transformers_is_told_which_one_is_needed(version: str, tiny_painter: Path, tmp_path: Path) -> None:
     """In one sentence, rather than by what happens to be missing in it, or by wrong pictures."""
-    files = add_remote_code({path.name: path for path in tiny_painter.iterdir()})
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-    done = subprocess.run(
-        [sys.executable, "-c", ANOTHER_TRANSFORMERS, str(tmp_path), version], capture_output=True, text=True, check=True
-    )
+    folder = str(written(tmp_path / "repository", files_of(tiny_painter)))
+    command = [sys.executable, "-c", ANOTHER_TRANSFORMERS, folder, version]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "transformers" in done.stdout
     assert f"found transformers=={version}" in done.stdout
     assert "pip install 'transformers>=5.24,<6'" in done.stdout

@@ -137,7 +137,7 @@ def test_the_same_arguments_give_the_same_pixels() -> None:
         ({"columns": 3, "column_labels": ["一", "二"]}, "2 column_labels for 3 columns"),
         ({"columns": 1, "row_labels": ["一"]}, "1 row_labels for 2 rows"),
         ({"cell_size": 0}, "cell_size is 0"),
-        ({"images": [Image.new("RGB", (0, 5))]}, "Picture 0 is 0x5 pixels"),
+        ({"images": [Image.new("RGB", (0, 5))]}, "A picture has 0×5 pixels"),
     ],
 )
 def test_errors_say_what_came(arguments: dict[str, object], sentence: str) -> None:

@@ -122,7 +122,7 @@ def test_a_missing_weight_is_an_error_that_names_it(changed: Callable, layout: s
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_ill_shaped_weight_is_an_error_that_names_both_shapes(changed: Callable, layout: str, kind: str) -> None:
+def test_a_mismatched_weight_is_an_error_that_names_both_shapes(changed: Callable, layout: str, kind: str) -> None:
     native, easynlp = KINDS[kind]
     shapes: list[tuple[int, ...]] = []
 
@@ -135,7 +135,7 @@ def test_an_ill_shaped_weight_is_an_error_that_names_both_shapes(changed: Callab
     folder = changed(layout, grow)
     with pytest.raises(ValueError, match="1 don't") as error:
         load(folder, layout)
-    assert f"ill-shaped: {native} is {shapes[1]}, must be {shapes[0]}." in str(error.value)
+    assert f"mismatched: {native} is {shapes[1]}, must be {shapes[0]}." in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ class WithAWiderHead(PaiPainterForImageGeneration):
 
 
 def test_mismatched_sizes_are_ignored_only_if_that_is_asked_for(native_folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"ill-shaped: lm_head\.weight is \(64, 32\), must be \(65, 32\)"):
+    with pytest.raises(ValueError, match=r"mismatched: lm_head\.weight is \(64, 32\), must be \(65, 32\)"):
         WithAWiderHead.from_pretrained(native_folder)
     painter = WithAWiderHead.from_pretrained(native_folder, ignore_mismatched_sizes=True)
     assert painter.lm_head.weight.shape == (65, 32)

@@ -49,13 +49,13 @@ def test_pictures_come_in_the_order_of_the_captions(pipe) -> None:
 
 
 def test_output_types(pipe) -> None:
-    outputs = {kind: pipe("红苹果", seed=1, output_type=kind).images for kind in ("pil", "np", "pt", "codes")}
+    outputs = {kind: pipe("红苹果", seed=1, output_type=kind).images for kind in ("pil", "np", "pt", "latent")}
     assert outputs["np"].shape == (1, SIDE, SIDE, 3)
     assert outputs["pt"].shape == (1, 3, SIDE, SIDE)
-    assert outputs["codes"].shape == (1, CODES)
+    assert outputs["latent"].shape == (1, CODES)
     np.testing.assert_array_equal(outputs["np"], outputs["pt"].permute(0, 2, 3, 1).numpy())
     np.testing.assert_array_equal(np.asarray(outputs["pil"][0]), (outputs["np"][0] * 255).round().astype(np.uint8))
-    images, scores, seeds, codes = pipe("红苹果", seed=1, output_type="codes", return_dict=False)
+    images, scores, seeds, codes = pipe("红苹果", seed=1, output_type="latent", return_dict=False)
     assert torch.equal(images, codes)
     assert len(scores) == len(seeds) == 1
 
@@ -106,7 +106,7 @@ def test_the_vqgan_runs_once_a_batch(pipe) -> None:
     pipe.model.vqgan.decoder.register_forward_hook(lambda *_: calls.append(1))
     pipe(["红苹果", "熊猫"], num_images_per_prompt=2, best_of=2, seed=1)
     assert len(calls) == 1
-    pipe("红苹果", output_type="codes")
+    pipe("红苹果", output_type="latent")
     assert len(calls) == 1
 
 
@@ -146,7 +146,7 @@ def by_generate(pipe) -> None:
 
 
 @pytest.mark.parametrize("way", [lambda pipe: None, by_generate], ids=["loop", "generate"])
-@pytest.mark.parametrize("prompt", ["红苹果", ["红苹果", "熊猫"]], ids=["guessing", "batch"])
+@pytest.mark.parametrize("prompt", ["红苹果", ["红苹果", "熊猫"]], ids=["speculative", "batch"])
 def test_what_a_callback_changes_is_painted_on(pipe, way, prompt) -> None:
     """Every third token is set to 5, twice in the past of the token that was just drawn."""
     way(pipe)

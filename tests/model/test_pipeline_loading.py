@@ -82,7 +82,7 @@ def test_precision_by_component(tiny_painter: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"torch_dtype": {"transformer": torch.float16}}, "a dict of 'model' and 'default', got 'transformer'"),
+        ({"torch_dtype": {"transformer": torch.float16}}, "may name the component 'model' only, got 'transformer'"),
         ({"torch_dtype": torch.int8}, "must be a precision such as torch.bfloat16"),
         ({"dtype": "half a byte"}, "must be a precision such as torch.bfloat16"),
         ({"device_map": "mars"}, "`device_map` must be 'balanced' or 'cpu'"),
@@ -92,7 +92,7 @@ def test_precision_by_component(tiny_painter: Path) -> None:
         ({"quantization_config": "int8"}, "`quantization_config` must be .* got str"),
         (
             {"quantization_config": PipelineQuantizationConfig(quant_mapping={"unet": FineGrainedFP8Config()})},
-            "may quantise the component 'model' only, got 'unet'",
+            "may name the component 'model' only, got 'unet'",
         ),
         ({"low_cpu_mem_usage": False}, "`low_cpu_mem_usage=False` isn't supported"),
     ],
@@ -100,7 +100,7 @@ def test_precision_by_component(tiny_painter: Path) -> None:
 def test_options_that_make_no_sense_are_named(
     tiny_painter: Path, options: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pai_painter.model.pipeline_loading.get_device", lambda: "cpu")
+    monkeypatch.setattr("pai_painter.model.pipeline_loading_pai_painter.get_device", lambda: "cpu")
     with pytest.raises(ValueError, match=sentence):
         PaiPainterPipeline.from_pretrained(tiny_painter, **options)
 
@@ -110,7 +110,7 @@ def test_devices(tiny_painter: Path, pipe: PaiPainterPipeline, monkeypatch: pyte
     assert on_cpu.device.type == "cpu"
     assert on_cpu.hf_device_map == "cpu"
     assert torch.equal(tokens_of(on_cpu), tokens_of(pipe))
-    monkeypatch.setattr("pai_painter.model.pipeline_loading.get_max_memory", lambda given: given)
+    monkeypatch.setattr("pai_painter.model.pipeline_loading_pai_painter.get_max_memory", lambda given: given)
     balanced = PaiPainterPipeline.from_pretrained(tiny_painter, device_map="balanced", max_memory={"cpu": "1GB"})
     assert torch.equal(tokens_of(balanced), tokens_of(pipe))
 
@@ -235,8 +235,6 @@ def test_group_offload(pipe: PaiPainterPipeline, offload_type: str) -> None:
     [
         "enable_attention_slicing",
         "enable_xformers_memory_efficient_attention",
-        "enable_vae_slicing",
-        "enable_vae_tiling",
     ],
 )
 def test_switches_that_would_do_nothing_are_refused(pipe: PaiPainterPipeline, switch: str) -> None:

@@ -20,7 +20,7 @@ from pai_painter.training.arguments import (
     VQGANTrainingArguments,
 )
 from pai_painter.training.painter_model import build_painter
-from pai_painter.training.vqgan import train_vqgan
+from pai_painter.training.train_vqgan import train_vqgan
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 
-from pai_painter.training import checkpoints, run
-from pai_painter.training.painter import main
+from pai_painter.training.train_painter import main
 
 # The call that kills, by name of the point: in the accumulation window's second batch; when accelerate has written the
 # weights, but not the optimizer; when the files are synced, before the rename; when the old checkpoint is half gone.
@@ -21,7 +21,7 @@ POINTS = {
     "saving": (torch, "save"),
     "renaming": (Path, "rename"),
     "pruning": (shutil, "rmtree"),
-    "averaging": (run.WeightAverage, "update"),
+    "averaging": (EMAModel, "step"),
 }
 
 
@@ -47,6 +47,5 @@ def kill_at(point: str, times: int) -> None:
 
 
 if __name__ == "__main__":
-    assert checkpoints.shutil is shutil
     kill_at(sys.argv[1], int(sys.argv[2]))
     main(sys.argv[3:])

@@ -6,6 +6,7 @@ import torch
 
 from pai_painter.model.configuration_pai_painter import PaiPainterVQConfig
 from pai_painter.model.modeling_vqgan import PaiPainterVQCodebook
+from pai_painter.training.arguments import VQGANTrainingArguments
 from pai_painter.training.codebook import CodebookLearner, k_means
 
 CENTRES = torch.tensor([[10.0, 0.0], [0.0, 10.0], [-10.0, 0.0], [0.0, -10.0]])
@@ -14,7 +15,8 @@ CENTRES = torch.tensor([[10.0, 0.0], [0.0, 10.0], [-10.0, 0.0], [0.0, -10.0]])
 def make(codes: int = 4, blank: bool = False, decay: float = 0.9, restart_below: float = 0.0) -> CodebookLearner:
     torch.manual_seed(0)
     codebook = PaiPainterVQCodebook(PaiPainterVQConfig(num_embeddings=codes, embed_dim=2))
-    return CodebookLearner(codebook, decay, restart_below, blank, seed=3)
+    options = {"codebook_decay": decay, "restart_below": restart_below, "blank_code": blank, "seed": 3}
+    return CodebookLearner(codebook, VQGANTrainingArguments(output_dir="unused", **options))
 
 
 def clusters(each: int = 50) -> torch.Tensor:
@@ -49,7 +51,7 @@ def test_start_keeps_the_blank_code_apart() -> None:
 
 
 def test_too_few_latents() -> None:
-    with pytest.raises(ValueError, match=r"16 codes can't be found among 8 patches"):
+    with pytest.raises(ValueError, match=r"8 patches of pictures are too few for 16"):
         make(17, blank=True).start(clusters(3), torch.tensor([True] * 4 + [False] * 8))
 
 

@@ -22,9 +22,9 @@ from pai_painter.training.arguments import (
     VQGANModelArguments,
     VQGANTrainingArguments,
 )
-from pai_painter.training.command_line import _OnlyFirst, parse_arguments, run_from_command_line
-from pai_painter.training.painter import main as train_painter_main
-from pai_painter.training.vqgan import main as train_vqgan_main
+from pai_painter.training.command_line import parse_arguments, run_from_command_line
+from pai_painter.training.train_painter import main as train_painter_main
+from pai_painter.training.train_vqgan import main as train_vqgan_main
 
 PAINTER = (PainterModelArguments, DataArguments, PainterTrainingArguments)
 VQGAN = (VQGANModelArguments, DataArguments, VQGANTrainingArguments)
@@ -130,17 +130,17 @@ def test_the_recipes_settings_are_valid(name: str) -> None:
         ([*ENOUGH, "--learning_rate", "abc"], "Argument --learning_rate/--learning-rate: invalid float value: 'abc'"),
         ([*ENOUGH, "--save_steps", "yes"], "Argument --save_steps/--save-steps: invalid int value: 'yes'"),
         ([*ENOUGH, "--use_ema", "perhaps"], "Argument --use_ema/--use-ema: "),
-        ([*ENOUGH, "--lerning_rate", "1"], "There is no setting `lerning_rate` (on the command line); did you mean `l"),
-        (["--lerning_rate", "1"], "There is no setting `lerning_rate` (on the command line); did you mean `learning_"),
+        ([*ENOUGH, "--lerning_rate", "1"], "There is no setting `lerning_rate`; did you mean `l"),
+        (["--lerning_rate", "1"], "There is no setting `lerning_rate`; did you mean `learning_"),
         (["--seed=1", "--output-dir=o", "--use-emma"], "There is no setting `use_emma`"),
         ([*ENOUGH, "--lr_scheduler_type", "constant", "--warmup_steps", "9"], "The schedule `constant` has no `warmu"),
-        ([*ENOUGH, "--learning", "1"], "There is no setting `learning` (on the command line)"),
-        ([*ENOUGH, "settings.yaml"], "The settings file settings.yaml must be the first word"),
+        ([*ENOUGH, "--learning", "1"], "There is no setting `learning`; did you mean `learning_rate`?"),
+        ([*ENOUGH, "settings.yaml"], "'settings.yaml' belongs to no setting; a settings file must be the first word."),
         (["nothing.yaml"], "There is no settings file nothing.yaml."),
         (ENOUGH[2:], "Please set one of `config_name` (a new painter) and `model_name_or_path`"),
         ([*ENOUGH, "--config_name", "c"], "Please set one of `config_name`"),
         ([*ENOUGH[2:], "--config_name", "c"], "A new painter (`config_name`) needs a trained VQGAN"),
-        ([*ENOUGH, "--vqgan", "c"], "A trained painter (`model_name_or_path`) brings its VQGAN"),
+        ([*ENOUGH, "--vqgan", "c"], "A trained painter brings its VQGAN"),
         ([*ENOUGH, "--mixed_precision", "fp8"], "`mixed_precision` must be no, bf16 or fp16, got 'fp8'."),
         ([*ENOUGH, "--lr_scheduler_type", "cosin"], "`lr_scheduler_type` must be one of constant, "),
         ([*ENOUGH, "--save_steps", "0"], "`save_steps` must be at least 1, got 0."),
@@ -178,14 +178,13 @@ def test_wrong_words(words: list[str], sentence: str, said: Callable) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("output_dir: o\nlerning_rate: 1\n", "line 2); did you mean `learning_rate`?"),
-        ("zzz: 1\n", "There is no setting `zzz` (in "),
-        ("seed: 1\nseed: 2\n", "sets `seed` twice, again in line 2."),
-        ("seed: [1, 2]\n", "line 1, must be one value."),
-        ("train_file: [a, [b]]\n", "line 1, must be one value or a list of values."),
-        ("train_file: [a, -b]\n", "The values of `train_file` must not begin with a dash, got a, -b."),
-        ("- seed\n", "must hold names and values, such as `output_dir: out`, one a line."),
-        ("", "must hold names and values"),
+        ("output_dir: o\nlerning_rate: 1\n", "There is no setting `lerning_rate`; did you mean `learning_rate`?"),
+        ("zzz: 1\n", "There is no setting `zzz`; --help"),
+        ("output_dir: o\nmodel_name_or_path: m\ntrain_file: t\nseed: [1, 2]\n", "'2' belongs to no setting"),
+        ("train_file: [a, [b]]\n", "must be one value or a list of values."),
+        ("output_dir: o\nmodel_name_or_path: m\ntrain_file: [a, -b]\n", "'-b' belongs to no setting"),
+        ("- seed\n", "must hold settings such as `output_dir: out`, one per line."),
+        ("", "must hold settings such as"),
         ("seed: 'x\n", "is no valid YAML or JSON: "),
         (
             "train_file: t\noutput_dir: o\nmodel_name_or_path: m\nseed: abc\n",
@@ -234,7 +233,7 @@ def test_who_stops_a_run_is_told_how_to_go_on(tmp_path: Path, said: Callable) ->
 
     status, sentence = said(*ENOUGH[:4], "--output_dir", str(tmp_path), train=train)
     assert status == 130
-    assert sentence == f"Stopped; go on from {tmp_path / 'checkpoint-3'} with --resume_from_checkpoint latest."
+    assert sentence == f"Stopped; resume from {tmp_path / 'checkpoint-3'} with --resume_from_checkpoint latest."
 
 
 def test_errors_of_ours_are_not_hidden() -> None:
@@ -262,12 +261,16 @@ def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().err == ""
 
 
-def test_cut_captions_are_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("a test of filters")
-    logger.addFilter(_OnlyFirst())
-    for caption in "abc":
-        logger.warning(f"The caption {caption} is cut.")
-    assert caplog.messages == ["The caption a is cut. (Said once; it may be so for other captions.)"]
+def test_cut_captions_are_warned_about_once(caplog: pytest.LogCaptureFixture, said: Callable) -> None:
+    logger = logging.getLogger("pai_painter.model.processing_pai_painter")
+
+    def train(*_: object) -> None:
+        for caption in "abc":
+            logger.warning(f"The caption {caption} is cut.")
+        raise ValueError("The end.")
+
+    said(*ENOUGH, train=train)
+    assert caplog.messages == ["The caption a is cut."]
 
 
 def test_another_process_speaks_if_the_first_says_nothing(
@@ -307,7 +310,7 @@ def test_help(main: Callable, setting: str, capsys: pytest.CaptureFixture, monke
     said = capsys.readouterr()
     assert setting in said.out
     assert "train_something.py settings.yaml --learning_rate 2e-5" in said.out
-    assert "Fixes the start, the order of rows and all noise. (default: 42)" in said.out
+    assert "Fixes new weights, the order of rows and all noise. (default: 42)" in said.out
     assert said.err == ""
 
 

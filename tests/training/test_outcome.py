@@ -19,7 +19,7 @@ from transformers import AutoModel
 from pai_painter import PaiPainterPipeline
 from pai_painter.training import painter_data
 from pai_painter.training.arguments import DataArguments, PainterModelArguments
-from pai_painter.training.painter import train_painter
+from pai_painter.training.train_painter import train_painter
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def test_a_whole_folder(
             "training_summary.json",
         ]
     )
-    # Two validation rows and two prompts; originals, VQGAN and painted below each other.
+    # Two validation rows and two prompts; original, VQGAN and painted side by side.
     grid = Image.open(folder / "samples" / "step-000008.png")
-    assert grid.width > 4 * 128
-    assert grid.height > 3 * 128
+    assert grid.width > 3 * 128
+    assert grid.height > 4 * 128
     summary = json.loads((folder / "training_summary.json").read_text())
     assert (summary["steps"], summary["rows"], summary["validation_rows"]) == (8, 12, 12)
     assert summary["epochs"] == pytest.approx(8 * 5 * 2 / 12)
@@ -176,9 +176,9 @@ def test_an_adapter_to_the_hub(
 @pytest.mark.parametrize(
     ("options", "lora_rank", "sentence"),
     [
-        ({"hub_model_id": "painter/style"}, 2, "please set `hub_base_model` to what that model is called on the Hub"),
+        ({"hub_model_id": "painter/style"}, 2, "please set `hub_base_model` to its name on the Hub"),
         ({"hub_base_model": "painter/base"}, None, "`hub_base_model` is for adapters"),
-        ({"hub_model_id": "a/b/c"}, None, "'a/b/c' can be no repository on the Hub: please set `hub_model_id`"),
+        ({"hub_model_id": "a/b/c"}, None, "namespace/repo_name': 'a/b/c'"),
         ({}, None, "needs a token"),
     ],
 )

@@ -18,7 +18,7 @@ from tiny_world import launch
 
 from pai_painter.training import checkpoints
 from pai_painter.training.arguments import DataArguments, PainterModelArguments
-from pai_painter.training.painter import train_painter
+from pai_painter.training.train_painter import train_painter
 
 
 class Stop(Exception):
@@ -37,7 +37,7 @@ def stop_at_4() -> Callable:
 
     def run(train: Callable, *arguments: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pai_painter.training.run.save_checkpoint", save_and_stop)
+            patch.setattr("pai_painter.training.training_run.save_checkpoint", save_and_stop)
             with pytest.raises(Stop):
                 train(*arguments)
 

@@ -37,7 +37,7 @@ def test_the_formula(vqgan: PaiPainterVQModel, pictures: torch.Tensor, quantise:
     if quantise:
         encoded = vqgan.encode(pictures)
         painted, commitment = vqgan.decode(encoded.image_tokens), (latents - encoded.quantized).pow(2).mean()
-        assert torch.equal(outputs["codes"], encoded.image_tokens.flatten())
+        assert torch.equal(outputs["image_tokens"], encoded.image_tokens.flatten())
     else:
         painted, commitment = vqgan.decode_latents(latents), 0.0
     error = painted - pictures
@@ -75,7 +75,7 @@ def test_half_precision_takes_the_nearest_codes(vqgan: PaiPainterVQModel, pictur
     with torch.autocast("cpu", torch.bfloat16):
         outputs = objective(vqgan)(pictures, quantise=True)
     distances = torch.cdist(outputs["latents"].double(), entries.double())
-    chosen = distances.gather(1, outputs["codes"][:, None])[:, 0]
+    chosen = distances.gather(1, outputs["image_tokens"][:, None])[:, 0]
     torch.testing.assert_close(chosen, distances.min(1).values, atol=1e-3, rtol=0)
 
 
@@ -97,8 +97,8 @@ def test_blank_patches_are_code_0(vqgan: PaiPainterVQModel) -> None:
     pictures = torch.ones(1, 3, 16, 16)
     pictures[..., :8] = 0.0
     outputs = objective(vqgan, blank_code=True)(pictures, quantise=True)
-    codes = outputs["codes"].view(4, 4)
+    codes = outputs["image_tokens"].view(4, 4)
     assert (codes[:, 2:] == 0).all()
     assert torch.equal(codes[:, :2], vqgan.encode(pictures).image_tokens.view(4, 4)[:, :2])
-    plain = objective(vqgan)(pictures, quantise=True)["codes"]
+    plain = objective(vqgan)(pictures, quantise=True)["image_tokens"]
     assert torch.equal(plain, vqgan.encode(pictures).image_tokens.flatten())

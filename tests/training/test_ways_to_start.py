@@ -2,7 +2,9 @@
 """The ways to start a training, as they are typed; and folders and rows that people bring along."""
 
 import re
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from tiny_world import COLOURS, ROOT, SHAPES, draw, launch
 from transformers import AutoModel
 
 from pai_painter.training.arguments import DataArguments, PainterModelArguments
-from pai_painter.training.painter import train_painter
+from pai_painter.training.train_painter import train_painter
 
 ACCELERATE = (
     "-m",
@@ -50,8 +52,24 @@ def test_ways_to_start(way: str, trained_painter: Path, shapes: Path, tmp_path: 
 def test_errors_name_what_was_called(way: str) -> None:
     result = launch(*WAYS[way], "--lerning_rate", "1")
     assert result.returncode != 0
-    sentence = "There is no setting `lerning_rate` (on the command line); did you mean `learning_rate`?"
+    sentence = "There is no setting `lerning_rate`; did you mean `learning_rate`?"
     assert f"{SAYS[way]}: {sentence}" in result.stderr.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.2, 1, 2, 4])
+@pytest.mark.parametrize("way", ["train.py", "pai-painter train"])
+def test_ctrl_c_while_the_libraries_are_imported(
+    way: str, seconds: float, trained_painter: Path, shapes: Path, tmp_path: Path
+) -> None:
+    words = {"model_name_or_path": trained_painter, "train_file": shapes / "shapes.tsv", "output_dir": tmp_path / "out"}
+    run = launch(*WAYS[way], *(f"--{name}={value}" for name, value in words.items()), wait=False)
+    time.sleep(seconds)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode in (130, -signal.SIGINT)  # the latter before a line of ours has run
+    assert "Traceback" not in said or seconds < 1, said
+    assert said.count("\n") <= 1 or seconds < 1, said
 
 
 @pytest.mark.slow

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of `predict_file`: captions in, a plan, batches of pictures, shards, one result."""
+"""A file of captions → a file of pictures, for ten rows or ten million; `prediction` is the way through it."""

@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from ..signals import ended_by_signals
-from . import convert, data, easynlp, evaluation, hub, painting, predict, training
+from . import convert, data, easynlp, evaluate, painting, predict, push_pull, training
 from .common import home_in_paths
 
 __all__ = ["app", "main"]
@@ -65,13 +65,13 @@ app = typer.Typer(
 for panel, commands in (
     ("Painting", (painting.paint, painting.encode, painting.decode, painting.info)),
     ("Data", (data.inspect, data.prepare)),
-    ("Hub", (hub.push, hub.pull)),
+    ("Hub", (push_pull.push, push_pull.pull)),
 ):
     for command in commands:
         app.command(cls=_Command, rich_help_panel=panel)(command)
 app.command(cls=_Command, rich_help_panel="Painting", **predict.BOTH_SPELLINGS)(predict.predict)
 app.command(rich_help_panel="Training", **training.PASS_ALL_WORDS_ON)(training.train)
-app.command(cls=_Command, rich_help_panel="Training", **predict.BOTH_SPELLINGS)(evaluation.evaluate)
+app.command(cls=_Command, rich_help_panel="Training", **predict.BOTH_SPELLINGS)(evaluate.evaluate)
 app.command(cls=_Command, rich_help_panel="Training")(training.merge)
 app.command(cls=_Command, rich_help_panel="Other programs")(convert.convert)
 app.command(rich_help_panel="Other programs", **training.PASS_ALL_WORDS_ON)(easynlp.easynlp)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that reads other programs' checkpoints, and that writes EasyNLP's."""
+"""The command that converts checkpoints of other programs, and to EasyNLP."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,7 +25,10 @@ def convert(
         Path | None, typer.Option(help="A folder with the whole VQGAN, for a model whose VQGAN has no encoder.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="taming's YAML, or a JSON with PaddleNLP's num_attention_heads, if not beside.")
+        Path | None,
+        typer.Option(
+            help="taming's YAML, or a JSON with PaddleNLP's num_attention_heads, if it isn't beside the weights."
+        ),
     ] = None,
     vq_config: Annotated[
         Path | None, typer.Option(help="A file with the VQGAN's sizes, if they aren't those of VQGAN f16_16384.")
@@ -34,20 +37,17 @@ def convert(
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(help="The precision to save in; by default the checkpoint's."),
     ] = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="What the original program computes (safetensors), to be compared with.")
-    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is in the output folder.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Convert another program's checkpoint; nothing that stands in it is run.
+    Convert a checkpoint of another program, without running anything in it.
 
     Examples:
 
     pai-painter convert pai-painter-base-zh.tgz painter
 
-    pai-painter convert last.ckpt VQGAN --config model.yaml
+    pai-painter convert last.ckpt vqgan --config model.yaml
 
     pai-painter convert out easynlp-model --to easynlp
     """
@@ -55,6 +55,7 @@ def convert(
         quieten(verbose)
         from ..convert import convert as convert_checkpoint
 
+        typer.echo(f"Converting {source} …", err=True)
         report = convert_checkpoint(
             source,
             output,
@@ -63,9 +64,7 @@ def convert(
             config=config,
             vq_config=vq_config,
             dtype=dtype,
-            reference=reference,
             force=force,
-            progress=lambda step: typer.echo(f"{step} …", err=True),
         )
         for line in report.lines():
             typer.echo(line)

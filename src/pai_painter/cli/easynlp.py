@@ -21,7 +21,7 @@ def easynlp(context: typer.Context) -> None:
         from ..signals import words_at_home
 
         words = words_at_home(context.args)
-        parse_flags(words, "pai-painter easynlp")  # --help and usage errors, before anything is loaded
+        parse_flags(words)  # --help and usage errors, before anything is loaded
         load_package()
         from ..easynlp.translation import translate
 

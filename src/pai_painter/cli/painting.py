@@ -70,7 +70,8 @@ def paint(
         from ..imaging.painting import Painting, PaintingOptions, random_seed
 
         pipe = load_pipeline(model, revision, device, verbose)
-        options = PaintingOptions.for_model(pipe, best_of, temperature, top_k, top_p, size, speed)
+        given = {"best_of": best_of, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        options = PaintingOptions.for_model(pipe, size=size, speed=speed, **given)
         seed = random_seed() if seed is None else seed
         painting = Painting(pipe, prompts, num_images, seed, options, output, grid, shown_name(model, revision), force)
         pictures = 0

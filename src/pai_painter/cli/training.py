@@ -33,7 +33,7 @@ def train(context: typer.Context) -> None:
 def _train(*arguments: Any) -> None:
     load_package()
     try:
-        from ..training.painter import train_painter
+        from ..training.train_painter import train_painter
     except ModuleNotFoundError as error:
         with one_sentence_errors(verbose=False):
             raise error

@@ -114,7 +114,9 @@ def _ready(model: nn.Module) -> _Ready:
 
 def _new_loop(model: PreTrainedModel, rows: int, speed: PaintingSpeed) -> DecodingLoop:
     return (
-        SpeculativeDecodingLoop(model, speed) if speed.guess_ahead and rows == 1 else DecodingLoop(model, rows, speed)
+        SpeculativeDecodingLoop(model, speed)
+        if speed.num_draft_tokens and rows == 1
+        else DecodingLoop(model, rows, speed)
     )
 
 

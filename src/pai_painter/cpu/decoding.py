@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Writing codes on the CPU: the steps of `generate`, and nothing else.
+Drawing image tokens on the CPU: the steps of `generate`, and nothing else.
 
-`GenerationMixin.generate` serves every model and every way to decode; for 256 small steps that takes as long as some
-of the model's layers. This is the same arithmetic for one way (the seeded draw), over weights that are made ready once
-and a key/value cache of the final size. It writes the same codes.
+`GenerationMixin.generate` serves every model and every way to decode; for 256 small steps its overhead takes as long as
+some of the model's layers. This is the same arithmetic for one way, the seeded draw, over prepared weights and a
+key/value cache of the final size. It draws the same tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..model.sampling_pai_painter import GumbelSampler
-from .linear_layers import Int8Linear, LinearLayer, PackedLinear, PlainLinear, can_pack
+from .linear_layers import Int8Linear, LinearLayer, packed_linear, plain_linear
 from .speed import PaintingSpeed
 
 __all__ = ["DecodingLoop", "is_as_built"]
@@ -26,7 +26,7 @@ __all__ = ["DecodingLoop", "is_as_built"]
 # With fewer rows, float32 weights stream from memory as fast in the order that they are stored in.
 _ROWS_THAT_PACKING_SPEEDS_UP = 3
 
-# What a generation configuration may say besides what decides how codes are drawn.
+# What a generation configuration may say besides what decides how tokens are drawn.
 _OWN_SETTINGS = {
     *("max_length", "do_sample", "temperature", "top_k", "top_p", "best_of", "use_cache", "cache_implementation"),
     *("compile_config", "disable_compile", "transformers_version", "_from_model_config"),
@@ -80,13 +80,13 @@ class _Block:
 
 class DecodingLoop:
     """
-    A painter's transformer, made ready to write the codes of so many pictures at once.
+    A painter's transformer, prepared to draw the image tokens of a number of pictures at once.
 
-    Its weights are views or copies of the model's at this moment: after they change, make another one.
+    Its weights are views or copies of the model's at this moment: after they change, create another one.
 
     Args:
         model ([`PaiPainterForImageGeneration`]): One for which [`is_as_built`] holds.
-        rows (`int`): Pictures written at once.
+        rows (`int`): Pictures generated at once.
         speed ([`PaintingSpeed`]): What may be rounded.
         positions (`int`): Positions of each picture that usually go through the layers at once.
     """
@@ -132,7 +132,7 @@ class DecodingLoop:
             return Int8Linear(weight, bias)
         weight, bias = self._rounded(weight), None if bias is None else self._rounded(bias)
         streams = weight.dtype == torch.float32 and self.rows < _ROWS_THAT_PACKING_SPEEDS_UP
-        return PlainLinear(weight, bias) if streams or not can_pack(weight) else PackedLinear(weight, bias, self.rows)
+        return plain_linear(weight, bias) if streams else packed_linear(weight, bias, self.rows)
 
     @torch.no_grad()
     def write(

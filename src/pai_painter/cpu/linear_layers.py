@@ -1,67 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Linear layers made ready to paint on the CPU.
+Linear layers prepared for generation on the CPU.
 
-While codes are written one after another, almost all time goes into products of a few rows with all weights of the
-model. PyTorch's `nn.Linear` reads the weights as they are stored; here they are put once into the order, or the
-precision, in which the processor reads them fastest. None of these layers can be trained.
+While image tokens are drawn one after another, almost all time goes into products of a few rows with all weights of the
+model. `nn.Linear` reads the weights as they are stored; here they are put once into the order, or the precision, in
+which the processor reads them fastest. None of these layers can be trained.
 """
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ["Int8Linear", "LinearLayer", "PackedLinear", "PlainLinear", "can_pack"]
+__all__ = ["Int8Linear", "LinearLayer", "packed_linear", "plain_linear"]
 
 LinearLayer = Callable[[torch.Tensor], torch.Tensor]  # (rows, in_features) -> (rows, out_features)
 
 
-class PlainLinear:
+def plain_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> LinearLayer:
+    """`F.linear` over weights (out_features, in_features) as they are."""
+    return partial(F.linear, weight=weight, bias=bias)
+
+
+def packed_linear(weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> LinearLayer:
     """
-    `F.linear` over the weights as they are.
+    The same product from weights in the order of oneDNN's blocks. Sums are rounded in another order than by `F.linear`;
+    nothing else differs.
+
+    The operators are private ones, which torch.compile uses for constant weights (`benchmarks/packing.py` measures
+    their gain); where they are gone, or don't know weights of this kind, this is [`plain_linear`].
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`)
         bias (`torch.Tensor` of shape `(out_features,)`, *optional*)
-    """
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
-        self.weight, self.bias = weight, bias
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        return F.linear(inputs, self.weight, self.bias)
-
-
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether oneDNN is there and has an order of its own for weights of this kind."""
-    return torch.backends.mkldnn.is_available() and weight.dtype in (torch.float32, torch.bfloat16)
-
-
-class PackedLinear:
-    """
-    The same product from weights in the order of oneDNN's blocks, by the operators that torch.compile uses for
-    constant weights. Sums are rounded in another order than by `F.linear`; nothing else differs.
-
-    Args:
-        weight (`torch.Tensor` of shape `(out_features, in_features)`): float32 or bfloat16; see [`can_pack`].
-        bias (`torch.Tensor` of shape `(out_features,)`, *optional*)
         rows (`int`): How many rows there usually are; others work, too.
     """
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, rows: int):
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-        self.bias = bias
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+    known = torch.backends.mkldnn.is_available() and weight.dtype in (torch.float32, torch.bfloat16)
+    operators = torch.ops.mkldnn
+    if not known or not (hasattr(operators, "_reorder_linear_weight") and hasattr(operators, "_linear_pointwise")):
+        return plain_linear(weight, bias)
+    packed = operators._reorder_linear_weight(weight.contiguous(), rows)
+    return lambda inputs: operators._linear_pointwise(inputs, packed, bias, "none", [], "")
 
 
 class Int8Linear:
     """
-    The product of integers of 8 bits: weights by one scale for each output, inputs by one for each row, as each call
-    finds it. Sums are kept in 32 bits, the bias in float32.
+    The product of 8-bit integers: weights with one scale per output, inputs with one per row, computed at each call.
+    Sums are kept in 32 bits, the bias in float32.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`)

@@ -23,17 +23,17 @@ class PaintingSpeed:
     Args:
         dtype (`torch.dtype`, *optional*): What the painter's and the VQGAN's numbers are rounded to; `None` leaves
             them as they are.
-        int8_rows (`int`): With at most so many rows (pictures, times the codes of each that are checked at once),
-            linear layers multiply integers of 8 bits. With more rows, multiplying takes longer than reading the
-            weights, and integers gain nothing over bfloat16.
-        guess_ahead (`int`): While a single picture is painted on the CPU, so many codes are guessed and checked
-            together with the next one; see [`~speculative_decoding.SpeculativeDecodingLoop`]. That changes no code.
-            Several pictures at once use the time as well, and nothing is guessed; nor is it where `generate` paints.
+        int8_rows (`int`): With at most this many rows (pictures, times the tokens of each that are verified at once),
+            linear layers multiply 8-bit integers. With more rows, multiplying takes longer than reading the weights,
+            and integers gain nothing over bfloat16.
+        num_draft_tokens (`int`): Draft tokens of speculative decoding for a single picture, verified together with the
+            next token; see [`~speculative_decoding.SpeculativeDecodingLoop`]. They change no token. With several
+            pictures at once, and where `generate` draws the tokens, there are none.
     """
 
     dtype: torch.dtype | None = None
     int8_rows: int = 0
-    guess_ahead: int = 0
+    num_draft_tokens: int = 0
 
     @property
     def is_exact(self) -> bool:
@@ -41,13 +41,13 @@ class PaintingSpeed:
         return self.dtype is None and not self.int8_rows
 
 
-# A pass over eight positions takes somewhat longer than one over a single position: guesses pay as soon as half of the
-# first ones are right or so (benchmarks/guessing.py).
-_AHEAD = 7
+# A pass over eight positions takes somewhat longer than one over a single position: drafts pay as soon as about half of
+# the first ones are accepted (benchmarks/speculative.py).
+_DRAFT = 7
 SPEEDS: dict[SpeedName, PaintingSpeed] = {
-    "exact": PaintingSpeed(guess_ahead=_AHEAD),
-    "balanced": PaintingSpeed(dtype=torch.bfloat16, guess_ahead=_AHEAD),
-    "fastest": PaintingSpeed(dtype=torch.bfloat16, int8_rows=4, guess_ahead=_AHEAD),
+    "exact": PaintingSpeed(num_draft_tokens=_DRAFT),
+    "balanced": PaintingSpeed(dtype=torch.bfloat16, num_draft_tokens=_DRAFT),
+    "fastest": PaintingSpeed(dtype=torch.bfloat16, int8_rows=4, num_draft_tokens=_DRAFT),
 }
 _MANY = 2**31
 
@@ -70,7 +70,7 @@ def find_speed(speed: SpeedName | PaintingSpeed, device: torch.device) -> Painti
         found = SPEEDS[speed]
     else:
         raise ValueError(f"`speed` must be one of {', '.join(SPEEDS)}, got {speed!r}.")
-    for name in ("int8_rows", "guess_ahead"):
+    for name in ("int8_rows", "num_draft_tokens"):
         number = getattr(found, name)
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"`{name}` must be a whole number, 0 for none, got {number!r}.")

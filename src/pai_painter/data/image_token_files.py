@@ -19,9 +19,9 @@ from PIL import Image
 
 from ..imaging.png_files import file_stem, unique_names, write_atomically
 from ..model.configuration_pai_painter import PaiPainterVQConfig
+from ..model.folder_pai_painter import load_processor, naming_damaged_weights, read_painter_folder
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..model.modeling_vqgan import PaiPainterVQModel
-from ..painter_folder import load_processor, naming_damaged_weights, read_painter_folder
 from .open_picture import open_picture
 
 __all__ = ["EncodedPicture", "PictureVQGAN", "decoded_names", "read_image_tokens", "write_image_tokens"]

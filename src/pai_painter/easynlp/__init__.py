@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drop-ins for EasyNLP: the blog post's `pipeline(...)`, and the published command line in the package's own words."""
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .pipelines import TextImageGenerationPipeline, pipeline
+from typing import Any
 
 __all__ = ["TextImageGenerationPipeline", "pipeline"]
 
 
 def __getattr__(name: str) -> Any:  # the command line is parsed without torch
-    if name in __all__:
-        from . import pipelines
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import pipelines
 
-        return getattr(pipelines, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(pipelines, name)

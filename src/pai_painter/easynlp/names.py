@@ -1,46 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models that were published with EasyNLP, under the names that it knows them by."""
+"""EasyNLP's names: of the published models, and of the sizes that its commands repeat although the model has them."""
 
+import difflib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["OWNER", "PUBLISHED", "TASK", "explaining_missing_models", "hub_name"]
+if TYPE_CHECKING:  # the command line is parsed without transformers
+    from ..model.configuration_pai_painter import PaiPainterConfig
 
-OWNER = "alibaba-pai"
-PUBLISHED = (
-    "pai-painter-base-zh",
-    "pai-painter-large-zh",
-    "pai-painter-commercial-base-zh",
-    "pai-painter-scenery-base-zh",
-    "pai-painter-painting-base-zh",
-)
+__all__ = ["PUBLISHED", "SIZES", "TASK", "checked_model", "nearest", "number_of_pictures"]
+
 TASK = "text2image_generation"
+PUBLISHED = tuple(
+    f"pai-painter-{kind}-zh" for kind in ("base", "large", "commercial-base", "scenery-base", "painting-base")
+)
+_OWNER = "alibaba-pai"
+SIZES: "dict[str, Callable[[PaiPainterConfig], int]]" = {
+    "size": lambda config: config.vq_config.resolution,  # type: ignore[union-attr]  # a PaiPainterVQConfig by now
+    "text_len": lambda config: config.text_length,
+    "img_len": lambda config: config.num_image_tokens,
+    **dict.fromkeys(("sequence_length", "block_size"), lambda config: config.max_position_embeddings),
+    "img_vocab_size": lambda config: config.image_vocab_size,
+    "text_vocab_size": lambda config: config.text_vocab_size,
+    "vocab_size": lambda config: config.vocab_size,
+    "n_layer": lambda config: config.num_hidden_layers,
+    "n_head": lambda config: config.num_attention_heads,
+    "n_embd": lambda config: config.hidden_size,
+}
 
 
-def hub_name(name: str) -> str:
-    """A published name with its owner on the Hub; any other name, and that of a folder, as it is."""
-    return f"{OWNER}/{name}" if name in PUBLISHED and not os.path.isdir(name) else name
+def checked_model(name: str, given: Mapping[str, Any]) -> str:
+    """The name that loads a model (a published one gets its owner), if the sizes in `given` are the model's."""
+    from ..model.folder_pai_painter import read_painter_folder
 
-
-@contextmanager
-def explaining_missing_models(name: str) -> Iterator[None]:
-    """
-    For the time in which a model is looked for.
-
-    Args:
-        name: from [`hub_name`].
-
-    Raises:
-        OSError: if it isn't there; for a published model the sentence says where else it may come from.
-    """
+    published = name.removeprefix(f"{_OWNER}/") in PUBLISHED and not os.path.isdir(name)
+    name = f"{_OWNER}/{name}" if published and "/" not in name else name
     try:
-        yield
+        config = read_painter_folder(name).config
     except OSError as error:
-        if name not in [f"{OWNER}/{published}" for published in PUBLISHED] or os.path.isdir(name):
+        if not published:
             raise
         raise OSError(
             f"The model {name} is not in the cache, and the Hub can't be reached or doesn't have it: please go online, "
-            f"or get EasyNLP's folder or archive of it, `pai-painter convert` that, and give the folder instead of the "
-            f"name."
+            f"or run `pai-painter convert` on EasyNLP's archive of it and give that folder instead."
         ) from error
+    for size, get in SIZES.items():
+        if size in given and str(given[size]) != str(get(config)):
+            told = f"{size}={given[size]} contradicts the model {name}, which has {get(config)}"
+            raise ValueError(f"{told}: please leave it out, or take a model of that size.")
+    return name
+
+
+def number_of_pictures(given: Any) -> int:
+    """`max_generated_num`, which EasyNLP takes as a number or as a string."""
+    if not str(given).isdecimal() or int(given) < 1:
+        raise ValueError(f"`max_generated_num` must be a whole number of at least 1, got {given!r}.")
+    return int(given)
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The end of an error about an unknown name."""
+    similar = difflib.get_close_matches(str(name), known, 1)
+    return f"did you mean `{similar[0]}`?" if similar else f"there are {', '.join(sorted(known))}."

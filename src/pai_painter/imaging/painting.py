@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captions → PNG files that say how they were made: what `pai-painter paint` does."""
 
+import io
 import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from PIL import Image
 
@@ -16,9 +17,9 @@ from ..cpu.speed import SpeedName
 from ..model.pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from ..model.sampling_pai_painter import check_sampling_options, picture_seeds
 from .grids import draw_grid
-from .png_files import check_new_files, enlarge, file_stem, in_folder_or_file, save_png, unique_names
+from .png_files import check_new_files, enlarge, file_stem, in_folder_or_file, save_png, unique_names, write_png
 
-__all__ = ["PaintedPicture", "Painting", "PaintingOptions", "picture_text", "random_seed"]
+__all__ = ["PaintedPicture", "Painting", "PaintingOptions", "painted_png", "picture_text", "random_seed"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PaintingOptions:
     What makes a picture besides model, caption and seed.
 
     Args:
-        best_of (`int`): Candidates for each picture, of which the likeliest is kept.
+        best_of (`int`): Candidates for each picture, of which the most likely is kept.
         temperature, top_k, top_p: See [`~sampling_pai_painter.warp_logits`].
         size (`int`, *optional*): Side of the file's picture, if it is enlarged.
         speed (`str`): See [`~speed.find_speed`].
@@ -42,36 +43,23 @@ class PaintingOptions:
 
     @classmethod
     def for_model(
-        cls,
-        pipe: PaiPainterPipeline,
-        best_of: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        size: int | None = None,
-        speed: SpeedName = "exact",
+        cls, pipe: PaiPainterPipeline, *, size: int | None = None, speed: SpeedName = "exact", **given: Any
     ) -> "PaintingOptions":
         """
-        The options given and, for the others, what the model recommends.
+        The options that are given and not `None` and, for the others, what the model recommends.
 
         Raises:
             ValueError: if one of them is out of range.
         """
-        recommended = pipe.model.generation_config
-        options = cls(
-            best_of=recommended.best_of if best_of is None else best_of,
-            temperature=recommended.temperature if temperature is None else temperature,
-            top_k=recommended.top_k if top_k is None else top_k,
-            top_p=recommended.top_p if top_p is None else top_p,
-            size=size,
-            speed=speed,
-        )
-        check_sampling_options(options.temperature, options.top_k, options.top_p, options.best_of)
-        can_decode(pipe.model, options.speed)
+        names = ("best_of", "temperature", "top_k", "top_p")
+        options = {name: getattr(pipe.model.generation_config, name) for name in names}
+        options |= {name: value for name, value in given.items() if value is not None}
+        check_sampling_options(**options)
+        can_decode(pipe.model, speed)
         if size is not None:
             side = pipe.model.config.vq_config.resolution
             enlarge(Image.new("1", (side, side)), size)  # refuses a wrong size before the work
-        return options
+        return cls(**options, size=size, speed=speed)
 
 
 @dataclass(frozen=True)
@@ -207,6 +195,21 @@ def picture_text(
         "options": json.dumps(vars(options)),
         "Software": _software(),
     }
+
+
+def painted_png(
+    image: Image.Image,
+    caption: str,
+    seed: int,
+    candidate_seed: int,
+    score: float | None,
+    model_name: str,
+    options: PaintingOptions,
+) -> bytes:
+    """A PNG with the metadata of [`picture_text`]; nothing in it depends on the time or the machine."""
+    file = io.BytesIO()
+    write_png(image, file, picture_text(caption, seed, candidate_seed, score, model_name, options))
+    return file.getvalue()
 
 
 def random_seed() -> int:

@@ -30,10 +30,8 @@ _RESERVED_ON_WINDOWS = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9�
 
 def file_stem(text: str) -> str:
     """
-    A file name without ending, made from a stranger's text: letters, digits, `_` and `-` of any script.
-
-    Everything else, path separators, dots, control characters, spaces and emoji, becomes one `_`; names that begin
-    with `-` or that Windows keeps for itself don't come out, and no name is longer than 120 bytes.
+    A file name without ending, made from a stranger's text: letters, digits, `_` and `-` of any script, at most 120
+    bytes. Everything else becomes one `_`; names that begin with `-` or that Windows reserves don't come out.
     """
     text = unicodedata.normalize("NFC", text)
     kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" or letter in "-_" else " " for letter in text)
@@ -45,16 +43,14 @@ def file_stem(text: str) -> str:
 
 def unique_names(stems: Sequence[str], ending: str) -> list[str]:
     """File names in which a stem that came before, in whatever case, has a number: `a.png`, `A-2.png`."""
-    names: list[str] = []
-    taken: set[str] = set()
+    names: dict[str, str] = {}
     for stem in stems:
         name, number = f"{stem}{ending}", 1
-        while name.lower() in taken:
+        while name.lower() in names:
             number += 1
             name = f"{stem}-{number}{ending}"
-        taken.add(name.lower())
-        names.append(name)
-    return names
+        names[name.lower()] = name
+    return list(names.values())
 
 
 def in_folder_or_file(output: Path, names: Sequence[str]) -> list[Path]:
@@ -76,18 +72,18 @@ def in_folder_or_file(output: Path, names: Sequence[str]) -> list[Path]:
 
 def check_new_files(paths: Iterable[Path], force: bool) -> None:
     """
-    Finds out before the work whether its results can be written. Makes the folders that are missing.
+    Finds out before the work whether its results can be written. Creates missing folders.
 
     Raises:
-        FileExistsError: if one of the files is there already, unless `force`.
-        OSError: if one of them is a folder, or if its folder can't be made or written to.
+        FileExistsError: if one of the files exists, unless `force`.
+        OSError: if one of them is a folder, or if its folder can't be created or written to.
     """
     folders: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, so no file can be written there.")
         if not force and os.path.lexists(path):
-            raise FileExistsError(f"{path} exists already: please give another name, or --force to overwrite it.")
+            raise _exists(path)
         folders[path.parent] = None
     for folder in folders:
         trial = folder / _temporary_name()
@@ -100,29 +96,17 @@ def check_new_files(paths: Iterable[Path], force: bool) -> None:
 
 
 def save_png(image: Image.Image, path: Path, text: Mapping[str, str], force: bool = False) -> None:
-    """
-    Writes a picture with metadata, whole or not at all.
-
-    Args:
-        image (`PIL.Image.Image`): The picture.
-        path (`Path`): The file.
-        text (`Mapping[str, str]`): See [`write_png`].
-        force (`bool`, *optional*, defaults to `False`): Overwrite a file that is there.
-
-    Raises:
-        FileExistsError: if the file is there, unless `force`.
-        OSError: if it can't be written.
-    """
+    """Writes a picture to a file, whole or not at all; see [`write_png`] and [`write_atomically`]."""
     write_atomically(path, lambda file: write_png(image, file, text), force)
 
 
 def write_png(image: Image.Image, file: BinaryIO, text: Mapping[str, str]) -> None:
     """
-    Writes a picture with metadata to an open file.
+    Writes a picture with metadata.
 
     Args:
         image (`PIL.Image.Image`): The picture.
-        file (`BinaryIO`): Where it goes.
+        file (`BinaryIO`): An open file.
         text (`Mapping[str, str]`): Keywords (Latin letters) and their texts, in UTF-8 (iTXt).
     """
     metadata = PngImagePlugin.PngInfo()
@@ -133,35 +117,29 @@ def write_png(image: Image.Image, file: BinaryIO, text: Mapping[str, str]) -> No
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], force: bool = False) -> None:
     """
-    Lets `write` fill a temporary file in the same folder, and gives it its name when it is complete.
+    Lets `write` fill a temporary file in the same folder, and renames it when it is complete.
 
     Raises:
-        FileExistsError: if the file is there, unless `force`.
+        FileExistsError: if the file exists, unless `force`.
         OSError: if it can't be written; nothing is left behind then.
     """
     temporary = path.parent / _temporary_name()
     try:
         with open(temporary, "xb") as file:
             write(file)
-        if not force:
-            _claim(path)
+        if not force:  # takes a free name, which `os.replace` alone would also take from a file that came meanwhile
+            path.touch(exist_ok=False)
         os.replace(temporary, path)
-    except FileExistsError:
-        raise
+    except FileExistsError as error:
+        raise _exists(path) from error
     except OSError as error:
         raise OSError(error.errno, f"{path} can't be written ({error.strerror})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _claim(path: Path) -> None:
-    """Takes a free name, which `os.replace` alone would also take from a file that came in the meantime."""
-    try:
-        path.touch(exist_ok=False)
-    except FileExistsError as error:
-        raise FileExistsError(
-            f"{path} exists already: please give another name, or --force to overwrite it."
-        ) from error
+def _exists(path: Path) -> FileExistsError:
+    return FileExistsError(f"{path} exists already: please give another name, or --force to overwrite it.")
 
 
 def _temporary_name() -> str:
@@ -170,7 +148,7 @@ def _temporary_name() -> str:
 
 def enlarge(image: Image.Image, side: int) -> Image.Image:
     """
-    A square picture, enlarged to `side` × `side` pixels for the eye (Lanczos): it gains no detail.
+    A square picture enlarged to `side` × `side` pixels for the eye (Lanczos), without more detail.
 
     Raises:
         ValueError: if `side` is smaller than the picture or larger than 8192.

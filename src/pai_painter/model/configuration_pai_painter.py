@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations of the VQGAN and of the painter (GPT over image codes)."""
+"""Configurations of the VQGAN and of the painter (GPT over image tokens)."""
 
 from typing import Any
 
@@ -11,39 +11,88 @@ require_version("transformers>=5.24,<6", "PAI-Painter's code is written for it: 
 
 # isort: split
 # ruff: noqa: E402
-from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
+from collections.abc import Callable
+from functools import wraps
 
-from .strict_config_pai_painter import NoUnknownKeywords, plain_errors
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers.configuration_utils import PreTrainedConfig
 
 __all__ = ["EasyNLPArtistConfig", "PaiPainterConfig", "PaiPainterVQConfig"]
 
 _MOST_LAYERS = 1000  # of a kind: building a module takes time and memory even if its weights have none
+# What transformers itself stores in a `config.json` or passes on, beside its own fields and private names.
+_OF_TRANSFORMERS = {
+    *("attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type", "name_or_path"),
+    *("num_labels", "output_attentions", "quantization_config", "torch_dtype"),
+    *("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "sep_token_id"),
+}
 
 
-@plain_errors
+def _plain_errors(cls: type) -> type:
+    """`@strict` wraps what is wrong in exceptions that are no `ValueError`; this gives the sentence itself."""
+
+    def plain(function: Callable) -> Callable:
+        @wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except StrictDataclassError as error:
+                raise ValueError(str(error.__cause__ or error)) from error
+
+        return checked
+
+    for name in ("__init__", "__setattr__", "validate"):
+        setattr(cls, name, plain(getattr(cls, name)))
+    return cls
+
+
+class _StrictConfig(PreTrainedConfig):
+    """A configuration that takes no keyword which it doesn't have."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        unknown = sorted(name for name in kwargs if name not in _OF_TRANSFORMERS and not name.startswith("_"))
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} has no {', '.join(map(repr, unknown))}: please check the spelling, or, if a "
+                f"newer version of pai-painter wrote this configuration, upgrade to it."
+            )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """As transformers' own, but unknown options are a `TypeError` unless `return_unused_kwargs` asks for them."""
+        config, unused = super().from_pretrained(pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs)
+        if return_unused_kwargs:
+            return config, unused
+        if unused:
+            raise TypeError(f"{cls.__name__}.from_pretrained() has no option {', '.join(map(repr, sorted(unused)))}.")
+        return config
+
+
+@_plain_errors
 @strict
-class PaiPainterVQConfig(NoUnknownKeywords, PreTrainedConfig):
+class PaiPainterVQConfig(_StrictConfig):
     r"""
-    Shape of a VQGAN. The defaults are taming-transformers' `f16_16384`: 256×256 pixels ⇄ 16×16 codes of 16,384.
+    Shape of a VQGAN. The defaults are taming-transformers' `f16_16384`: 256×256 pixels ⇄ 16×16 tokens of 16,384.
 
     Args:
         resolution (`int`, *optional*, defaults to 256): Side of the square pictures, in pixels.
-        in_channels (`int`, *optional*, defaults to 3): Channels of the pictures that are encoded.
-        out_channels (`int`, *optional*, defaults to 3): Channels of the pictures that are decoded.
+        in_channels, out_channels (`int`, *optional*, defaults to 3): Channels of pictures, encoded and decoded.
         base_channels (`int`, *optional*, defaults to 128): Channels of the first level (taming's `ch`).
-        channel_multiplier (`list[int]`, *optional*, defaults to `[1, 1, 2, 2, 4]`):
-            Channels of each level as multiples of `base_channels`. Each level but the last halves the resolution.
-        num_res_blocks (`int`, *optional*, defaults to 2): Residual blocks at each level of the encoder; the
-            decoder has one more.
+        channel_multiplier (`list[int]`, *optional*, defaults to `[1, 1, 2, 2, 4]`): Channels of each level as
+            multiples of `base_channels`. Each level but the last halves the resolution.
+        num_res_blocks (`int`, *optional*, defaults to 2): Residual blocks at each level of the encoder;
+            the decoder has one more.
         attn_resolutions (`list[int]`, *optional*, defaults to `[16]`): Resolutions whose residual blocks are
             followed by self-attention.
-        encoder_attention (`bool`, *optional*, defaults to `True`): `False` leaves every attention layer out of
-            the encoder, so that a code says more about its own patch and less about its neighbours.
-        has_encoder (`bool`, *optional*, defaults to `True`): `False` for a VQGAN that paints codes but can't find
-            them: checkpoints that came by way of PaddleNLP hold a decoder and a codebook only.
-        latent_channels (`int`, *optional*, defaults to 256): Channels between encoder and quantiser
-            (taming's `z_channels`).
+        encoder_attention (`bool`, *optional*, defaults to `True`): `False` leaves all attention layers out of the
+            encoder, so that a token says more about its own patch and less about its neighbours.
+        has_encoder (`bool`, *optional*, defaults to `True`): `False` for a VQGAN that only decodes, as in PaddleNLP's
+            checkpoints.
+        latent_channels (`int`, *optional*, defaults to 256): Latent channels (taming's `z_channels`).
         embed_dim (`int`, *optional*, defaults to 256): Width of a codebook entry.
         num_embeddings (`int`, *optional*, defaults to 16384): Number of codebook entries (taming's `n_embed`).
         dropout (`float`, *optional*, defaults to 0.0): Dropout inside the residual blocks.
@@ -75,12 +124,12 @@ class PaiPainterVQConfig(NoUnknownKeywords, PreTrainedConfig):
 
     @property
     def image_grid(self) -> int:
-        """Codes along one side of a picture."""
+        """Image tokens along one side of a picture."""
         return self.resolution // 2 ** (len(self.channel_multiplier) - 1)
 
     @property
     def num_image_tokens(self) -> int:
-        """Codes of one picture."""
+        """Image tokens of one picture."""
         return self.image_grid**2
 
     @classmethod
@@ -113,17 +162,9 @@ class PaiPainterVQConfig(NoUnknownKeywords, PreTrainedConfig):
         given = dict(ddconfig)
         if given.pop("double_z", False):
             raise ValueError("`double_z: true` belongs to a KL autoencoder; a VQGAN has `double_z: false`.")
-        names = {
-            "z_channels": "latent_channels",
-            "resolution": "resolution",
-            "in_channels": "in_channels",
-            "out_ch": "out_channels",
-            "ch": "base_channels",
-            "ch_mult": "channel_multiplier",
-            "num_res_blocks": "num_res_blocks",
-            "attn_resolutions": "attn_resolutions",
-            "dropout": "dropout",
-        }
+        names = {"z_channels": "latent_channels", "out_ch": "out_channels", "ch": "base_channels"}
+        names |= {"ch_mult": "channel_multiplier"}
+        names |= {name: name for name in ("resolution", "in_channels", "num_res_blocks", "attn_resolutions", "dropout")}
         unknown, missing = sorted(set(given) - set(names)), sorted(set(names) - set(given))
         if unknown or missing:
             raise ValueError(
@@ -161,20 +202,20 @@ class PaiPainterVQConfig(NoUnknownKeywords, PreTrainedConfig):
         _require_rates(self, "dropout")
 
 
-@plain_errors
+@_plain_errors
 @strict
-class PaiPainterConfig(NoUnknownKeywords, PreTrainedConfig):
+class PaiPainterConfig(_StrictConfig):
     r"""
-    Shape of a painter: a GPT that reads `text_length` caption ids and writes the codes of one picture, and its VQGAN.
-    The defaults are `pai-painter-base-zh`.
+    Shape of a painter: a GPT that reads `text_length` caption ids and writes the image tokens of one picture,
+    and its VQGAN. The defaults are `pai-painter-base-zh`.
 
-    Ids `0 … image_vocab_size - 1` are image codes; caption token `t` has the id `image_vocab_size + t`.
+    Ids `0 … image_vocab_size - 1` are image tokens; caption token `t` has the id `image_vocab_size + t`.
 
     Args:
         vq_config (`PaiPainterVQConfig` or `dict`, *optional*): The VQGAN; f16_16384 if not given.
-        image_vocab_size (`int`, *optional*, defaults to 16384): Number of image codes, the width of the head.
+        image_vocab_size (`int`, *optional*, defaults to 16384): Number of image tokens, the width of the head.
         text_vocab_size (`int`, *optional*, defaults to 21128): Number of caption tokens.
-        text_length (`int`, *optional*, defaults to 32): Caption positions before the first code.
+        text_length (`int`, *optional*, defaults to 32): Caption positions before the first image token.
         hidden_size (`int`, *optional*, defaults to 768): Width of the transformer.
         num_hidden_layers (`int`, *optional*, defaults to 12): Number of blocks.
         num_attention_heads (`int`, *optional*, defaults to 12): Attention heads of a block.
@@ -237,23 +278,23 @@ class PaiPainterConfig(NoUnknownKeywords, PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
-        """Reads the file; EasyNLP's names are translated here already, lest it be taken for another model's."""
+        """Reads the file; EasyNLP's names are translated here already, so that it is not taken for another model's."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return _translate_easynlp(config_dict, kwargs), kwargs
 
     @property
     def image_grid(self) -> int:
-        """Codes along one side of a picture."""
+        """Image tokens along one side of a picture."""
         return self.vq_config.image_grid  # type: ignore[union-attr]  # a PaiPainterVQConfig by now
 
     @property
     def num_image_tokens(self) -> int:
-        """Codes of one picture, all of which are painted."""
+        """Image tokens of one picture."""
         return self.vq_config.num_image_tokens  # type: ignore[union-attr]
 
     @property
     def vocab_size(self) -> int:
-        """Ids that the model reads: image codes and caption tokens. (It writes `image_vocab_size` of them.)"""
+        """Ids that the model reads: image tokens and caption tokens. (It writes `image_vocab_size` of them.)"""
         return self.image_vocab_size + self.text_vocab_size
 
     @property
@@ -275,13 +316,13 @@ class PaiPainterConfig(NoUnknownKeywords, PreTrainedConfig):
             raise ValueError(f"`vq_config` must be a PaiPainterVQConfig, got {type(self.vq_config).__name__}.")
         if self.image_vocab_size != self.vq_config.num_embeddings:
             raise ValueError(
-                f"`image_vocab_size` ({self.image_vocab_size}) must be the VQGAN's number of codes "
+                f"`image_vocab_size` ({self.image_vocab_size}) must be the size of the VQGAN's codebook "
                 f"(`vq_config.num_embeddings` = {self.vq_config.num_embeddings})."
             )
         if not 0 <= self.num_unmasked <= self.text_length:
             raise ValueError(
                 f"`num_unmasked` must lie between 0 and `text_length` ({self.text_length}), "
-                f"got {self.num_unmasked}: an unmasked image code would see the codes that it predicts."
+                f"got {self.num_unmasked}: an unmasked image token would see the tokens that it predicts."
             )
         if self.tie_word_embeddings:
             raise ValueError("`tie_word_embeddings` must be false: the head has no rows for the caption tokens.")
@@ -314,33 +355,23 @@ def _translate_easynlp(config_dict: dict[str, Any], kwargs: dict[str, Any]) -> d
     """
     EasyNLP's names in ours (takes `vq_config` out of `kwargs`); any other configuration is given back as it is.
 
-    The caption's length is `block_size` minus the number of codes.
+    The caption's length is `block_size` minus the number of image tokens.
     """
     if config_dict.get("model_type") != "artist":
         return config_dict
     vq_config = kwargs.pop("vq_config", None) or {}
     if not isinstance(vq_config, PaiPainterVQConfig):
         vq_config = PaiPainterVQConfig(**vq_config)
-    required = {
-        "img_vocab_size": "image_vocab_size",
-        "text_vocab_size": "text_vocab_size",
-        "n_layer": "num_hidden_layers",
-        "n_head": "num_attention_heads",
-        "n_embd": "hidden_size",
-    }
-    optional = {
-        "embd_pdrop": "embd_pdrop",
-        "resid_pdrop": "resid_pdrop",
-        "attn_pdrop": "attn_pdrop",
-        "n_unmasked": "num_unmasked",
-    }
+    required = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}
+    required |= {"img_vocab_size": "image_vocab_size", "text_vocab_size": "text_vocab_size"}
+    optional = {name: name for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop")} | {"n_unmasked": "num_unmasked"}
     missing = sorted((set(required) | {"block_size"}) - set(config_dict))
     if missing:
         raise ValueError(f"This config.json says it is EasyNLP's (`artist`) but lacks {', '.join(missing)}.")
     if not _fits(config_dict, vq_config):
         raise ValueError(
             f"This EasyNLP folder has {config_dict['block_size']} positions and {config_dict['img_vocab_size']} image "
-            f"codes, which doesn't fit a VQGAN of {vq_config.num_image_tokens} codes a picture out of "
+            f"tokens, which doesn't fit a VQGAN of {vq_config.num_image_tokens} tokens per picture out of "
             f"{vq_config.num_embeddings}. EasyNLP doesn't store its VQGAN's shape: please pass "
             f"`vq_config=PaiPainterVQConfig(...)`, or make a native folder of it, `pai-painter convert FOLDER OUTPUT "
             f"--vq-config SIZES.json`."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the painter paints: captions → codes → pixels, by seeds."""
+"""Generation: captions → image tokens → pixels, by seeds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,8 +48,8 @@ class PaiPainterImageOutput(ModelOutput):
         pixel_values (`torch.FloatTensor` of shape `(captions * n, 3, resolution, resolution)`, *optional*): About
             [-1, 1], not clipped. `None` if `decode=False`.
         image_tokens (`torch.LongTensor` of shape `(captions * n, num_image_tokens)`): Raster order.
-        scores (`torch.FloatTensor` of shape `(captions * n,)`): Mean log-likelihood of a code under the model, in
-            nats; nearer to 0 means surer.
+        scores (`torch.FloatTensor` of shape `(captions * n,)`): Mean log-likelihood under the model, in nats per
+            token.
         seeds (`list[int]`): The seed of each picture, with which it is painted again alone.
     """
 

@@ -54,8 +54,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         `PIL.Image.Image`: A new picture of mode `"RGB"`, without metadata.
 
     Raises:
-        ValueError: If the pixels are floating-point numbers or wider than 16 bits, whose range nobody
-            declares.
+        ValueError: If the pixels are floating-point numbers or wider than 16 bits, whose range isn't declared.
     """
     image.load()  # first, since Pillow turns a TIFF upright while it loads it
     profile = image.info.get("icc_profile", b"")  # None if Pillow found it damaged
@@ -188,18 +187,14 @@ class PaiPainterImageProcessor(BaseImageProcessor):
     random one) is cut out, and its bytes `x` become `x / 127.5 - 1`. A square picture of 8 bits and of the
     right size comes back from [`~PaiPainterImageProcessor.postprocess`] byte for byte.
 
-    The resampling filter is bicubic with antialiasing, as Pillow does it. The original programs used OpenCV's
-    bilinear filter, which skips pixels when it shrinks and so makes jagged edges that the VQGAN then spends
-    codes on; Lanczos is a little sharper than bicubic but rings around the hard edges of drawings. Enlarged
-    pictures look nearly the same with all of them.
+    The default filter is Pillow's bicubic, with antialiasing. The original programs used OpenCV's bilinear filter,
+    which skips pixels when it shrinks and makes jagged edges; Lanczos rings around the hard edges of drawings.
 
     Args:
-        size (`int` or `dict[str, int]`, *optional*, defaults to 256):
-            Side of the square in pixels: a number, or `{"shortest_edge": number}` as it is saved.
-        resample (`int`, *optional*, defaults to `PIL.Image.Resampling.BICUBIC`):
-            Pillow's resampling filter.
-        random_crop (`bool`, *optional*, defaults to `False`):
-            Cut a random square instead of the middle one. Each call then needs a `generator`.
+        size (`int` or `dict[str, int]`, *optional*, defaults to 256): Side of the square in pixels: a number, or
+            `{"shortest_edge": number}` as it is saved.
+        resample (`int`, *optional*, defaults to `PIL.Image.Resampling.BICUBIC`): Pillow's resampling filter.
+        random_crop (`bool`, *optional*, defaults to `False`): Cut a random square. Each call then needs a `generator`.
 
     Raises:
         ValueError: If `size` or `resample` isn't one of the above.
@@ -240,15 +235,12 @@ class PaiPainterImageProcessor(BaseImageProcessor):
         Turns pictures into the VQGAN's input. Options that aren't given are those of the processor.
 
         Args:
-            images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
-                Pictures of any size. Arrays are uint8: NumPy (height, width), (height, width, 3 or 4) or a
-                batch of the latter, torch (3, height, width) or a batch of them.
-            size (`int` or `dict[str, int]`, *optional*): Side of the square in pixels.
-            resample (`int`, *optional*): Pillow's resampling filter.
-            random_crop (`bool`, *optional*): Cut a random square, placed by `generator`.
-            generator (`torch.Generator` or `int`, *optional*):
-                Where the random squares come from: a generator on the CPU, which moves on by two draws a
-                picture, or a seed, which gives the same squares each time.
+            images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): Pictures of any size. Arrays
+                are uint8: NumPy (height, width), (height, width, 3 or 4) or a batch of the latter, torch (3, height,
+                width) or a batch of them.
+            size, resample, random_crop: Instead of the processor's own.
+            generator (`torch.Generator` or `int`, *optional*): Places the random squares: a generator on the CPU, which
+                moves on by two draws per picture, or a seed.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; a list of arrays without it.
 
         Returns:
@@ -280,15 +272,13 @@ class PaiPainterImageProcessor(BaseImageProcessor):
         Turns what the VQGAN decoded into pictures, in the conventions of diffusers.
 
         Args:
-            pixel_values (`torch.Tensor` of shape (batch, 3, height, width)):
-                Floating-point pixels. The VQGAN overshoots [-1, 1] a little: what lies outside is clipped.
-            output_type (`str`, *optional*, defaults to `"pil"`):
-                `"pil"` for a list of Pillow pictures, `"np"` for an array (batch, height, width, 3) and
-                `"pt"` for a tensor (batch, 3, height, width), both float32 in [0, 1].
+            pixel_values (`torch.FloatTensor` of shape (batch, 3, height, width)): In about [-1, 1], which the VQGAN
+                overshoots a little: what lies outside is clipped.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"` for a list of Pillow pictures, `"np"` for an
+                array (batch, height, width, 3) and `"pt"` for a tensor (batch, 3, height, width), both in [0, 1].
 
         Raises:
-            ValueError: If `pixel_values` has another shape or type or holds NaN, or if `output_type` is
-                another one.
+            ValueError: If `pixel_values` has another shape or type or holds NaN, or if `output_type` is another one.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type is {output_type!r}, but must be 'pil', 'np' or 'pt'.")
@@ -337,31 +327,28 @@ def _as_list(images: Picture | Sequence[Picture]) -> list[Picture]:
 
 def _to_pillow(image: Picture) -> Image.Image:
     """A picture in RGB, whatever held it. Floating-point arrays are refused: their range can't be known."""
-    if isinstance(image, Image.Image):
-        picture = image
-    elif isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
-        picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    elif (
-        isinstance(image, np.ndarray)
-        and image.dtype == np.uint8
-        and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4)))
-    ):
-        picture = Image.fromarray(image)
-    elif isinstance(image, str):
+    if isinstance(image, str):
         raise ValueError(
             f"images holds the text {image[:40]!r}: please open files with PIL.Image.open, and pass captions as text=."
         )
-    else:
-        what = type(image).__name__
-        if isinstance(image, (np.ndarray, torch.Tensor)):
-            what = f"{what} of {image.dtype} and shape {tuple(image.shape)}"
+    array = image
+    if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
+        array = image.permute(1, 2, 0).cpu().numpy()
+    if (
+        isinstance(array, np.ndarray)
+        and array.dtype == np.uint8
+        and (array.ndim == 2 or array.shape[2:] in ((3,), (4,)))
+    ):
+        image = Image.fromarray(array)
+    if not isinstance(image, Image.Image):
+        what = f" of {image.dtype} and shape {tuple(image.shape)}" if hasattr(image, "dtype") else ""
         raise ValueError(
-            f"images holds a {what}, but must hold Pillow pictures, uint8 arrays (height, width, 3) "
-            "or uint8 tensors (3, height, width)."
+            f"images holds a {type(image).__name__}{what}, but must hold Pillow pictures, uint8 arrays (height, width, "
+            f"3) or uint8 tensors (3, height, width)."
         )
-    if 0 in picture.size:
-        raise ValueError(f"images holds a picture of {picture.width}x{picture.height} pixels, which has nothing in it.")
-    return to_rgb(picture)
+    if 0 in image.size:
+        raise ValueError(f"images holds a picture of {image.width}x{image.height} pixels, which has nothing in it.")
+    return to_rgb(image)
 
 
 def _square(image: Image.Image, side: int, resample: int, generator: torch.Generator | None) -> Image.Image:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, ModelInfo, ResolvedRevision, constants, parse_local_safetensors_file_metadata
+from huggingface_hub import HfApi, constants, parse_local_safetensors_file_metadata, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RevisionResolutionError,
     SafetensorsParsingError,
 )
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client's, whatever its version
@@ -56,39 +56,14 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_LISTED = 5
 
 
-class _OutOfReach(Exception):
-    """The Hub gives no answer to go by."""
-
-
-class _AskedFor(ResolvedRevision):
-    """A commit of a Hub that was asked whether it is there. transformers' own say nothing of that."""
-
-
-class _OneTry(HfApi):
-    """The Hub's client with a limit of time, which doesn't go to the cache by itself."""
-
-    asked = False
-
-    def model_info(self, *args: Any, **kwargs: Any) -> ModelInfo:
-        self.asked = True
-        try:
-            return super().model_info(*args, **{**kwargs, "timeout": _PATIENCE})
-        except OfflineModeIsEnabled as error:
-            raise _OutOfReach("HF_HUB_OFFLINE is set") from error
-        except HfHubHTTPError as error:
-            if error.response.status_code < 500:
-                raise
-            raise _OutOfReach(f"the Hub ({self.endpoint}) answers {error.response.status_code}") from error
-        except httpx.TransportError as error:
-            raise _OutOfReach(f"the Hub ({self.endpoint}) can't be reached ({str(error).rstrip('.')})") from error
-        except JSONDecodeError as error:  # such as a page in HTML
-            raise _OutOfReach(f"{self.endpoint} doesn't answer as the Hub does (HF_ENDPOINT)") from error
+class _Resolved(str):
+    """A commit of a repository that was asked for already."""
 
 
 def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> dict[str, Any]:
     """
     The options with which all files of one model are loaded: the Hub is asked once, whether it is there and which
-    commit the revision is. If it can't be reached, the cache is used alone, rather than after the client's retries for
+    commit the revision is. If it can't be reached, only the cache is used, rather than after the client's retries for
     each file that isn't in it.
 
     Args:
@@ -99,34 +74,36 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
         OSError: if the Hub can't be reached, or mustn't be asked, and the repository isn't in the cache.
     """
     name, revision, cache = os.fspath(name_or_path), hub_options.get("revision"), hub_options.get("cache_dir")
-    token = hub_options.get("token")
-    if os.path.exists(name) or isinstance(revision, _AskedFor):
+    if os.path.exists(name) or isinstance(revision, _Resolved):
         return hub_options
-    api, reason = _OneTry(), "`local_files_only` is set"
+    reason = "`local_files_only` is set"
     if not hub_options.get("local_files_only"):
         try:
-            resolved = api.resolve_revision(name, revision=revision, cache_dir=cache, token=token)
-            if not api.asked:  # a commit needs no resolving
-                api.model_info(name, revision=resolved.resolved, token=token)
-            return {**hub_options, "revision": _asked_for(resolved, name)}
-        except (HFValidationError, HfHubHTTPError):  # told where the first file is looked for
-            return hub_options
-        except _OutOfReach as error:
-            reason = str(error)
+            api = HfApi()
+            info = api.model_info(name, revision=revision, token=hub_options.get("token"), timeout=_PATIENCE)
+            api.repo_info = lambda **_: info  # type: ignore[method-assign]  # asked once
+            api.resolve_revision(name, revision=revision, cache_dir=cache)  # for later, when the Hub can't be reached
+            return {**hub_options, "revision": _Resolved(info.sha)}
+        except OfflineModeIsEnabled:
+            reason = "HF_HUB_OFFLINE is set"
+        except (HFValidationError, HfHubHTTPError) as error:
+            if isinstance(error, HFValidationError) or error.response.status_code < 500:
+                return hub_options  # told where the first file is looked for
+            reason = f"the Hub ({constants.ENDPOINT}) answers {error.response.status_code}"
+        except httpx.TransportError as error:
+            reason = f"the Hub ({constants.ENDPOINT}) can't be reached ({str(error).rstrip('.')})"
+        except JSONDecodeError:  # such as a page in HTML
+            reason = f"{constants.ENDPOINT} doesn't answer as the Hub does (HF_ENDPOINT)"
     try:
-        cached = api.resolve_revision(name, revision=revision, cache_dir=cache, local_files_only=True)
-    except RevisionResolutionError as error:
+        folder = snapshot_download(name, revision=revision, cache_dir=cache, local_files_only=True)
+    except LocalEntryNotFoundError as error:
         raise OSError(
             f"There is no folder {name}, and the Hub does not give it either: {reason}, and revision "
             f"{revision or 'main'} of it is not in the cache ({cache or constants.HF_HUB_CACHE})."
         ) from error
     if reason.startswith("the Hub"):
         logger.warning("T%s; %s is taken from the cache.", reason[1:], name)
-    return {**hub_options, "revision": _asked_for(cached, name), "local_files_only": True}
-
-
-def _asked_for(revision: ResolvedRevision, name: str) -> _AskedFor:
-    return _AskedFor(resolved=revision.resolved, initial=revision.initial, repo_id=name, repo_type="model")
+    return {**hub_options, "revision": _Resolved(os.path.basename(folder)), "local_files_only": True}
 
 
 def find_model_file(name_or_path: str | os.PathLike, filename: str, **hub_options: Any) -> str | None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The painter: caption ids → image codes → pixels.
+The painter: caption ids → image tokens → pixels.
 
 A GPT in minGPT's shape (MIT, https://github.com/karpathy/minGPT, as used by taming-transformers and EasyNLP) over one
-sequence, `text_length` caption ids and then the codes of one picture in raster order. It reads both kinds of ids and
-predicts codes only. Pads of the caption are attended to like any other token: the model was trained so.
+sequence, `text_length` caption ids and then the image tokens of one picture in raster order. It reads both kinds of
+ids and predicts image tokens only. Pads of the caption are attended to like any other token, as in training.
 """
 
 import os
@@ -26,13 +26,13 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
-from .generation_config_pai_painter import read_generation_config
 from .generation_pai_painter import ImageGenerationMixin, PaiPainterImageOutput
 from .model_files_pai_painter import HUB_OPTIONS
 from .modeling_vqgan import PaiPainterVQModel
 from .sampling_pai_painter import (
     complete_generation_config,
     default_generation_config,
+    read_generation_config,
 )
 from .weight_conversion import StrictLoadingMixin
 
@@ -201,7 +201,7 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, length)`): Caption ids (from `image_vocab_size` on), then
-                image codes. With `cache`, only what comes after them.
+                image tokens. With `cache`, only what comes after them.
             attention_mask (`torch.Tensor`, *optional*): Leave it out: captions are attended to with their pads.
             cache (`Cache`, *optional*): Keys and values of earlier positions.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, length, hidden_size)`, *optional*): Instead of ids.
@@ -254,7 +254,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
     """
     The painter with its head and its VQGAN.
 
-    [`~PaiPainterForImageGeneration.generate`] is transformers' own and gives caption ids and codes;
+    [`~PaiPainterForImageGeneration.generate`] is transformers' own and gives caption ids and image tokens;
     [`~ImageGenerationMixin.generate_images`] gives pixels and follows the seed rule.
     """
 

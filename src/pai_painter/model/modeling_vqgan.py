@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The VQGAN: pixels ⇄ image codes.
+The VQGAN: pixels ⇄ image tokens.
 
 A convolutional encoder shrinks a picture to a small grid of vectors, each is replaced by the nearest entry of a
 codebook, and a decoder paints the picture back. The network and its parameter names are those of VQGAN
@@ -43,8 +43,8 @@ class PaiPainterVQOutput(ModelOutput):
     """
     Args:
         pixel_values (`torch.FloatTensor` of shape `(batch, out_channels, resolution, resolution)`): The picture after
-            going through the codes, about [-1, 1], not clipped.
-        image_tokens (`torch.LongTensor` of shape `(batch, num_image_tokens)`): The codes it went through.
+            going through the tokens, about [-1, 1], not clipped.
+        image_tokens (`torch.LongTensor` of shape `(batch, num_image_tokens)`): The tokens it went through.
     """
 
     pixel_values: torch.Tensor | None = None
@@ -220,7 +220,7 @@ class PaiPainterVQDecoder(nn.Module):
 
 
 class PaiPainterVQCodebook(nn.Module):
-    """The entries that stand for codes, and the search for the nearest."""
+    """The vectors that image tokens stand for, and the search for the nearest."""
 
     def __init__(self, config: PaiPainterVQConfig):
         super().__init__()
@@ -246,14 +246,14 @@ class PaiPainterVQCodebook(nn.Module):
             return distances.argmin(-1)
 
     def forward(self, image_tokens: torch.Tensor, grid: int) -> torch.Tensor:
-        """Codes (batch, grid²) → their entries (batch, embed_dim, grid, grid)."""
+        """Image tokens (batch, grid²) → their entries (batch, embed_dim, grid, grid)."""
         return self.embedding(image_tokens).transpose(1, 2).unflatten(2, (grid, grid))
 
 
 class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
     """
-    The VQGAN. [`~PaiPainterVQModel.encode`] turns pixels into codes, [`~PaiPainterVQModel.decode`] codes into
-    pixels; calling the model does both.
+    The VQGAN. [`~PaiPainterVQModel.encode`] turns pixels into image tokens, [`~PaiPainterVQModel.decode`] turns image
+    tokens into pixels; calling the model does both.
 
     `from_pretrained` takes a VQGAN's folder or a painter's, of which it loads the VQGAN alone.
     """
@@ -311,7 +311,7 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
     def _require_encoder(self) -> None:
         if not self.config.has_encoder:
             raise ValueError(
-                "This VQGAN has no encoder: it paints codes, but can't turn pictures into codes. "
+                "This VQGAN has no encoder: it decodes image tokens, but can't encode pictures. "
                 "`pai-painter convert MODEL OUTPUT --vqgan VQGAN` gives the model a whole one."
             )
 
@@ -322,7 +322,7 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
     @with_forward_hook
     def encode(self, pixel_values: torch.Tensor) -> PaiPainterVQEncoderOutput:
         """
-        Finds the codes of pictures.
+        Finds the image tokens of pictures.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, resolution, resolution)`): In [-1, 1].
@@ -348,7 +348,7 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
     @with_forward_hook
     def decode(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """
-        Paints codes.
+        Decodes image tokens.
 
         Args:
             image_tokens (`torch.LongTensor` of shape `(batch, num_image_tokens)`): Values `0 … num_embeddings - 1`.
@@ -357,11 +357,12 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
             `torch.FloatTensor` of shape `(batch, out_channels, resolution, resolution)`: about [-1, 1], not clipped.
 
         Raises:
-            ValueError: if there are too few or too many codes for a picture.
+            ValueError: if there are too few or too many tokens for a picture.
         """
         if image_tokens.ndim != 2 or image_tokens.shape[1] != self.config.num_image_tokens:
             raise ValueError(
-                f"This VQGAN decodes (batch, {self.config.num_image_tokens}) codes, got {tuple(image_tokens.shape)}."
+                f"This VQGAN decodes image tokens of shape (batch, {self.config.num_image_tokens}), got "
+                f"{tuple(image_tokens.shape)}."
             )
         return self.decode_latents(self.quantize(image_tokens, self.config.image_grid))
 

@@ -83,22 +83,20 @@ class PaiPainterProcessor(ProcessorMixin):
         for name, (own, wanted) in sizes.items():
             if own != wanted:
                 raise ValueError(
-                    f"The processor's `{name}` is {own}, but the model needs {wanted}: please take the processor that "
-                    f"belongs to the model."
+                    f"The processor's `{name}` is {own}, but the model needs {wanted}: please use the model's own."
                 )
         origin = f" of {self.tokenizer.name_or_path}" if self.tokenizer.name_or_path else ""
         if len(self.tokenizer) != config.text_vocab_size:
             raise ValueError(
                 f"The vocabulary{origin} has {len(self.tokenizer):,} tokens, but the model reads "
-                f"{config.text_vocab_size:,} (`text_vocab_size`): please take the vocabulary that belongs to the model."
+                f"{config.text_vocab_size:,} (`text_vocab_size`): please use the model's own vocabulary."
             )
         fingerprint = self.tokenizer.fingerprint
         if config.vocabulary_fingerprint not in (None, fingerprint):
             raise ValueError(
                 f"The vocabulary{origin} isn't the one that the model was trained with: its fingerprint is "
                 f"{fingerprint[:12]}…, but the model's `vocabulary_fingerprint` is "
-                f"{str(config.vocabulary_fingerprint)[:12]}…; please take the vocabulary and the tokenizer_config.json "
-                f"that belong to the model."
+                f"{str(config.vocabulary_fingerprint)[:12]}…; please use the model's own tokenizer files."
             )
         config.vocabulary_fingerprint = fingerprint
 
@@ -143,8 +141,8 @@ class PaiPainterProcessor(ProcessorMixin):
 
     def word_pieces(self, caption: str) -> list[str]:
         """
-        All word pieces of a caption, as the tokenizer cuts it. The model reads the first `text_length` of
-        them; a caption that has none (spaces, control characters) says nothing to it.
+        All word pieces of a caption. The model reads the first `text_length` of them; a caption that has none (spaces,
+        control characters) says nothing to it.
 
         Raises:
             ValueError: If `caption` isn't a string or holds half a surrogate pair.
@@ -153,8 +151,8 @@ class PaiPainterProcessor(ProcessorMixin):
 
     def unknown_pieces(self, caption: str) -> list[str]:
         """
-        What of a caption the model doesn't know: the characters or words, spelt as in the caption, that the
-        vocabulary lacks and the model therefore reads as [UNK]. Pieces beyond `text_length` aren't counted.
+        The characters or words of a caption, spelt as there, that the vocabulary lacks and the model reads as [UNK].
+        Pieces beyond `text_length` aren't counted.
 
         Raises:
             ValueError: If `caption` isn't a string or holds half a surrogate pair.
@@ -165,15 +163,10 @@ class PaiPainterProcessor(ProcessorMixin):
 
     def decode(self, token_ids: Sequence[int] | torch.Tensor, **kwargs: Any) -> str:
         """
-        The caption that stands at the beginning of a sequence of ids, without its pads.
-
-        Args:
-            token_ids (`list[int]` or `torch.Tensor` of shape (sequence,)):
-                Caption ids, perhaps followed by image tokens.
-            kwargs: Options of the tokenizer's `decode`.
+        The caption at the beginning of a sequence of ids, without its pads.
 
         Raises:
-            ValueError: If an image token stands among the first `text_length` ids.
+            ValueError: If there is an image token among the first `text_length` ids.
         """
         ids = [int(token) for token in token_ids[: self.text_length]]
         if ids and min(ids) < self.image_vocab_size:
@@ -196,20 +189,15 @@ class PaiPainterProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "PaiPainterProcessor":
         """
-        Loads a processor from a folder or a Hub repository, in the native layout (`processor_config.json` and
-        the tokenizer's files) or in EasyNLP's (`config.json` with `model_type: "artist"` and `vocab.txt`).
-
-        EasyNLP doesn't write down the pictures' size: with its layout it is 256, as in all published models, unless
-        given as `size`. Nor does it write down the caption's length: it is what the picture leaves of the model's
-        positions, unless given as `text_length`.
+        Loads a processor from a folder or a Hub repository, in the native layout (`processor_config.json` and the
+        tokenizer's files) or in EasyNLP's (`config.json` with `model_type: "artist"` and `vocab.txt`), which stores
+        neither the pictures' size (256, as in all published models, unless given as `size`) nor the caption's length
+        (the positions that the picture leaves, unless given as `text_length`).
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): The folder's path or the repository's
-                name.
-            kwargs:
-                Where to load from (`revision`, `token`, `cache_dir`, `local_files_only`, ... as everywhere in
-                transformers), and `text_length`, `image_vocab_size`, `size`, `resample` or `random_crop` to
-                use instead of the saved ones.
+            pretrained_model_name_or_path: the folder's path or the repository's name.
+            kwargs: where to load from (`revision`, `token`, `cache_dir`, `local_files_only`, …), and `text_length`,
+                `image_vocab_size`, `size`, `resample` or `random_crop` to use instead of the saved ones.
 
         Raises:
             OSError: If there is no such folder or repository, or if it has neither layout.
@@ -226,12 +214,7 @@ class PaiPainterProcessor(ProcessorMixin):
             )
         hub_options = {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
         hub_options = resolve_hub_options(pretrained_model_name_or_path, **hub_options)
-        try:
-            config_file = find_model_file(pretrained_model_name_or_path, "processor_config.json", **hub_options)
-        except OSError as error:
-            raise OSError(
-                f"{pretrained_model_name_or_path} is neither a folder nor a Hub repository within reach: {error}"
-            ) from error
+        config_file = find_model_file(pretrained_model_name_or_path, "processor_config.json", **hub_options)
         if config_file is not None:
             processor_dict = read_json_object(config_file, pretrained_model_name_or_path)
             if not isinstance(processor_dict.get("image_processor"), dict):
@@ -304,15 +287,10 @@ def _load_tokenizer(
         return tokenizer
     except OSError:
         raise
-    except ValueError as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"The tokenizer of {name_or_path} can't be made: {reason}.") from error
     except Exception as error:  # `tokenizers` raises bare ones, transformers whatever the content leads to
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(
-            f"The tokenizer's files of {name_or_path} (tokenizer.json, tokenizer_config.json, vocab.txt) are damaged: "
-            f"{reason}."
-        ) from error
+        what = "can't be made" if isinstance(error, ValueError) else "is damaged (tokenizer.json or its settings)"
+        raise ValueError(f"The tokenizer of {name_or_path} {what}: {reason}.") from error
 
 
 __all__ = ["PaiPainterProcessor"]

@@ -7,6 +7,7 @@ of (seed, position, token) and has no state, so that it may be looked at ahead, 
 """
 
 import numbers
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor
 
 from .configuration_pai_painter import PaiPainterConfig
+from .model_files_pai_painter import find_model_file, read_json_object
 
 __all__ = [
     "GumbelSampler",
@@ -26,17 +28,22 @@ __all__ = [
     "gumbel_noise",
     "philox",
     "picture_seeds",
+    "read_generation_config",
     "truncate_logits",
     "warp_logits",
 ]
 
 _MAX_SEED = 2**63 - 1
 _WORD = 2**32 - 1
-_LOWEST_TEMPERATURE = 1e-30  # below it logits divided by it are infinite, and all codes alike
+# Philox's time goes into starting its operations: of so few tokens, the noise of all of them at several positions takes
+# hardly longer than that of some candidates at one position.
+_SMALL_VOCABULARY, _BLOCK = 2048, 16
+_LOWEST_TEMPERATURE = 1e-30  # below it logits divided by it are infinite, and all tokens alike
+_MOST_CANDIDATES = 1000  # of one picture, that a folder may recommend
 
 
 def default_generation_config(config: PaiPainterConfig) -> GenerationConfig:
-    """Sampling as published: temperature 1, top-k 100, all codes of the picture, no end token."""
+    """Sampling as published: temperature 1, top-k 100, all tokens of the picture, no end token."""
     return GenerationConfig(
         max_length=config.max_position_embeddings, do_sample=True, temperature=1.0, top_k=100, top_p=1.0, best_of=1
     )
@@ -51,6 +58,37 @@ def complete_generation_config(given: GenerationConfig, config: PaiPainterConfig
         return default_generation_config(config)
     required = {"max_length": config.max_position_embeddings, "temperature": 1.0, "best_of": 1}
     return GenerationConfig(**required | given.to_diff_dict())
+
+
+def read_generation_config(
+    name_or_path: str | os.PathLike, config: PaiPainterConfig, **hub_options: Any
+) -> GenerationConfig | None:
+    """
+    What a folder or a Hub repository recommends, complete; `None` if it has no generation_config.json.
+
+    Raises:
+        ValueError: if the file is damaged, if a setting in it is out of range, or if it is for pictures of another
+            size than the model's.
+    """
+    path = find_model_file(name_or_path, "generation_config.json", **hub_options)
+    if path is None:
+        return None
+    found = read_json_object(path, name_or_path)
+    try:
+        settings = complete_generation_config(GenerationConfig.from_dict(found), config)
+        check_sampling_options(settings.temperature, settings.top_k, settings.top_p, settings.best_of)
+        if settings.best_of > _MOST_CANDIDATES:
+            raise ValueError(f"`best_of` may be at most {_MOST_CANDIDATES}, got {settings.best_of}")
+        lengths = {"max_length": config.max_position_embeddings, "max_new_tokens": config.num_image_tokens}
+        for field, length in lengths.items():
+            if getattr(settings, field) not in (None, length):
+                raise ValueError(f"`{field}` must be {length}, a whole picture, got {getattr(settings, field)!r}")
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"The generation_config.json of {os.fspath(name_or_path)} is no painter's: {reason}."
+        ) from error
+    return settings
 
 
 def check_captions(input_ids: torch.Tensor, config: PaiPainterConfig) -> None:
@@ -284,8 +322,8 @@ class GumbelSampler(LogitsProcessor):
         self.text_length = text_length
         self.options = (temperature, top_k, top_p)
         self.log_likelihood = torch.zeros(len(seeds))
-        # Noise of all tokens takes longer than that of a few candidates, and guesses ask for it several times.
-        self._noise_of_all = lru_cache(maxsize=32)(self._noise_of_all)  # type: ignore[method-assign]
+        # Kept, since draft tokens ask for it several times.
+        self._noise_of_block = lru_cache(maxsize=32)(self._noise_of_block)  # type: ignore[method-assign]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """For `generate`: warped logits (batch, image_vocab_size) with noise, whose arg-max is the token drawn."""
@@ -319,11 +357,12 @@ class GumbelSampler(LogitsProcessor):
         kept, tokens = truncate_logits(logits.float(), *self.options)
         offsets = torch.arange(len(logits) + ahead)
         rows = offsets.clamp(max=len(logits) - 1)
-        if tokens is None:
-            noise = torch.cat([self._noise_of_all(position + offset, logits.shape[-1]) for offset in offsets.tolist()])
+        tokens, width = None if tokens is None else tokens[rows], logits.shape[-1]
+        if tokens is not None and width > _SMALL_VOCABULARY:
+            noise = gumbel_noise(self.seeds.expand(len(rows)), position + offsets, tokens, width)
         else:
-            tokens = tokens[rows]
-            noise = gumbel_noise(self.seeds.expand(len(rows)), position + offsets, tokens, logits.shape[-1])
+            noise = torch.cat([self._noise_of_all(position + offset, width) for offset in offsets.tolist()])
+            noise = noise if tokens is None else noise.gather(-1, tokens)
         return _most_likely(kept[rows] + noise, tokens)
 
     def accept(self, logits: torch.Tensor, drawn: torch.Tensor) -> None:
@@ -337,11 +376,22 @@ class GumbelSampler(LogitsProcessor):
         if self.seeds.device != scores.device:  # once, rather than at each step
             self.seeds, self.log_likelihood = self.seeds.to(scores.device), self.log_likelihood.to(scores.device)
         kept, tokens = truncate_logits(scores.float(), *self.options)
-        positions = torch.full_like(self.seeds, position)
-        return kept + gumbel_noise(self.seeds, positions, tokens, scores.shape[-1]), tokens
+        width = scores.shape[-1]
+        if tokens is not None and width > _SMALL_VOCABULARY:
+            return kept + gumbel_noise(self.seeds, torch.full_like(self.seeds, position), tokens, width), tokens
+        noise = self._noise_of_all(position, width)
+        return kept + (noise if tokens is None else noise.gather(-1, tokens)), tokens
 
     def _noise_of_all(self, position: int, width: int) -> torch.Tensor:
-        return gumbel_noise(self.seeds, torch.full_like(self.seeds, position), None, width)
+        """Noise (batch, width) at a position."""
+        size = _BLOCK if width <= _SMALL_VOCABULARY else 1
+        return self._noise_of_block(position // size, size, width)[:, position % size]
+
+    def _noise_of_block(self, block: int, size: int, width: int) -> torch.Tensor:
+        """Noise (batch, size, width) of all tokens at the positions from `block * size` on."""
+        positions = torch.arange(block * size, (block + 1) * size, device=self.seeds.device)
+        rows, positions = self.seeds.repeat_interleave(size), positions.repeat(len(self.seeds))
+        return gumbel_noise(rows, positions, None, width).unflatten(0, (-1, size))
 
 
 def _most_likely(noisy: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:

@@ -99,7 +99,7 @@ class StrictLoadingMixin:
         problems = [f"missing: {name}" for name in sorted(set(info["missing_keys"]) - set(added))]
         problems += [f"unexpected: {name}" for name in sorted(info["unexpected_keys"])]
         problems += [
-            f"ill-shaped: {name} is {tuple(found)}, must be {tuple(wanted)}"
+            f"mismatched: {name} is {tuple(found)}, must be {tuple(wanted)}"
             for name, found, wanted in sorted(info["mismatched_keys"])
             if not may_mismatch
         ]

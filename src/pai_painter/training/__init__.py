@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training: `painter` fine-tunes the transformer on cached codes, `vqgan` trains the VQGAN."""
+"""Training: `train_painter` fine-tunes the painter on cached image tokens, `train_vqgan` trains the VQGAN."""

@@ -4,13 +4,17 @@ Checkpoints that are whole or not there.
 
 `Accelerator.save_state` writes several files one after the other; killed in between, it leaves new weights beside an
 old optimizer, and loading doesn't notice. So a checkpoint is written under a temporary name, synced, given a manifest
-of its files' sizes, and only then renamed; old ones are removed after the new one is whole.
+with sizes and checksums, and only then renamed; old ones are removed after the new one is whole.
+
+Nothing in a checkpoint is executed: accelerate reads its own files with safetensors and `weights_only=True`. What is
+registered with it would be unpickled, so our states are in a file of their own.
 """
 
 import json
 import logging
 import os
 import shutil
+import zlib
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,64 +26,69 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from .output_folder import all_checkpoints
+
 __all__ = ["all_well", "find_checkpoint", "hold_only_trained", "load_checkpoint", "save_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-_MANIFEST = "manifest.json"
-_PREFIX = "checkpoint-"
+_MANIFEST, _STATES = "manifest.json", "states.pt"
 
 
 def save_checkpoint(
-    accelerator: Accelerator, output_dir: str | Path, step: int, settings: dict[str, Any], keep: int
+    accelerator: Accelerator, folder: Path, step: int, settings: dict[str, Any], states: dict[str, Any], keep: int
 ) -> Path | None:
     """
-    Saves everything that `accelerator` holds as `output_dir/checkpoint-<step>`. All processes call it.
-
-    A disk that is full is no reason to lose the run: it is warned about, older checkpoints stay, and training goes on.
+    Saves everything that `accelerator` holds as `folder/checkpoint-<step>`. All processes call it. A full disk doesn't
+    end the run: it is warned about, and older checkpoints stay.
 
     Args:
-        step: updates done so far.
         settings: what the run depends on; compared on resuming.
+        states: further objects with a `state_dict` of tensors and plain values, equal on all processes.
         keep: number of newest checkpoints that stay.
 
     Returns:
         the checkpoint, or `None` if it could not be written.
     """
-    final = Path(output_dir) / f"{_PREFIX}{step}"
-    partial = final.with_name(f".{final.name}.partial")
-    problem: Exception | None = None
-    if accelerator.is_main_process:
-        for left_over in Path(output_dir).glob(f".{_PREFIX}*.partial"):
-            shutil.rmtree(left_over, ignore_errors=True)
+    final, main = folder / f"checkpoint-{step}", accelerator.is_main_process
+    partial = folder / f".{final.name}.partial"
+    if main:
+        shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
+    problem: Exception | None = None
     try:
         accelerator.save_state(str(partial))
+        if main:
+            torch.save({name: state.state_dict() for name, state in states.items()}, partial / _STATES)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have their own for ENOSPC
         problem = error
-    if not all_well(accelerator, problem):
-        _give_up(accelerator, final, partial, problem)
-        return None
+    written = all_well(accelerator, problem)  # all files of all processes, before they are listed
     try:
-        if accelerator.is_main_process:
+        if written and main:
             _publish(partial, final, {"step": step, "processes": accelerator.num_processes, "settings": settings})
     except OSError as error:
         problem = error
-    if not all_well(accelerator, problem):
-        _give_up(accelerator, final, partial, problem)
-        return None
-    if accelerator.is_main_process:
-        # Later ones are left over from a run that was taken up again at an earlier step.
-        for old in [path for path in _whole_checkpoints(Path(output_dir)) if _step_of(path) <= step][:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+    written = all_well(accelerator, problem) and written
+    if main:
+        found = all_checkpoints(folder)
+        whole = [path for path in found if _damage(path, contents=False) is None]
+        if written:  # later ones are left from a run that was resumed at an earlier step
+            oldest = whole[: whole.index(final) + 1][-keep:][0]
+            for old in found[: found.index(oldest)]:
+                shutil.rmtree(old, ignore_errors=True)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = " ".join(str(problem or "another process failed").split())
+            newest = f"the newest is {whole[-1].name}" if whole else "there is none yet"
+            logger.warning("%s could not be saved (%s); %s.", final, reason, newest)
     accelerator.wait_for_everyone()
-    return final
+    return final if written else None
 
 
 def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Syncs the files, writes the manifest and gives the folder its name."""
     files = sorted(path for path in partial.rglob("*") if path.is_file())
-    manifest["files"] = {str(path.relative_to(partial)): path.stat().st_size for path in files}
+    manifest["files"] = {str(path.relative_to(partial)): [path.stat().st_size, _checksum(path)] for path in files}
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
     for path in (*files, partial / _MANIFEST, partial):
         _sync(path)
@@ -95,13 +104,7 @@ def all_well(accelerator: Accelerator, problem: Exception | None) -> bool:
 
 
 def hold_only_trained(accelerator: Accelerator, trained: list[nn.Parameter]) -> None:
-    """
-    From now on, checkpoints leave frozen weights out: those of the base beside an adapter are a hundred times as large.
-
-    Args:
-        accelerator: after the model is prepared.
-        trained: the parameters to hold; buffers are held, too.
-    """
+    """From now on, checkpoints leave out weights that aren't among `trained`, such as an adapter's large base."""
     wanted = {id(parameter) for parameter in trained}
 
     def held(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -117,7 +120,7 @@ def hold_only_trained(accelerator: Accelerator, trained: list[nn.Parameter]) -> 
         model = models.pop()  # accelerate would want all weights for it
         state, own = load_file(Path(folder) / SAFE_WEIGHTS_NAME), held(model)
         if state.keys() != own.keys():
-            raise ValueError(f"{folder} holds other weights than this run trains; please start in a new output folder.")
+            raise ValueError(f"{folder} holds other weights than this run trains; please take a new output folder.")
         with torch.no_grad():
             for name, weight in own.items():
                 weight.copy_(state[name])
@@ -126,73 +129,65 @@ def hold_only_trained(accelerator: Accelerator, trained: list[nn.Parameter]) -> 
     accelerator.register_load_state_pre_hook(put_back)
 
 
-def _give_up(accelerator: Accelerator, final: Path, partial: Path, problem: Exception | None) -> None:
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        reason = "another process failed" if problem is None else " ".join(str(problem).split())
-        whole = _whole_checkpoints(final.parent)
-        newest = f"the newest is {whole[-1].name}" if whole else "there is none yet"
-        logger.warning("%s could not be saved (%s). Training goes on; %s.", final.name, reason, newest)
-    accelerator.wait_for_everyone()
-
-
-def find_checkpoint(output_dir: str | Path, which: str) -> Path | None:
+def find_checkpoint(folder: Path, which: str) -> Path | None:
     """
-    The checkpoint folder that `which` names: a path, or `latest` for the newest whole one (`None` if there is none).
+    The checkpoint that `which` names: a path, or `latest` for the newest whole one (`None` if there is none at all).
 
     Raises:
-        ValueError: if a folder named by its path isn't there or is not a whole checkpoint.
+        ValueError: if it isn't there or is damaged, or if all of the folder's are.
     """
-    if which == "latest":
-        for checkpoint in reversed(_all_checkpoints(Path(output_dir))):
-            if _is_whole(checkpoint):
-                return checkpoint
-            logger.warning("%s is not whole (its manifest doesn't fit its files) and is passed over.", checkpoint)
-        return None
-    if not Path(which).is_dir():
-        raise ValueError(f"There is no checkpoint {which}; use `latest` to take the newest one in the output folder.")
-    if not _is_whole(Path(which)):
+    found = all_checkpoints(folder) if which == "latest" else [Path(which)]
+    for checkpoint in reversed(found):
+        reason = _damage(checkpoint)
+        if reason is None:
+            return checkpoint
+        logger.warning("%s is damaged: %s.", checkpoint, reason)
+    if found:
         raise ValueError(
-            f"{which} is not a whole checkpoint of ours (its manifest doesn't fit its files); use `latest` to take the "
-            f"newest whole one in the output folder."
+            f"{found[-1]} is no whole checkpoint: {_damage(found[-1])}. Please use `latest` to resume from the newest "
+            f"whole one in `output_dir`, or take another folder to start from the beginning."
         )
-    return Path(which)
+    return None
 
 
 def load_checkpoint(
-    accelerator: Accelerator, checkpoint: Path, settings: dict[str, Any], ignore_changes: bool = False
+    accelerator: Accelerator, checkpoint: Path, settings: dict[str, Any], states: dict[str, Any], ignore: bool = False
 ) -> int:
     """
-    Puts everything back and returns the number of steps done.
-
-    Args:
-        settings: what the run depends on.
-        ignore_changes: go on even if that has changed, with a warning.
+    Restores everything and returns the number of steps done. With `ignore`, changed settings are only warned about.
 
     Raises:
-        ValueError: if the run that wrote it had other settings or another number of processes, or can't be taken up
-            for another reason.
+        ValueError: if the run that wrote it had other settings or another number of processes, or if it doesn't fit.
     """
     manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
     then = _flat({**manifest["settings"], "processes": manifest["processes"]})
     now = _flat(json.loads(json.dumps({**settings, "processes": accelerator.num_processes})))
-    differences = [
+    differences = "; ".join(
         f"{name} was {then.get(name)!r} and is now {now.get(name)!r}"
         for name in sorted(then.keys() | now.keys())
         if then.get(name) != now.get(name)
-    ]
-    if differences and not ignore_changes:
+    )
+    if differences and not ignore:
         raise ValueError(
-            f"{checkpoint.name} belongs to a run with other settings, so going on would not be the same run: "
-            f"{'; '.join(differences)}. Set them back, or start in a new output folder (or go on all the same with "
-            f"`ignore_changed_settings`)."
+            f"{checkpoint.name} belongs to a run with other settings: {differences}. Set them back, take a new output "
+            f"folder, or set `ignore_changed_settings` to continue as a different run."
         )
     if differences:
-        logger.warning("Going on as another run than %s: %s.", checkpoint.name, "; ".join(differences))
+        logger.warning("Continuing as a different run than %s: %s.", checkpoint.name, differences)
     try:
         accelerator.load_state(str(checkpoint))
-    except (RuntimeError, UnpicklingError) as error:  # other shapes or states, damage of the same size
-        raise ValueError(f"{checkpoint} can't be taken up by this run: {error}") from error
+        saved = torch.load(checkpoint / _STATES, map_location=accelerator.device, weights_only=True)
+        for name, state in states.items():
+            state.load_state_dict(saved[name])
+    except (
+        RuntimeError,
+        UnpicklingError,
+        OSError,
+        EOFError,
+        KeyError,
+        SafetensorError,
+    ) as error:  # other shapes, damage
+        raise ValueError(f"{checkpoint} can't be resumed by this run: {error}") from error
     return manifest["step"]
 
 
@@ -204,25 +199,26 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix(_PREFIX))
-
-
-def _all_checkpoints(output_dir: Path) -> list[Path]:
-    found = [path for path in output_dir.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted(found, key=_step_of)
-
-
-def _whole_checkpoints(output_dir: Path) -> list[Path]:
-    return [path for path in _all_checkpoints(output_dir) if _is_whole(path)]
-
-
-def _is_whole(checkpoint: Path) -> bool:
+def _damage(checkpoint: Path, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint's files, as far as its manifest tells; `contents` reads all of them."""
     try:
         files = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))["files"]
-        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):  # no manifest, a damaged one, a file that is missing
-        return False
+        for name, (size, checksum) in files.items():
+            path = checkpoint / name
+            if path.stat().st_size != size or (contents and _checksum(path) != checksum):
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "a file is missing, or its manifest is damaged"
+    return None
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32: against bytes that flip, not against people."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
 
 
 def _sync(path: Path) -> None:

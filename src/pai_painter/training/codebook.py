@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Learning the codebook: k-means to begin with, running means afterwards, new places for codes that nobody uses.
+Learning the codebook: k-means to begin with, running means afterwards, new places for entries that are hardly used.
 
 The running means are those of van den Oord et al., "Neural Discrete Representation Learning" (2017), appendix A.1.
 """
@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from ..model.modeling_vqgan import PaiPainterVQCodebook
+from .arguments import VQGANTrainingArguments
 from .order import seed_of
 
 __all__ = ["CodebookLearner", "k_means"]
 
 _HARDLY_USED = 1e-6
-_CHUNK = 4096  # rows of a table of distances; all at once, 16,384 codes would need 40 GB
+_CHUNK = 4096  # rows of a table of distances; all at once, 16,384 entries would need 40 GB
 
 
 class CodebookLearner:
@@ -25,44 +26,28 @@ class CodebookLearner:
     All processes must call it with the same gathered latents; they then stay equal without talking. For that the
     running means are kept on the CPU: a GPU adds up in any order, and the processes would drift apart.
 
-    Args:
-        codebook: whose `embedding.weight` (num_embeddings, embed_dim) is moved.
-        decay: of the running means, for each step.
-        restart_below: codes whose running use is below this share of the mean use get a new place.
-        blank_code: code 0 is kept for plain white patches; it is neither restarted nor part of k-means.
-        seed: fixes k-means and restarts.
+    Of `training` it reads `codebook_decay` of the running means; `restart_below`, the share of the mean use under which
+    an entry is moved; `blank_code`, which keeps entry 0 for plain white patches; and `seed`.
     """
 
-    def __init__(self, codebook: PaiPainterVQCodebook, decay: float, restart_below: float, blank_code: bool, seed: int):
-        self.entries = codebook.embedding.weight
-        self.entries.requires_grad_(False)
-        self.decay, self.restart_below, self.first_free, self.seed = decay, restart_below, int(blank_code), seed
+    def __init__(self, codebook: PaiPainterVQCodebook, training: VQGANTrainingArguments):
+        self.entries = codebook.embedding.weight.requires_grad_(False)
+        self.decay, self.restart_below = training.codebook_decay, training.restart_below
+        self.first_free, self.seed = int(training.blank_code), training.seed
         self.uses = torch.zeros(len(self.entries))
         self.sums = self._on_cpu().clone()
         self.started = False
 
     @torch.no_grad()
     def start(self, latents: torch.Tensor, blank: torch.Tensor) -> None:
-        """
-        Puts the entries at the k-means centres of `latents`.
-
-        Args:
-            latents (`torch.FloatTensor` of shape `(n, embed_dim)`): n well above the number of codes.
-            blank (`torch.BoolTensor` of shape `(n,)`): which of them are plain white patches.
-
-        Raises:
-            ValueError: if there are fewer latents than codes.
-        """
+        """Puts the entries at k-means centres of `latents` (n, embed_dim), except for those of plain white patches."""
         if self.first_free:
             if blank.any():
                 self.entries[0] = latents[blank].mean(0)
             latents = latents[~blank]
         count = len(self.entries) - self.first_free
         if len(latents) < count:
-            raise ValueError(
-                f"{count} codes can't be found among {len(latents)} patches of pictures (plain white ones left out, "
-                f"if `blank_code` is set); please train on more pictures or configure fewer `num_embeddings`."
-            )
+            raise ValueError(f"{len(latents)} patches of pictures are too few for {count} `num_embeddings`.")
         self.go_on_from(torch.cat([self.entries[: self.first_free], k_means(latents, count, seed_of(self.seed, 1))]))
 
     @torch.no_grad()
@@ -73,34 +58,26 @@ class CodebookLearner:
         self.started = True
 
     @torch.no_grad()
-    def update(self, latents: torch.Tensor, codes: torch.Tensor, errors: torch.Tensor, step: int) -> int:
+    def update(self, latents: torch.Tensor, image_tokens: torch.Tensor, errors: torch.Tensor, step: int) -> int:
         """
-        One step of the running means, and new places for dead codes where the picture is worst.
-
-        Args:
-            latents (`torch.FloatTensor` of shape `(n, embed_dim)`): Before quantisation, of all processes.
-            codes (`torch.LongTensor` of shape `(n,)`): What they chose.
-            errors (`torch.FloatTensor` of shape `(n,)`): Reconstruction error of each one's patch.
-            step: the run's step, part of the restart's seed.
-
-        Returns:
-            how many codes were restarted.
+        One step of the running means from all processes' `latents` (n, embed_dim), what they chose (n,), and the errors
+        of their patches (n,), where dead entries get new places. Returns the number of those.
         """
-        latents, codes, errors = latents.float().cpu(), codes.cpu(), errors.float().cpu()
-        counts = torch.bincount(codes, minlength=len(self.entries)).float()
+        latents, image_tokens, errors = latents.float().cpu(), image_tokens.cpu(), errors.float().cpu()
+        counts = torch.bincount(image_tokens, minlength=len(self.entries)).float()
         if not self.uses.any():
-            # As if it had always been so; from small numbers, a code often used would jump to its first batch's mean.
+            # As if it had always been so: from small numbers, an entry would jump to its first batch's mean.
             self.uses.copy_(counts.clamp_min(counts.mean()))
             self.sums.copy_(self._on_cpu() * self.uses[:, None])
         self.uses.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, latents), 1 - self.decay)
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, image_tokens, latents), 1 - self.decay)
         dead = self.uses < self.restart_below * self.uses.mean()
         dead[: self.first_free] = False
-        # A code that nobody has used for long (only the blank one isn't restarted) stays where it is.
+        # An entry unused for long (only the blank one isn't restarted) stays where it is.
         moving = ~dead & (self.uses > _HARDLY_USED)
         entries = torch.where(moving[:, None], self.sums / self.uses.clamp_min(_HARDLY_USED)[:, None], self._on_cpu())
-        # Where the loss has become nan, the run is about to say so: it isn't for the draw to fail over it.
-        weights = errors.nan_to_num(0.0, 0.0, 0.0) * (codes >= self.first_free)
+        # If the loss has become nan, the run is about to say so; the draw must not fail before.
+        weights = errors.nan_to_num(0.0, 0.0, 0.0) * (image_tokens >= self.first_free)
         places = dead.nonzero().flatten()[: int((weights > 0).sum())]
         if len(places):
             generator = torch.Generator().manual_seed(seed_of(self.seed, 2, step))
@@ -118,18 +95,14 @@ class CodebookLearner:
         return {"uses": self.uses, "sums": self.sums, "started": self.started}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts a checkpoint's state back."""
+        """Restores a checkpoint's state."""
         self.uses.copy_(state["uses"])
         self.sums.copy_(state["sums"])
         self.started = state["started"]
 
 
 def k_means(latents: torch.Tensor, count: int, seed: int, iterations: int = 15) -> torch.Tensor:
-    """
-    Centres of `latents` (n, embed_dim), which start at `count` of them: (count, embed_dim).
-
-    A centre that is nearest to nothing stays where it is.
-    """
+    """Centres (count, embed_dim) of `latents` (n, embed_dim), which start at some of them."""
     chosen = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed))[:count]
     centres = latents[chosen.to(latents.device)].clone()
     for _ in range(iterations):

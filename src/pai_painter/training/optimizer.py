@@ -11,19 +11,12 @@ __all__ = ["build_optimizer"]
 
 def build_optimizer(model: nn.Module, training: TrainingArguments) -> torch.optim.AdamW:
     """An AdamW over the trainable parameters of `model`."""
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                decays = name == "weight" and isinstance(module, nn.Linear | nn.Conv2d)
-                (decayed if decays else others).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": training.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if id(parameter) in matrices]
+    others = [parameter for parameter in trained if id(parameter) not in matrices]
     return torch.optim.AdamW(
-        groups,
+        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=training.learning_rate,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,

@@ -1,83 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rows a step sees: a pure function of (seed, step, process), so that a resumed run goes on exactly."""
+"""Which rows a step sees: a function of (seed, step, process) alone, so that a resumed run continues exactly."""
 
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
-__all__ = ["StepBatches", "read_batches", "seed_of"]
+__all__ = ["read_batches", "seed_of", "step_batches"]
 
 
 def seed_of(*numbers: int) -> int:
-    """One 63-bit seed out of several integers; neighbours give unrelated seeds (splitmix64's mixing steps)."""
-    state = 0
-    for number in numbers:
-        state = (state + 0x9E3779B97F4A7C15 * (number + 1)) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
+    """One 63-bit seed out of several integers; neighbours give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-class StepBatches(Sampler[list[tuple[int, int]]]):
+def step_batches(
+    rows: int, batch_size: int, accumulation: int, rank: int, processes: int, seed: int, start: int, stop: int
+) -> Iterator[list[tuple[int, int]]]:
     """
-    For each step from `start` on, this process's batches as (epoch, row) pairs.
+    This process's batches of the steps from `start` to `stop` - 1, as (epoch, row) pairs.
 
-    The epochs' permutations stand one behind the other and are cut into batches without a gap, so every batch is
-    full and every row is seen once per epoch. A step's rows are the same for the same number of them, however they are
-    divided among processes and batches.
-
-    Args:
-        rows: number of training rows.
-        batch_size: rows per process and batch.
-        accumulation: batches per step.
-        rank, processes: this process and how many there are.
-        seed: fixes the permutations.
-        start, stop: first step, and the step before which to end.
+    The epochs' permutations are joined and cut into batches, so every batch is full and every row comes once per epoch.
+    A step sees the same rows however they are divided among `processes` and `accumulation` batches of `batch_size`.
     """
-
-    def __init__(
-        self,
-        rows: int,
-        batch_size: int,
-        accumulation: int,
-        rank: int,
-        processes: int,
-        seed: int,
-        start: int,
-        stop: int,
-    ):
-        self.rows, self.batch_size, self.rank, self.processes = rows, batch_size, rank, processes
-        self.accumulation = accumulation
-        self.seed, self.start, self.stop = seed, start, stop
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
-
-    def __len__(self) -> int:
-        return (self.stop - self.start) * self.accumulation
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in range(self.start * self.accumulation, self.stop * self.accumulation):
-            first = (batch * self.processes + self.rank) * self.batch_size
-            yield [self._row_at(position) for position in range(first, first + self.batch_size)]
-
-    def _row_at(self, position: int) -> tuple[int, int]:
-        epoch, offset = divmod(position, self.rows)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
-            self._epoch, self._order = epoch, torch.randperm(self.rows, generator=generator)
-        return epoch, int(self._order[offset])
+    epoch, order = -1, torch.empty(0)
+    for number in range(start * accumulation, stop * accumulation):
+        first, batch = (number * processes + rank) * batch_size, []
+        for now, offset in (divmod(position, rows) for position in range(first, first + batch_size)):
+            if now != epoch:
+                epoch = now
+                order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed_of(seed, epoch)))
+            batch.append((epoch, int(order[offset])))
+        yield batch
 
 
 def read_batches(loader: DataLoader) -> Iterator[Any]:
-    """
-    The batches of a loader.
-
-    Raises:
-        ValueError, OSError: what is wrong with the data. If a worker has found it, torch puts the worker's stack into
-            the message, which users don't want to read: its last line is what was said.
-    """
+    """The batches of a loader. Of errors in a worker, torch puts the stack into the message: it is cut off again."""
     try:
         yield from loader
     except (ValueError, OSError) as error:

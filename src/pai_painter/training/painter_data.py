@@ -24,8 +24,8 @@ from .arguments import DataArguments, PainterTrainingArguments
 from .order import read_batches
 from .painter_rows import CaptionedPictures, CaptionedTokens, StreamedPictures, collate_rows
 from .rows import encode_together, find_training_source, load_training_rows, load_validation_rows, open_stream
-from .run import TrainingRun
 from .samples import draw_samples
+from .training_run import TrainingRun
 from .validation import validation_loss
 
 __all__ = ["PainterData"]

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 import torch
 
 from ..model.configuration_pai_painter import PaiPainterConfig
+from ..model.folder_pai_painter import find_file, load_processor, naming_damaged_weights, read_painter_folder
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from ..model.tokenization_pai_painter import PaiPainterTokenizer
 from ..model_hash import architecture_of
-from ..painter_folder import find_file, load_processor, naming_damaged_weights, read_painter_folder
 from .arguments import PainterModelArguments
 
-__all__ = ["build_painter", "take_vqgan", "with_vqgan"]
+__all__ = ["build_painter", "naming_damaged_files", "take_vqgan", "with_vqgan"]
 
 
 def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
@@ -25,24 +25,31 @@ def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGener
     The painter, in float32, and its processor.
 
     Raises:
-        ValueError: if configuration, VQGAN and vocabulary don't fit each other.
+        ValueError: if configuration, VQGAN and vocabulary are damaged or don't fit each other.
         OSError: if one of them isn't there.
     """
-    dropout = {} if model.dropout is None else {"embd_pdrop": model.dropout, "resid_pdrop": model.dropout}
-    if model.model_name_or_path is not None:
-        painter, processor = _trained(model, dropout)
-    else:
-        painter, processor = _new(model, dropout)
+    with naming_damaged_files(str(model.model_name_or_path or model.config_name)):
+        painter, processor = _new(model) if model.model_name_or_path is None else _trained(model)
     if model.gradient_checkpointing:
         painter.activation_checkpointing_enable()
     return painter, processor
 
 
+@contextmanager
+def naming_damaged_files(name: str) -> Iterator[None]:
+    """While a model's files are read: errors that don't say what is wrong with them become a `ValueError`."""
+    try:
+        with naming_damaged_weights(name):
+            yield
+    except (OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # tokenizers raises nothing more special
+        kind = type(error).__name__
+        raise ValueError(f"{name} can't be loaded: one of its files is damaged ({kind}: {error}).") from error
+
+
 def take_vqgan(painter: PaiPainterForImageGeneration) -> PaiPainterVQModel:
-    """
-    Takes the frozen VQGAN out of the painter: it is no part of what is trained, wrapped, spread over processes and
-    held in checkpoints. [`with_vqgan`] puts it back for a while.
-    """
+    """Takes the frozen VQGAN out of the painter, so that it is neither wrapped, sharded nor held in checkpoints."""
     vqgan = painter.vqgan.requires_grad_(False).eval()
     painter.register_module("vqgan", None)
     return vqgan
@@ -58,38 +65,42 @@ def with_vqgan(painter: PaiPainterForImageGeneration, vqgan: PaiPainterVQModel) 
         painter.register_module("vqgan", None)
 
 
-def _trained(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
+def _trained(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     name = str(model.model_name_or_path)
     folder = read_painter_folder(name, revision=model.revision)
     if folder.adapter is not None:
-        raise ValueError(
-            f"{name} is an adapter: please make a whole painter of it first (`pai-painter merge {name} OUTPUT`) and "
-            f"train that."
-        )
-    config = folder.config
-    for field, rate in dropout.items():
-        setattr(config, field, rate)
+        raise ValueError(f"{name} is an adapter: please train what `pai-painter merge {name} OUTPUT` makes of it.")
+    folder.config.update(_dropout(model))
     processor = load_processor(folder)
-    with naming_damaged_weights(name):
-        painter = PaiPainterForImageGeneration.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=model.attn_implementation,
-            **folder.hub_options,
-        )
+    options = {"attn_implementation": model.attn_implementation, **folder.hub_options}
+    painter = PaiPainterForImageGeneration.from_pretrained(name, config=folder.config, dtype=torch.float32, **options)
     return painter, processor
 
 
-def _new(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
-    for name in (str(model.vqgan), str(model.config_name)):
-        if not os.path.isfile(name) and find_file(name, "config.json") is None:
-            raise OSError(f"{name} has no config.json.")
-    with naming_damaged_weights(str(model.vqgan)):
-        vqgan = PaiPainterVQModel.from_pretrained(model.vqgan, dtype=torch.float32)
-    config = _config_for(vqgan, str(model.config_name), str(model.vqgan))
-    config.update(dropout)
-    tokenizer = _load_tokenizer(str(model.tokenizer_name or model.config_name), config)
+def _new(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
+    vqgan_name, name = str(model.vqgan), str(model.config_name)
+    for part in (vqgan_name, name):
+        if not os.path.isfile(part) and find_file(part, "config.json") is None:
+            raise OSError(f"{part} has no config.json.")
+    with naming_damaged_files(vqgan_name):
+        vqgan = PaiPainterVQModel.from_pretrained(vqgan_name, dtype=torch.float32)
+    settings, found = PaiPainterConfig.get_config_dict(name)[0], architecture_of(vqgan.config)
+    if settings.get("model_type") != PaiPainterConfig.model_type:
+        raise ValueError(f"{name} is no painter's configuration: its model_type is {settings.get('model_type')!r}.")
+    config = PaiPainterConfig.from_dict({"vq_config": found, **settings})
+    own = architecture_of(config.vq_config)
+    if differences := [f"`{key}` {own[key]} instead of {found[key]}" for key in found if own[key] != found[key]]:
+        raise ValueError(
+            f"The `vq_config` of {name} isn't that of the VQGAN {vqgan_name}: it has {', '.join(differences)}; please "
+            f"leave `vq_config` out to take the VQGAN's."
+        )
+    config.update(_dropout(model))
+    words = str(model.tokenizer_name or model.config_name)
+    if not any(find_file(words, file) for file in ("tokenizer.json", "vocab.txt")):
+        raise ValueError(f"{words} has no vocabulary (vocab.txt or tokenizer.json): please set `tokenizer_name`.")
+    tokenizer = PaiPainterTokenizer.from_pretrained(
+        words, image_vocab_size=config.image_vocab_size, model_max_length=config.text_length
+    )
     processor = PaiPainterProcessor(PaiPainterImageProcessor(size=vqgan.config.resolution), tokenizer)
     processor.check_model(config)
     painter = PaiPainterForImageGeneration._from_config(config, attn_implementation=model.attn_implementation)
@@ -97,34 +108,5 @@ def _new(model: PainterModelArguments, dropout: dict) -> tuple[PaiPainterForImag
     return painter, processor
 
 
-def _config_for(vqgan: PaiPainterVQModel, name: str, vqgan_name: str) -> PaiPainterConfig:
-    """The configuration of a new painter. It may leave its VQGAN out, but must not name another."""
-    config_dict, _ = PaiPainterConfig.get_config_dict(name)
-    if config_dict.get("model_type") != PaiPainterConfig.model_type:
-        raise ValueError(
-            f"{name} is no painter's configuration: its model_type is {config_dict.get('model_type')!r}, but must be "
-            f"{PaiPainterConfig.model_type!r}."
-        )
-    found = architecture_of(vqgan.config)
-    if config_dict.get("image_vocab_size", PaiPainterConfig.image_vocab_size) != found["num_embeddings"]:
-        raise ValueError(
-            f"{name} wants {config_dict.get('image_vocab_size', PaiPainterConfig.image_vocab_size)} image codes "
-            f"(`image_vocab_size`), but the VQGAN {vqgan_name} has {found['num_embeddings']}; they must be equal."
-        )
-    config = PaiPainterConfig.from_dict({"vq_config": found, **config_dict})
-    wanted = architecture_of(config.vq_config)
-    differences = [f"`{key}` {wanted[key]} instead of {found[key]}" for key in found if wanted[key] != found[key]]
-    if differences:
-        raise ValueError(
-            f"The `vq_config` of {name} isn't that of the VQGAN {vqgan_name}: it has {', '.join(differences)}; please "
-            f"leave `vq_config` out to take the VQGAN's."
-        )
-    return config
-
-
-def _load_tokenizer(name: str, config: PaiPainterConfig) -> PaiPainterTokenizer:
-    if not any(find_file(name, file) for file in ("tokenizer.json", "vocab.txt")):
-        raise ValueError(f"{name} has no vocabulary (vocab.txt or tokenizer.json): please set `tokenizer_name`.")
-    return PaiPainterTokenizer.from_pretrained(
-        name, image_vocab_size=config.image_vocab_size, model_max_length=config.text_length
-    )
+def _dropout(model: PainterModelArguments) -> dict[str, float]:
+    return {} if model.dropout is None else {"embd_pdrop": model.dropout, "resid_pdrop": model.dropout}

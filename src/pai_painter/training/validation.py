@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a painter predicts the codes of pictures that it isn't trained on."""
+"""How well a painter predicts the image tokens of pictures that it isn't trained on."""
 
 import math
 from typing import Any
@@ -18,18 +18,15 @@ def validation_loss(
     objective: nn.Module, rows: CaptionedTokens, accelerator: Accelerator, batch_size: int = 32
 ) -> dict[str, float]:
     """
-    Mean cross-entropy of a code in nats over all rows, each with its first caption; all processes call it.
+    Mean cross-entropy in nats per token over all rows, each with its first caption. All processes call it.
 
     Args:
         objective: from ids and labels to the loss, in evaluation mode, perhaps wrapped by accelerate.
         rows: the same on all processes; each computes its share.
-
-    Returns:
-        `validation_loss`, and `validation_perplexity`: among how many equally likely codes the painter would choose.
     """
     processes, total = accelerator.num_processes, torch.zeros((), device=accelerator.device)
-    # All processes take the same number of batches, the last perhaps without rows of their own: with weights that are
-    # spread over them, they wait for each other in every forward.
+    # All processes take the same number of batches, the last perhaps without rows of their own: with sharded weights
+    # they wait for each other in every forward.
     for number in range(math.ceil(len(rows) / (batch_size * processes))):
         first = (number * processes + accelerator.process_index) * batch_size
         own = range(first, min(first + batch_size, len(rows)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the VQGAN is trained to do: paint a picture back from its codes."""
+"""What the VQGAN is trained to do: reconstruct a picture from its image tokens."""
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +19,18 @@ class VQGANObjective(nn.Module):
     One training step's forward, as a module so that DDP sees it.
 
     The loss is L1 + `l2_weight`·L2 + `gradient_weight`·L1 of the differences of neighbouring pixels, plus
-    `commitment_weight`·squared distance of the latents to their codes. The codebook itself is moved by
-    [`~pai_painter.training.codebook.CodebookLearner`], not by gradients.
+    `commitment_weight`·squared distance of the latents to their codebook entries. No gradient reaches the codebook.
     """
 
     def __init__(self, vqgan: PaiPainterVQModel, arguments: VQGANTrainingArguments):
         super().__init__()
-        self.vqgan = vqgan
-        self.l2_weight, self.gradient_weight = arguments.l2_weight, arguments.gradient_weight
-        self.commitment_weight, self.blank_code = arguments.commitment_weight, arguments.blank_code
+        self.vqgan, self.arguments = vqgan, arguments
 
     def forward(self, pixel_values: torch.Tensor, quantise: bool) -> dict[str, torch.Tensor]:
         """
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, channels, resolution, resolution)`): In [-1, 1].
-            quantise: go through the codes; before the codebook starts, latents are passed on as they are.
-
-        Returns:
-            `loss` (scalar), `pixels_loss` (scalar), and for the codebook `latents` (n, embed_dim), `codes` (n,),
-            `errors` (n,), where n = batch × codes of a picture.
+        Takes pixels (batch, channels, resolution, resolution) in [-1, 1]; before the codebook has started, latents are
+        not quantised. Gives `loss` and `pixels_loss`, scalars, and for the codebook `latents` (n, embed_dim),
+        `image_tokens` (n,) and `errors` (n,), where n = batch × image tokens of a picture.
         """
         vqgan = self.vqgan
         latents = vqgan.encode_latents(pixel_values).float()  # (B, D, g, g)
@@ -45,33 +38,30 @@ class VQGANObjective(nn.Module):
         if not quantise:
             reconstruction = vqgan.decode_latents(latents).float()
             commitment = latents.new_zeros(())
-            codes = torch.zeros(len(vectors), dtype=torch.long, device=vectors.device)
+            image_tokens = torch.zeros(len(vectors), dtype=torch.long, device=vectors.device)
         else:
-            # Half precision would take the wrong one of two near codes.
+            # Half precision would take the wrong one of two near entries.
             with torch.autocast(latents.device.type, enabled=False):
-                image_tokens: torch.Tensor = vqgan.quantize.nearest(latents.detach())  # (B, g*g)
-            if self.blank_code:
+                image_tokens = vqgan.quantize.nearest(latents.detach())  # (B, g*g)
+            if self.arguments.blank_code:
                 blank = blank_patches(pixel_values, vqgan.config.image_grid)
                 image_tokens = image_tokens.masked_fill(blank.flatten(1), 0)
             quantized = vqgan.quantize(image_tokens, vqgan.config.image_grid)
             commitment = F.mse_loss(latents, quantized)
-            # Straight through: the decoder sees the codes, the encoder gets the decoder's gradient.
+            # Straight through: the decoder sees the entries, the encoder gets the decoder's gradient.
             reconstruction = vqgan.decode_latents(latents + (quantized - latents).detach()).float()
-            codes = image_tokens.flatten()
-        pixels_loss = self._pixels_loss(reconstruction, pixel_values)
-        patch_errors = F.adaptive_avg_pool2d((reconstruction - pixel_values).abs().detach(), vqgan.config.image_grid)
+        error = reconstruction - pixel_values
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        pixels_loss = error.abs().mean() + self.arguments.l2_weight * error.pow(2).mean()
+        pixels_loss = pixels_loss + self.arguments.gradient_weight * edges
+        patch_errors = F.adaptive_avg_pool2d(error.abs().detach(), vqgan.config.image_grid)
         return {
-            "loss": pixels_loss + self.commitment_weight * commitment,
+            "loss": pixels_loss + self.arguments.commitment_weight * commitment,
             "pixels_loss": pixels_loss.detach(),
             "latents": vectors,
-            "codes": codes,
+            "image_tokens": image_tokens.flatten(),
             "errors": patch_errors.mean(1).flatten(),
         }
-
-    def _pixels_loss(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        difference = reconstruction - pixel_values
-        edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
-        return difference.abs().mean() + self.l2_weight * difference.pow(2).mean() + self.gradient_weight * edges
 
 
 def blank_patches(pixel_values: torch.Tensor, grid: int) -> torch.Tensor:

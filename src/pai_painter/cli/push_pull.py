@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that upload models to the Hub and download them from there."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import RevisionOption, VerboseOption, one_sentence_errors, quieten
+
+__all__ = ["pull", "push"]
+
+
+def push(
+    folder: Annotated[
+        Path, typer.Argument(help="A model's or an adapter's folder, such as the output of `pai-painter train`.")
+    ],
+    repo: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the Hub, created if there is none; a name alone is your own.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch, created if there is none; main by default.")] = None,
+    tag: Annotated[str | None, typer.Option(help="A tag for the commit, such as v1.0.")] = None,
+    pull_request: Annotated[
+        bool, typer.Option("--pull-request", help="Open a pull request instead of committing to the repository.")
+    ] = False,
+    message: Annotated[
+        str, typer.Option(help="The first line of the commit's message.")
+    ] = "Upload a PAI-Painter model",
+    base: Annotated[
+        str | None,
+        typer.Option(help="For an adapter trained on a local folder: the name of that model on the Hub."),
+    ] = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """
+    Upload a trained model or a LoRA adapter to the Hub as one commit, without checkpoints, data and logs.
+
+    The token comes from `hf auth login` or HF_TOKEN. Running the same command again changes nothing.
+
+    Examples:
+
+    pai-painter push out me/shop-painter --private --tag v1.0
+
+    pai-painter push out me/line-style --base alibaba-pai/pai-painter-base-zh
+    """
+    with one_sentence_errors(verbose, "Stopped; rerun to resume."):
+        quieten(verbose)
+        from ..hub import push_folder
+
+        address = push_folder(
+            folder,
+            repo,
+            private=private,
+            revision=revision,
+            tag=tag,
+            pull_request=pull_request,
+            commit_message=message,
+            base=base,
+        )
+        typer.echo(address)
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
+    output: Annotated[
+        Path | None, typer.Option(help="A new folder for a copy; by default the model is in the Hub's cache only.")
+    ] = None,
+    revision: RevisionOption = "main",
+    verbose: VerboseOption = False,
+) -> None:
+    """
+    Download a model or an adapter from the Hub, complete or not at all, and print its folder.
+
+    Files that are in the cache aren't downloaded again. HF_ENDPOINT names a mirror; HF_HUB_OFFLINE=1 uses the cache
+    alone.
+
+    Examples:
+
+    pai-painter pull alibaba-pai/pai-painter-base-zh
+
+    pai-painter pull me/shop-painter --output shop --revision v1.0
+    """
+    with one_sentence_errors(verbose, "Stopped; rerun to resume."):
+        quieten(verbose)
+        from ..hub import pull_folder
+
+        typer.echo(pull_folder(repo, output, revision=revision))

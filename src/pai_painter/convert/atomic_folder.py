@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder that a conversion writes: whole or not at all."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+# What --force may delete: the files of a model. Anything else in the folder is somebody's own.
+_MODEL_FILES = re.compile(
+    r"(generation_|processor_|preprocessor_|tokenizer_)?config\.json|tokenizer\.json|special_tokens_map\.json"
+    r"|vocab\.txt|README\.md|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|pytorch_model\.bin"
+)
+
+
+@contextmanager
+def new_folder(output: Path, inputs: Sequence[Path], force: bool = False) -> Iterator[tuple[Path, Path]]:
+    """
+    Gives a folder that becomes `output` if all goes well and vanishes if not, and another one for scraps.
+
+    Refuses what can't be replaced: inputs, files, links, mount points, and folders that hold anything, unless that is
+    a model and `force` is set.
+    """
+    _check_output(output, inputs, force)
+    output = Path(os.path.abspath(output))  # `.` has no name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
+        whole, scraps, old = (Path(scratch) / name for name in ("whole", "scraps", "old"))
+        whole.mkdir()
+        scraps.mkdir()
+        yield whole, scraps
+        _check_output(output, inputs, force)  # it was a while ago
+        if output.exists():
+            output.rename(old)
+        try:
+            whole.rename(output)
+        except OSError:
+            if old.exists():
+                old.rename(output)
+            raise
+
+
+def _check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
+    if output.is_symlink() or os.path.ismount(output):
+        raise FileExistsError(f"{output} is a link or a mount point, which can't be replaced: please name a folder.")
+    ours = output.resolve()
+    for path in inputs:
+        theirs = path.resolve()
+        if ours == theirs or ours in theirs.parents or (theirs.is_dir() and theirs in ours.parents):
+            raise ValueError(f"The output {output} and {path} must be different folders, neither inside the other.")
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise FileExistsError(f"{output} is a file: please name a new folder.")
+    held = sorted(output.iterdir())
+    if held and not force:
+        raise FileExistsError(f"{output} isn't empty: please name a new folder, or --force to replace the model in it.")
+    strangers = [path.name for path in held if not path.is_file() or not _MODEL_FILES.fullmatch(path.name)]
+    if strangers:
+        names = ", ".join(strangers[:3])
+        raise FileExistsError(f"{output} holds other files than a model's ({names}): please name a new folder.")

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads weights and settings as data, and accounts for every weight."""
+
+import errno
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from transformers import PreTrainedModel
+
+from ..model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.model_files_pai_painter import build_without_memory, check_finite
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.modeling_vqgan import PaiPainterVQModel
+from ..model.processing_pai_painter import PaiPainterProcessor
+from ..model.tokenization_pai_painter import PaiPainterTokenizer
+
+_MAX_SETTINGS = 2**20
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_UNKNOWN_NAME = re.compile(r"GLOBAL (.+) was not an allowed global by default")
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be converted; the message is one printable line."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message, len(message)))
+
+
+@dataclass
+class ReadModel:
+    """A checkpoint as a model of this package; `ignored` are weights, entries and files that the model doesn't use."""
+
+    origin: str  # the program that made it
+    model: PaiPainterForImageGeneration | PaiPainterVQModel
+    processor: PaiPainterProcessor | PaiPainterImageProcessor
+    read: list[str]  # files
+    ignored: list[str] = field(default_factory=list)
+
+
+def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Loads a state dict, alone or from a Lightning checkpoint, and the names of what else is in the file."""
+    content = _load_torch_file(path)
+    if isinstance(content, dict) and "state_dict" in content:
+        return check_tensors(content.pop("state_dict"), path), grouped(content)
+    return check_tensors(content, path), []
+
+
+def _load_torch_file(path: Path) -> Any:
+    """
+    Loads what `torch.save` wrote, with PyTorch's own weights-only reader, which runs nothing.
+
+    It refuses files that name a class it doesn't know, as the callbacks in Lightning's checkpoints do. Each such name
+    gets a stand-in that does nothing.
+    """
+    # The reader sets items of plain dictionaries only.
+    stand_ins: dict[str, Any] = {"collections.defaultdict": lambda *args: {}}
+    mapped = None
+    while True:
+        known: list[Any] = [(stand_in, name) for name, stand_in in stand_ins.items()]
+        try:
+            mapped = _can_be_mapped(path) if mapped is None else mapped
+            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(known):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a truncated file gives
+                raise
+            unknown = _UNKNOWN_NAME.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+            if unknown is None or unknown[1] in stand_ins:
+                raise CheckpointError(
+                    f"{path} is damaged or no checkpoint of PyTorch, and nothing in it was run: {_reason(error)}."
+                ) from error
+            inert = dict.fromkeys(("__init__", "__setstate__"), lambda *args: None)
+            stand_in = type(printable(unknown[1]), (), inert)
+            stand_ins |= {unknown[1]: stand_in, f"builtins.{unknown[1]}": stand_in}  # a prefix the message leaves out
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Whether a file is in today's format, which can be mapped into memory; finds damage, which PyTorch doesn't."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def _reason(error: Exception) -> str:
+    """The line of PyTorch's message that names the cause; the others advise how to run what is in the file."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = lines[-2] if isinstance(error, pickle.UnpicklingError) and len(lines) > 1 else lines[0]
+    return printable(line.rpartition("WeightsUnpickler error:")[2].strip().rstrip("."), 200)
+
+
+def fill_model(
+    model_class: type[Model],
+    config: Any,
+    weights: Mapping[str, torch.Tensor],
+    source: Path,
+    names: Mapping[str, str] | None = None,
+) -> Model:
+    """
+    Builds a model from a state dict, in evaluation mode and in its precision (float32 if there are several).
+
+    `names` are the model's by the checkpoint's, where they differ. Weights that are missing, unexpected or of the wrong
+    shape are all listed in the error; each must hold finite floating-point numbers.
+    """
+    names = names or {}
+    theirs = {ours: name for name, ours in names.items()}
+    model = build_without_memory(model_class, str(source), config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    placed = {names.get(name, name): name for name in weights}
+    problems = [f"missing: {theirs.get(ours, ours)}" for ours in shapes if ours not in placed]
+    for name, tensor in weights.items():
+        ours = names.get(name, name)
+        if ours not in shapes or placed[ours] != name:
+            problems.append(f"unexpected: {printable(name)}")
+        elif tuple(tensor.shape) != shapes[ours]:
+            problems.append(f"wrong shape: {printable(name)} is {tuple(tensor.shape)}, expected {shapes[ours]}")
+    if problems:
+        raise CheckpointError(
+            f"{len(problems)} weights of {source} don't fit its configuration: {'; '.join(problems)}."
+        )
+    for name, tensor in weights.items():
+        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta:
+            raise CheckpointError(f"The weight {printable(name)} of {source} holds no floating-point numbers.")
+    check_finite({printable(name): tensor for name, tensor in weights.items()}, str(source))
+    dtypes = {tensor.dtype for tensor in weights.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    own = {
+        names.get(name, name): tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in weights.items()
+    }
+    model.load_state_dict(own, assign=True)
+    model.config.dtype = model.dtype
+    return model.eval()
+
+
+def check_tensors(content: object, source: Path) -> dict[str, torch.Tensor]:
+    """Refuses what isn't a dictionary of tensors."""
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{source} holds no weights, which would be a dictionary of tensors.")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            kind = type(value).__name__
+            raise CheckpointError(f"{source} holds an object of type {kind} under {printable(name)!r}, not a tensor.")
+    return content
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads a YAML or JSON file as plain data (without YAML's aliases, which can stand for billions of values)."""
+    with path.open("rb") as file:
+        text = file.read(_MAX_SETTINGS + 1)
+    try:
+        if len(text) > _MAX_SETTINGS:
+            raise ValueError(f"it is longer than {_MAX_SETTINGS:,} bytes")
+        if path.suffix == ".json":  # not all of JSON is YAML: 1e-06 would be a string
+            settings = json.loads(text)
+        elif any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it uses YAML's aliases (*name), please write their values out")
+        else:
+            settings = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read as settings: {printable(str(error), 200)}.") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} holds no settings, which would be names with values.")
+    return settings
+
+
+def read_vq_config(path: Path) -> PaiPainterVQConfig:
+    """
+    Reads a VQGAN's sizes from a VQGAN's or a painter's folder or config.json, or from a file with taming's names
+    (`ddconfig`, `n_embed`, `embed_dim`).
+    """
+    fields = read_settings(path / "config.json" if path.is_dir() else path)
+    fields = fields.get("vq_config", fields)
+    try:
+        if "ddconfig" in fields:
+            return PaiPainterVQConfig.from_ddconfig(fields["ddconfig"], fields["n_embed"], fields["embed_dim"])
+        sizes = {name: value for name, value in fields.items() if name in PaiPainterVQConfig.__annotations__}
+        if not sizes:
+            raise ValueError("it has none of a VQGAN's sizes")
+        return PaiPainterVQConfig(**sizes)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} doesn't describe a VQGAN: {str(error).rstrip('.')}.") from error
+
+
+def read_vocab(path: Path, config: PaiPainterConfig) -> PaiPainterProcessor:
+    """A painter's processor from its `vocab.txt`; an `OSError` or `ValueError` if that is missing or doesn't fit."""
+    if not path.is_file():
+        raise OSError(f"{path.parent} has no vocab.txt: please put the model's vocabulary there.")
+    tokenizer = PaiPainterTokenizer(
+        str(path), image_vocab_size=config.image_vocab_size, model_max_length=config.text_length, name_or_path=str(path)
+    )
+    processor = PaiPainterProcessor(PaiPainterImageProcessor(size=config.vq_config.resolution), tokenizer)  # type: ignore[union-attr]
+    processor.check_model(config)
+    return processor
+
+
+def grouped(names: Iterable[object]) -> list[str]:
+    """Names for the report: `blocks.0.attn.mask` and `blocks.1.attn.mask` become `blocks.N.attn.mask (2)`."""
+    found = Counter(re.sub(r"(?<![^.])\d+(?![^.])", "N", printable(name)) for name in names)
+    return [name if count == 1 else f"{name} ({count})" for name, count in found.items()]
+
+
+def printable(name: object, length: int = 80) -> str:
+    """A name from a file on one line, cut, and without characters that a terminal obeys."""
+    text = name if isinstance(name, str) else f"a {type(name).__name__}"
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return text if len(text) <= length else f"{text[:length]}…"

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The metrics of a run: lines of metrics.jsonl, and accelerate's trackers."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+__all__ = ["Metrics", "read_metrics"]
+
+logger = logging.getLogger(__name__)
+
+
+class Metrics:
+    """Where the first process writes metrics: metrics.jsonl in `folder`, and the trackers of `accelerator`."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path):
+        self.accelerator, self.path = accelerator, folder / "metrics.jsonl"
+
+    def begin(self, start: int, settings: dict[str, Any]) -> None:
+        """Drops what came after step `start`, which is done again, and starts the trackers with the settings."""
+        if self.accelerator.is_main_process and self.path.is_file():
+            kept = [line for line in read_metrics(self.path) if line["step"] <= start] if start else []
+            rewritten = self.path.with_suffix(".rewritten")
+            rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            rewritten.replace(self.path)
+        if self.accelerator.log_with:
+            plain = {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
+            # A resumed run is the run that it was, and its steps don't stand twice.
+            options = {
+                "tensorboard": {"purge_step": start + 1},
+                "trackio": {"name": self.path.parent.name, "resume": "allow", "auto_log_cpu": False},
+            }
+            self.accelerator.init_trackers("pai-painter", config=plain, init_kwargs=options)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One line. A full disk doesn't end the run."""
+        self.accelerator.log(metrics, step=step)
+        if self.accelerator.is_main_process:
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, **metrics}) + "\n")
+            except OSError as error:
+                logger.warning("The metrics of step %d can't be written (%s): %s.", step, error, metrics)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The whole lines of a metrics.jsonl with their finite numbers; a line that a kill cut off is left out."""
+    lines: list[dict[str, float]] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
+            lines.append({name: value for name, value in numbers.items() if math.isfinite(value)})
+    return lines

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's folder: one run at a time, no other model overwritten, and a model that is whole or not there."""
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .arguments import TrainingArguments
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["all_checkpoints", "check_folder", "held_folder", "save_whole"]
+
+logger = logging.getLogger(__name__)
+
+_WAIT = 10  # seconds: the loader workers of a killed run hold its lock a little longer
+_MODELS = ("config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
+
+
+@contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """
+    While it lasts, no other run trains in `folder`, by a lock on the folder itself that ends with the process. What a
+    killed run left half-written is removed. Raises `ValueError` if another run trains there.
+    """
+    descriptor, deadline = os.open(folder, os.O_RDONLY) if fcntl else -1, time.monotonic() + _WAIT
+    try:
+        while fcntl:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ValueError(
+                        f"Another training runs in {folder}: please stop it (processes can outlive a launcher that was "
+                        f"killed), or take another `output_dir`."
+                    ) from None
+                time.sleep(0.2)
+            except OSError as error:
+                logger.warning("%s can't be locked (%s): please run only one training there.", folder, error)
+                break
+        for pattern in (".model-*", "best/.model-*", ".checkpoint-*.partial"):
+            for left_over in folder.glob(pattern):
+                shutil.rmtree(left_over, ignore_errors=True)
+        yield
+    finally:
+        if fcntl:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # forked workers have the descriptor, too
+            os.close(descriptor)
+
+
+def check_folder(training: TrainingArguments, adapter: bool) -> None:
+    """
+    Makes the output folder. Raises `ValueError` if nothing can be written there, or if it holds a model or checkpoints
+    that this run (which ends with an `adapter` or a whole model) would overwrite.
+    """
+    folder = Path(training.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"?")
+    except OSError as error:
+        raise ValueError(f"Nothing can be written to {folder} (`output_dir`): {error.strerror}.") from error
+    other, kinds = "config.json" if adapter else "adapter_config.json", ["an adapter", "a whole model"]
+    for place in (folder, folder / "best"):
+        if (place / other).exists():
+            raise ValueError(
+                f"{place} holds {kinds[adapter]} ({other}), but this run ends with {kinds[not adapter]}: please take "
+                f"another `output_dir`."
+            )
+    checkpoints, models = all_checkpoints(folder), [name for name in _MODELS if os.path.lexists(folder / name)]
+    if checkpoints and training.resume_from_checkpoint is None:
+        raise ValueError(
+            f"{folder} holds {checkpoints[-1].name} of an earlier run: please set `resume_from_checkpoint` to `latest` "
+            f"to continue it, or take another `output_dir` (or remove it) to start from the beginning."
+        )
+    if models and not checkpoints and not training.overwrite_output_dir:
+        raise ValueError(
+            f"{folder} holds a model ({models[0]}) and no checkpoint to resume from: please take another `output_dir`, "
+            f"or set `overwrite_output_dir` to replace that model."
+        )
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The folders called `checkpoint-N`, by N, whole or not."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def save_whole(save: Callable[[Path], None], folder: Path) -> None:
+    """Saves beside and moves into place, weights last: a folder with weights has all of the model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as scratch:
+        save(Path(scratch))
+        for file in sorted(Path(scratch).iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            file.replace(folder / file.name)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains the painter: captions and cached image tokens → a folder that `AutoModel` and the pipeline load."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..lora import add_lora, has_lora, save_lora
+from ..model.modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.modeling_vqgan import PaiPainterVQModel
+from ..model.processing_pai_painter import PaiPainterProcessor
+from ..model_hash import architecture_of, hash_of_model
+from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
+from .callbacks import BestModel
+from .command_line import run_from_command_line
+from .model_card import describe_run
+from .painter_data import PainterData
+from .painter_model import build_painter, take_vqgan, with_vqgan
+from .painter_objective import PainterObjective
+from .painter_rows import sequences
+from .publishing import check_push, push_model
+from .training_run import TrainingRun
+
+__all__ = ["main", "train_painter"]
+
+
+def train_painter(model: PainterModelArguments, data: DataArguments, training: PainterTrainingArguments) -> Path:
+    """
+    Trains a painter on captions and the image tokens of their pictures; the VQGAN stays as it is. Saves model,
+    processor and generation configuration, or an adapter (`lora_rank`), in `training.output_dir`, and returns that.
+
+    Raises:
+        ValueError: if arguments, data or a checkpoint don't fit.
+        OSError: if the model can't be saved, or if the Hub refuses it; the error says where it is then.
+        Stopped: if SIGTERM or Ctrl-C came while it trained; there is a checkpoint then.
+    """
+    check_push(model, training)
+    with TrainingRun(training, adapter=model.lora_rank is not None) as run:
+        painter, processor = build_painter(model)
+        vqgan = take_vqgan(painter).to(run.accelerator.device)
+        rows = PainterData(run, vqgan, processor, data, training)
+        settings = {**_settings_of(painter, vqgan, processor, model), "data": rows.identity}
+        best = None
+        if training.keeps_best:
+            best = BestModel(Path(training.output_dir), training.early_stopping_patience)
+            settings["validation_data"] = rows.validation_identity
+        if model.lora_rank is not None:
+            targets = model.lora_target_modules or None
+            add_lora(painter, model.lora_rank, model.lora_alpha, model.lora_dropout, targets, model.revision)
+        trained = [parameter for parameter in painter.parameters() if parameter.requires_grad]
+        run.prepare(PainterObjective(painter, training.pkeep), trained, rows.count, settings, rows.stateful, best)
+
+        run.evaluate, run.sample = partial(rows.validate, run), partial(rows.sample, painter)
+        run.save = partial(_save, painter, vqgan, processor)
+        with run.signals:
+            for step, batch in rows.batches(run):
+                input_ids, labels = sequences(batch, run.accelerator.device, rows.encoder)
+                loss = run.objective(input_ids, labels)
+                run.update(loss)
+                run.after_batch(step, loss)
+            run.finish()
+
+        if run.accelerator.is_main_process:
+            with with_vqgan(painter, vqgan):
+                describe_run(run, painter, rows, model, data, training)
+            push_model(training)
+    return Path(training.output_dir)
+
+
+def _settings_of(
+    painter: PaiPainterForImageGeneration,
+    vqgan: PaiPainterVQModel,
+    processor: PaiPainterProcessor,
+    model: PainterModelArguments,
+) -> dict[str, Any]:
+    """What of the model a run depends on, beside the weights that checkpoints hold."""
+    names = ["attn_implementation", "gradient_checkpointing"]
+    if model.lora_rank is not None:
+        names += ["lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"]
+    return {
+        "config": architecture_of(painter.config),
+        "vqgan": hash_of_model(vqgan),
+        "vocabulary": processor.tokenizer.fingerprint,
+        "image_processor": processor.image_processor.to_dict(),
+        "base": None if model.lora_rank is None else hash_of_model(painter),
+        **{name: getattr(model, name) for name in names},
+    }
+
+
+def _save(
+    painter: PaiPainterForImageGeneration,
+    vqgan: PaiPainterVQModel,
+    processor: PaiPainterProcessor,
+    folder: Path,
+    gathered: dict[str, torch.Tensor] | None,
+) -> None:
+    """The painter with its processor, or its adapter; `gathered` are its weights without the VQGAN's, if sharded."""
+    if has_lora(painter):
+        save_lora(painter, folder, gathered)
+        return
+    if gathered is not None:
+        gathered |= {f"vqgan.{name}": weight for name, weight in vqgan.state_dict().items()}
+    with with_vqgan(painter, vqgan):
+        painter.save_pretrained(folder, state_dict=gathered)
+    processor.save_pretrained(folder)
+
+
+def main(argv: list[str] | None = None, program: str | None = None) -> None:
+    """The command line of `train.py`; see [`~command_line.run_from_command_line`]."""
+    types = (PainterModelArguments, DataArguments, PainterTrainingArguments)
+    run_from_command_line(types, train_painter, argv, program)

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both trainers share around their loops: setting up, one update, metrics, checkpoints, resuming, the end."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import set_seed
+from safetensors import SafetensorError
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from .accelerator import build_accelerator, is_sharded
+from .arguments import TrainingArguments
+from .callbacks import BestModel, Stopped, StopSignals
+from .checkpoints import all_well, find_checkpoint, hold_only_trained, load_checkpoint, save_checkpoint
+from .metrics import Metrics
+from .optimizer import build_optimizer
+from .order import read_batches, seed_of, step_batches
+from .output_folder import all_checkpoints, check_folder, held_folder, save_whole
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
+
+__all__ = ["TrainingRun"]
+
+logger = logging.getLogger(__name__)
+
+# Arguments that don't change the weights; the number of steps is compared instead of the last two.
+_HARMLESS = {
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "ignore_changed_settings", "report_to"),
+    *("logging_steps", "save_steps", "save_total_limit", "sample_steps", "num_samples", "validation_prompts"),
+    *("push_to_hub", "hub_model_id", "hub_private", "hub_tag", "hub_base_model", "dataloader_num_workers"),
+    *("num_train_epochs", "max_train_steps"),
+}
+_FAILED_SAVES = (OSError, RuntimeError, SafetensorError)  # a full disk has many names
+
+
+class TrainingRun:
+    """
+    One training run, on one process or many; as a context it holds the output folder.
+
+    Args:
+        training: its arguments.
+        adapter: whether it ends with an adapter rather than a whole model.
+
+    Attributes:
+        accelerator: accelerate's handle on processes and devices.
+        signals: a context for the loop, in which SIGTERM and Ctrl-C end the run after a step, with a checkpoint.
+        objective: after `prepare`, the module whose call gives the loss, perhaps wrapped by DDP.
+        evaluate: gives metrics, on all processes; `validation_loss` decides which model is best.
+        sample: draws pictures, on the first process; takes the number of steps done.
+        save: writes the model into a folder, with its gathered weights if no process has all of them.
+        start, done, steps: updates when the run was resumed, so far, and of the whole run.
+
+    Raises:
+        ValueError: if `accelerate launch` contradicts the arguments, or if the folder can't be written to, holds what
+            this run would overwrite, or is another run's.
+    """
+
+    def __init__(self, training: TrainingArguments, adapter: bool = False):
+        self.training, self.adapter, self.folder = training, adapter, Path(training.output_dir)
+        self.accelerator = build_accelerator(training)
+        set_seed(training.seed)
+        self.signals, self.metrics = StopSignals(), Metrics(self.accelerator, self.folder)
+        self.objective: nn.Module = nn.Identity()
+        self.evaluate: Callable[[], dict[str, float]] = dict
+        self.sample: Callable[[int], None]
+        self.save: Callable[[Path, dict[str, torch.Tensor] | None], None]
+        self.ema: EMAModel | None = None
+        self.best: BestModel | None = None
+        self.done = 0
+        self._recent: list[torch.Tensor] = []
+        self._held = ExitStack()
+
+    def __enter__(self) -> "TrainingRun":
+        check_folder(self.training, self.adapter)
+        if self.accelerator.is_main_process:
+            self._held.enter_context(held_folder(self.folder))
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        """Ends the run on all processes, unless this one failed."""
+        with self._held:
+            if kind is None:
+                self.accelerator.wait_for_everyone()
+                # DDP's reducer must go before its process group: the other way round, its end, which holds the
+                # interpreter's lock, can wait forever for a gloo thread that wants that lock.
+                self.objective = nn.Identity()
+                self.accelerator.free_memory()
+                self.accelerator.end_training()
+
+    def prepare(
+        self,
+        objective: nn.Module,
+        trained: list[nn.Parameter],
+        rows: int | None,
+        settings: dict[str, Any],
+        stateful: list[Any],
+        best: BestModel | None = None,
+    ) -> None:
+        """
+        Builds optimizer and schedule and resumes from a checkpoint if asked to.
+
+        Args:
+            objective, trained: the module that is called in the loop, and its parameters that training moves.
+            rows: number of training rows, `None` if it isn't known.
+            settings: what the run depends on beside its arguments; kept in checkpoints and compared on resuming.
+            stateful: further objects with `state_dict` and `load_state_dict` for checkpoints.
+            best: keeps the model of the lowest validation loss.
+        """
+        training, accelerator = self.training, self.accelerator
+        if rows is None and training.max_train_steps is None:
+            raise ValueError("The number of rows isn't known (`streaming`): please set `max_train_steps`.")
+        self.best, self._trained = best, trained
+        self.steps = training.total_steps(rows or 0, accelerator.num_processes)
+        objective.train()  # `from_pretrained` gives models in evaluation mode, without dropout
+        if training.torch_compile:
+            objective.compile()  # in place: no wrapper changes the weights' names
+        optimizer = build_optimizer(objective, training)
+        # Not prepared: accelerate would step it once for each process.
+        self.schedule = get_scheduler(training.lr_scheduler_type, optimizer, training.warmup_steps, self.steps)
+        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        if not is_sharded(accelerator):
+            hold_only_trained(accelerator, trained)
+        if training.use_ema:
+            from diffusers.training_utils import EMAModel  # takes seconds to import
+
+            # With a least decay as large as the decay there is no warm-up; the first update copies the weights.
+            self.ema = EMAModel(trained, decay=training.ema_decay, min_decay=training.ema_decay)
+        states = {"schedule": self.schedule, "ema": self.ema, "best": best}
+        states |= {f"data{number}": each for number, each in enumerate(stateful)}
+        self._states = {name: state for name, state in states.items() if state is not None}
+        harmless = _HARMLESS if best is not None else _HARMLESS | {"eval_steps"}  # when the best is looked for counts
+        chosen = {name: value for name, value in vars(training).items() if name not in harmless}
+        self.settings = {**chosen, **settings, "rows": rows, "steps": self.steps}
+        self.start = self.done = self._resume()
+        self.metrics.begin(self.start, self.settings)
+
+    def _resume(self) -> int:
+        """Loads the checkpoint that was asked for, and gives the number of steps done."""
+        which, best = self.training.resume_from_checkpoint, self.best
+        checkpoint = None if which is None else find_checkpoint(self.folder, which)
+        if checkpoint is None:
+            return 0
+        ignore = self.training.ignore_changed_settings
+        start = load_checkpoint(self.accelerator, checkpoint, self.settings, self._states, ignore)
+        if start > self.steps:
+            raise ValueError(f"{checkpoint} is beyond the {self.steps} steps of this run: please make it longer.")
+        if best is not None and best.is_missing:
+            raise ValueError(
+                f"The best model so far, of step {best.step}, isn't in {best.folder}: please copy it there."
+            )
+        self.accelerator.step = 0  # a window of accumulation begins here, whatever its length was before
+        logger.info("Resuming from %s, %d of %d steps are done.", checkpoint, start, self.steps)
+        return start
+
+    def batches(self, dataset: Dataset, rows: int, collate: Callable) -> Iterator[tuple[int, Any]]:
+        """
+        (step, batch) from the first step not yet done, with this process's random state set for the batch. With
+        `gradient_accumulation_steps`, several batches have the same step.
+        """
+        training, accelerator = self.training, self.accelerator
+        size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        order = step_batches(rows, size, accumulation, rank, processes, training.seed, self.start, self.steps)
+        workers = training.dataloader_num_workers
+        loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=workers)
+        return self.count(read_batches(loader))
+
+    def count(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """The same for batches from elsewhere, perhaps endless."""
+        accumulation, accelerator = self.training.gradient_accumulation_steps, self.accelerator
+        off = not accelerator.is_main_process
+        self._bar = tqdm(total=self.steps, initial=self.start, disable=off, unit="step", mininterval=1)
+        self._since = time.monotonic()
+        with self._bar:
+            for number, batch in enumerate(batches, self.start * accumulation):
+                step, part = divmod(number, accumulation)
+                if step >= self.steps or self.ended_early:
+                    return
+                set_seed(seed_of(self.training.seed, 3, step, part, accelerator.process_index) % 2**32)
+                with accelerator.accumulate(self.objective):
+                    yield step, batch
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether validation has not improved for too long."""
+        return self.best is not None and self.best.exhausted
+
+    def update(self, loss: torch.Tensor) -> None:
+        """One batch's gradients and, after the last of a step, one step of the weights and of their average."""
+        self.accelerator.backward(loss)
+        if not self.accelerator.sync_gradients:
+            return
+        self.accelerator.clip_grad_norm_(self.objective.parameters(), self.training.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.accelerator.optimizer_step_was_skipped:  # fp16: the gradients were too large for its range
+            return
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.step(self._trained)
+
+    def after_batch(self, step: int, loss: torch.Tensor) -> None:
+        """
+        After a step's last batch, logs, validates, samples and saves when it is time; `finish` does so in the end.
+        Raises `ValueError` if the loss is no longer a number, and `Stopped`, after a checkpoint, if a signal came.
+        """
+        self._recent.append(loss.detach())
+        if not self.accelerator.sync_gradients:
+            return
+        training, self.done = self.training, step + 1
+        last, saves = self.done == self.steps, self.done % training.save_steps == 0
+        self._bar.update()
+        logs = last or self.done % training.logging_steps == 0
+        if logs or saves:
+            self._log_loss(logs)
+        if not last and self.done % training.eval_steps == 0:
+            self._evaluate()
+        if last or self.ended_early:
+            return
+        if self.done % training.sample_steps == 0:
+            self._sample()
+        asked = self.signals.anywhere(self.accelerator)
+        if saves or asked:
+            self._save_checkpoint()
+        if asked:
+            raise Stopped(asked)
+
+    def finish(self) -> None:
+        """
+        Saves the model first, so that nothing after it can lose the run; then validates, puts the best model in its
+        place if that is kept, and samples. Raises `OSError` if it can't be saved, with the checkpoint that was.
+        """
+        problem: Exception | None = None
+        try:
+            self._save(self.folder)
+        except _FAILED_SAVES as error:
+            problem = error
+        if not all_well(self.accelerator, problem):
+            self._save_checkpoint()
+            kept = all_checkpoints(self.folder)
+            reason, instead = problem or "another process failed", "there is no checkpoint either"
+            instead = f"fix this and resume from {kept[-1]}" if kept else instead
+            raise OSError(f"The trained model can't be saved in {self.folder} ({reason}); {instead}.") from problem
+        if not self.ended_early:
+            self._evaluate()
+        if self.best is not None and math.isfinite(self.best.loss):
+            logger.info("The best model is that of step %d (loss %.4f).", self.best.step, self.best.loss)
+            if self.accelerator.is_main_process:
+                save_whole(self.best.copy_to, self.folder)
+        self._sample()
+        logger.info("The trained model is in %s.", self.folder)
+
+    @contextmanager
+    def finished_model(self) -> Iterator[None]:
+        """While it lasts, the weights are those to be saved, averaged if asked for. Training isn't disturbed."""
+        if self.ema is not None:
+            self.ema.store(self._trained)
+            self.ema.copy_to(self._trained)
+        self.objective.eval()
+        try:
+            yield
+        finally:
+            self.objective.train()
+            if self.ema is not None:
+                self.ema.restore(self._trained)
+
+    def _save(self, folder: Path) -> None:
+        """All processes call it, to give their part of sharded weights."""
+        with self.finished_model():
+            gathered = None
+            if is_sharded(self.accelerator):  # under `painter.` or `vqgan.`, as the objective calls its model
+                state = self.accelerator.get_state_dict(self.objective)
+                gathered = {name.partition(".")[2]: weight for name, weight in state.items()}
+            if self.accelerator.is_main_process:
+                save_whole(lambda scratch: self.save(scratch, gathered), folder)
+
+    def _save_checkpoint(self) -> None:
+        keep = self.training.save_total_limit
+        save_checkpoint(self.accelerator, self.folder, self.done, self.settings, self._states, keep)
+
+    def _log_loss(self, logs: bool) -> None:
+        """Looks at the mean since the last line; with `logs` it becomes a line."""
+        mean = self.accelerator.reduce(torch.stack(self._recent).mean(), "mean").item()
+        if not math.isfinite(mean):
+            advice = "please lower `learning_rate` or raise `warmup_steps`"
+            raise ValueError(
+                f"The loss became {mean} in the {len(self._recent)} batches before step {self.done}; {advice}."
+            )
+        if logs:
+            rows = len(self._recent) * self.training.per_device_train_batch_size * self.accelerator.num_processes
+            now, rate = time.monotonic(), self.schedule.get_last_lr()[0]
+            self._bar.set_postfix(loss=f"{mean:.4f}")
+            line = {"loss": mean, "learning_rate": rate, "rows_per_second": rows / (now - self._since)}
+            self.metrics.write(self.done, line)
+            self._recent.clear()
+            self._since = now
+
+    def _evaluate(self) -> None:
+        paused, best, problem = time.monotonic(), self.best, None
+        with self.finished_model():
+            metrics = self.evaluate()
+        if metrics:
+            self.metrics.write(self.done, metrics)
+        if best is not None:
+            loss, better = metrics["validation_loss"], metrics["validation_loss"] < best.loss
+            try:
+                if better:
+                    self._save(best.folder)
+            except _FAILED_SAVES as error:
+                problem = error
+                logger.warning("The best model, of step %d, can't be saved (%s). Training continues.", self.done, error)
+            best.take(loss, self.done, better and all_well(self.accelerator, problem))
+        self._since += time.monotonic() - paused
+
+    def _sample(self) -> None:
+        paused = time.monotonic()
+        if self.accelerator.is_main_process and not is_sharded(self.accelerator):
+            try:
+                with self.finished_model():
+                    self.sample(self.done)
+            except (OSError, RuntimeError) as error:  # a full disk, or a full device
+                logger.warning("The samples of step %d can't be drawn (%s). Training continues.", self.done, error)
+        self.accelerator.wait_for_everyone()
+        self._since += time.monotonic() - paused
