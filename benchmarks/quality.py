@@ -19,7 +19,7 @@ from transformers.utils import logging
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline
 from pai_painter.cpu.decoding import DecodingLoop
 from pai_painter.cpu.speed import PaintingSpeed, find_speed
-from pai_painter.data.pictures import open_picture
+from pai_painter.data.open_picture import open_picture
 from pai_painter.data.sources import find_source
 from pai_painter.imaging.grids import draw_grid
 from pai_painter.model.sampling_pai_painter import GumbelSampler
@@ -87,20 +87,20 @@ def _load(
     model: str, data: Path, caption_separator: str, rows: int
 ) -> tuple[PaiPainterPipeline, list[str], torch.Tensor]:
     """The painter, each row's first caption, and the codes (rows, num_image_tokens) of its picture."""
-
-    def stop(bad_row: ValueError) -> None:
-        raise bad_row
-
     try:
         pipe = PaiPainterPipeline.from_pretrained(model)
-        found = list(islice(find_source([data], caption_separator=caption_separator).rows(stop), rows))
-        opened = [open_picture(row.picture) for row in found]
+        source = find_source([data], caption_separator=caption_separator)
+        found = list(islice(source.rows(), rows))
+        for row in found:
+            if row["reason"] is not None:
+                raise source.bad_row(row)
+        opened = [open_picture(row["picture"]) for row in found]
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     pixels = pipe.processor(images=opened, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         codes = torch.cat([pipe.model.vqgan.encode(chunk).image_tokens for chunk in pixels.split(8)])
-    return pipe, [row.captions[0] for row in found], codes
+    return pipe, [row["captions"][0] for row in found], codes
 
 
 class Dictation(GumbelSampler):

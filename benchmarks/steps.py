@@ -24,7 +24,7 @@ from pai_painter.training.arguments import PainterTrainingArguments
 from pai_painter.training.optimizer import build_optimizer
 from pai_painter.training.painter_model import take_vqgan
 from pai_painter.training.painter_objective import PainterObjective
-from pai_painter.training.painter_rows import CaptionedCodes, collate_rows, sequences
+from pai_painter.training.painter_rows import CaptionedTokens, collate_rows, sequences
 
 __all__ = [
     "CONFIGS",
@@ -120,7 +120,7 @@ class OurStep:
         config = painter.config
         self._folder = tempfile.TemporaryDirectory(prefix="codes-")
         made_up_rows(config, 4 * settings.batch_size).save_to_disk(self._folder.name)
-        self.rows = CaptionedCodes(datasets.load_from_disk(self._folder.name), build_processor(config))
+        self.rows = CaptionedTokens(datasets.load_from_disk(self._folder.name), build_processor(config))
         self.vqgan = take_vqgan(painter)  # stays in memory, as in training
         self.batch_size, self.done = settings.batch_size, 0
         training = PainterTrainingArguments(output_dir=self._folder.name)

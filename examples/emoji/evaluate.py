@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pai_painter import DEMO_MODEL, PaiPainterPipeline
-from pai_painter.data.pictures import open_picture
-from pai_painter.data.rows import load_rows
+from pai_painter.data.open_picture import open_picture
+from pai_painter.data.row_cache import load_rows
 from pai_painter.data.sources import find_source
 from pai_painter.imaging.grids import draw_grid
 from pai_painter.training.train_vqgan import validate_vqgan

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pai_painter import DEMO_MODEL, PaiPainterPipeline
-from pai_painter.data.pictures import open_picture
+from pai_painter.data.open_picture import open_picture
 from pai_painter.data.sources import find_source
 from pai_painter.imaging.grids import draw_grid
 
@@ -61,12 +61,8 @@ def _points(pictures: list[Image.Image]) -> np.ndarray:
 
 def read_drawings(folder: Path) -> dict[str, Image.Image]:
     """The line drawings by thing."""
-
-    def stop(bad_row: ValueError) -> None:
-        raise bad_row
-
-    rows = find_source([str(folder / "train.tsv"), str(folder / "heldout.tsv")], caption_separator="|").rows(stop)
-    return {row.idx.split("/")[1]: open_picture(row.picture) for row in rows}
+    source = find_source([str(folder / "train.tsv"), str(folder / "heldout.tsv")], caption_separator="|")
+    return {row["idx"].split("/")[1]: open_picture(row["picture"]) for row in source.rows()}
 
 
 def paint(model: str | Path, questions: Questions) -> Pictures:

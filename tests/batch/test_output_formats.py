@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pai_painter.batch.output_formats import PaintedRow, find_format, write_output
-from pai_painter.data.tsv import Schema, read_rows
+from pai_painter.data.table_files import Schema, read_table
 from pai_painter.imaging.painting import PaintingOptions, painted_png
 
 OPTIONS = PaintingOptions(best_of=2, temperature=1.0, top_k=100, top_p=None)
@@ -50,9 +50,9 @@ def test_every_character_of_a_caption_comes_back_from_a_tsv(tmp_path: Path) -> N
     letters = [chr(code) for code in (*range(0xA0), 0x2028, 0x2029, 0xFEFF)]
     rows = [painted(number, text=f"红{letter}果") for number, letter in enumerate(letters)]
     whole = write(tmp_path / "a.tsv", rows)
-    read = read_rows(whole, Schema(("idx", "text", "imgbase64")))
+    read = [cells for _, cells, _ in read_table(whole, Schema(("idx", "text", "imgbase64")))]
     kept = [" " if letter in "\0\t\r\n" else letter for letter in letters]
-    assert [row.text for row in read] == [f"红{letter}果" for letter in kept]
+    assert [cells["text"] for cells in read] == [f"红{letter}果" for letter in kept]
 
 
 def test_parquet(tmp_path: Path) -> None:

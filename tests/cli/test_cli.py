@@ -458,18 +458,18 @@ def test_encode_errors(apple, tiny_painter) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("{}", "must hold a list"),
         ("[]", "must hold a list"),
         ("[7]", "picture 1 must be an object"),
         ('[{"file": "a"}]', "picture 1 must be an object"),
         ('[{"file": 1, "image_tokens": []}]', "picture 1 must be an object"),
-        ('[{"file": "a", "image_tokens": [1, 2]}]', "has 2 codes, but a picture of this VQGAN has 16"),
-        (json.dumps([{"file": "a", "image_tokens": [*range(15), 64]}]), "has the code 64, but"),
-        (json.dumps([{"file": "a", "image_tokens": [*range(15), -1]}]), "has the code -1, but"),
-        (json.dumps([{"file": "a", "image_tokens": [*range(15), True]}]), "has the code True, but"),
-        (json.dumps([{"file": "a", "image_tokens": [*range(15), "1"]}]), "has the code '1', but"),
+        ('[{"file": "a", "image_tokens": [1, 2]}]', "has 2 image tokens, but a picture of this VQGAN has 16"),
+        (json.dumps([{"file": "a", "image_tokens": [*range(15), 64]}]), "has the image token 64; allowed"),
+        (json.dumps([{"file": "a", "image_tokens": [*range(15), -1]}]), "has the image token -1; allowed"),
+        (json.dumps([{"file": "a", "image_tokens": [*range(15), True]}]), "has the image token True; allowed"),
+        (json.dumps([{"file": "a", "image_tokens": [*range(15), "1"]}]), "has the image token '1'; allowed"),
     ],
 )
 def test_decode_errors(tiny_painter, tmp_path, text, sentence) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from pai_painter import PaiPainterImageProcessor
 from pai_painter.data import BadPicture, open_picture
-from pai_painter.data.pictures import picture_format
+from pai_painter.data.open_picture import picture_format
 from pai_painter.model.image_processing_pai_painter import to_rgb
 
 ORIENTATION = (0x0112, 3, 1, struct.pack("<HH", 6, 0))  # tag, SHORT, one value

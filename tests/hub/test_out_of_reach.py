@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from pai_painter import PaiPainterForImageGeneration, PaiPainterPipeline, PaiPainterProcessor
 from pai_painter.cli import app
-from pai_painter.codes_files import PictureVQGAN
+from pai_painter.data.image_token_files import PictureVQGAN
 from pai_painter.lora import load_painter
 from pai_painter.model_info import describe_model
 

@@ -26,8 +26,8 @@ from pai_painter import (
     PaiPainterVQModel,
 )
 from pai_painter.cli import app
-from pai_painter.codes_files import PictureVQGAN
 from pai_painter.convert import convert
+from pai_painter.data.image_token_files import PictureVQGAN
 from pai_painter.lora import load_painter
 from pai_painter.model.folder_pai_painter import read_adapter_folder
 from pai_painter.model_info import describe_model

@@ -129,7 +129,7 @@ def test_streams_need_steps(
     endless = painter_arguments(tmp_path / "out", max_train_steps=None, num_crops=0)
     with pytest.raises(ValueError, match=r"The number of rows isn't known .*: please set `max_train_steps`\."):
         train_painter(model, data, endless)
-    with pytest.raises(ValueError, match=r"A stream keeps no codes: please set `num_crops` to 0"):
+    with pytest.raises(ValueError, match=r"A stream keeps no image tokens: please set `num_crops` to 0"):
         train_painter(model, data, painter_arguments(tmp_path / "out"))
 
 

@@ -22,14 +22,14 @@ from pai_painter import (
     PaiPainterVQModel,
 )
 from pai_painter.data.augment import Augmentation
-from pai_painter.data.codes import load_codes
-from pai_painter.data.rows import load_rows
+from pai_painter.data.image_tokens import ImageTokenCache
+from pai_painter.data.row_cache import load_rows
 from pai_painter.data.sources import find_source
 from pai_painter.model import modeling_pai_painter
 from pai_painter.training.arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
 from pai_painter.training.painter_model import build_painter
 from pai_painter.training.painter_objective import PainterObjective
-from pai_painter.training.painter_rows import CaptionedCodes, collate_rows, sequences
+from pai_painter.training.painter_rows import CaptionedTokens, collate_rows, sequences
 from pai_painter.training.train_painter import main, train_painter
 from pai_painter.training.validation import validation_loss
 
@@ -47,8 +47,8 @@ def codes_of(folder: Path, data: DataArguments, variants: int = 1) -> tuple:
     painter, processor = PaiPainterForImageGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     rows = load_rows(find_source(data.train_file, caption_separator=data.caption_separator), cache_dir=data.cache_dir)
     changes = Augmentation(max_shift=1) if variants > 1 else None
-    codes = load_codes(rows, painter.vqgan, processor.image_processor, variants, changes, data.cache_dir)
-    return painter, processor, codes
+    cache = ImageTokenCache(rows, painter.vqgan, processor.image_processor, variants, changes, data.cache_dir)
+    return painter, processor, cache.load()
 
 
 def test_what_is_saved_loads_at_once(trained: Path, vqgan_folder: Path) -> None:
@@ -100,13 +100,13 @@ def test_it_learns_by_heart(shapes: Path, vqgan_folder: Path, data: DataArgument
     right = (painted == wanted).all(1)
     assert right.sum() >= 22, [caption for caption, good in zip(captions, right.tolist(), strict=True) if not good]
     assert len(wanted.unique(dim=0)) >= 10  # there is something to learn
-    rows = CaptionedCodes(codes, processor)
+    rows = CaptionedTokens(codes, processor)
     assert validation_loss(PainterObjective(painter), rows, Accelerator(cpu=True))["validation_loss"] < 0.1
 
 
 def test_the_loss_is_the_models(trained: Path, data: DataArguments) -> None:
     painter, processor, codes = codes_of(trained, data)
-    rows = CaptionedCodes(codes, processor)
+    rows = CaptionedTokens(codes, processor)
     input_ids, labels = sequences(collate_rows([rows[0], rows[5]]), torch.device("cpu"))
     assert input_ids.shape == labels.shape == (2, 22)
     assert (labels[:, :6] == -100).all()
@@ -145,7 +145,7 @@ def test_pkeep_replaces_codes_by_codes(trained: Path, monkeypatch: pytest.Monkey
 
 def test_captions_variants_and_drops_are_drawn_by_row_and_epoch(trained: Path, data: DataArguments) -> None:
     _, processor, codes = codes_of(trained, data, variants=2)
-    rows = CaptionedCodes(codes, processor, seed=1, caption_dropout=0.3)
+    rows = CaptionedTokens(codes, processor, seed=1, caption_dropout=0.3)
     drawn = {(epoch, row): rows[epoch, row] for epoch in range(40) for row in range(12)}
     for place, item in drawn.items():
         assert all(torch.equal(rows[place][name], value) for name, value in item.items())
@@ -283,7 +283,7 @@ def test_a_part_that_is_not_there(missing: str, shapes: Path, vqgan_folder: Path
 def test_processes_share_the_rows_to_validate_on(batch_size: int, trained: Path, data: DataArguments) -> None:
     """Each row once, in the same number of forwards on all of them: also if there are more processes than batches."""
     _, processor, codes = codes_of(trained, data)
-    rows, forwards, sums = CaptionedCodes(codes, processor), [], []
+    rows, forwards, sums = CaptionedTokens(codes, processor), [], []
 
     def objective(input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         forwards[-1] += 1
@@ -302,7 +302,7 @@ def test_processes_share_the_rows_to_validate_on(batch_size: int, trained: Path,
 
 def test_a_loss_beyond_all_bounds_is_a_figure(trained: Path, data: DataArguments) -> None:
     _, processor, codes = codes_of(trained, data)
-    found = validation_loss(lambda *_: torch.tensor(1000.0), CaptionedCodes(codes, processor), Accelerator(cpu=True))
+    found = validation_loss(lambda *_: torch.tensor(1000.0), CaptionedTokens(codes, processor), Accelerator(cpu=True))
     assert found == {"validation_loss": pytest.approx(1000), "validation_perplexity": math.inf}
 
 

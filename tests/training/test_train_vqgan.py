@@ -11,7 +11,7 @@ from tiny_world import VQGAN
 from transformers import AutoImageProcessor, AutoModel
 
 from pai_painter import PaiPainterVQModel
-from pai_painter.data.rows import PictureRows, load_rows
+from pai_painter.data.row_cache import PictureRows, load_rows
 from pai_painter.data.sources import find_source
 from pai_painter.training.arguments import DataArguments, VQGANModelArguments, VQGANTrainingArguments
 from pai_painter.training.train_vqgan import train_vqgan, validate_vqgan

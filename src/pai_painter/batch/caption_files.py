@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast, get_args
 
-from ..data.tsv import Schema, read_rows
+from ..data.table_files import Schema, read_table
 
 __all__ = ["CaptionFile", "CaptionKind", "CaptionRow", "find_captions", "from_stream"]
 
@@ -77,19 +77,14 @@ class CaptionFile:
             yield _checked(CaptionRow(number, None if idx is None else str(idx), str(text), reason))
 
     def _lines(self) -> Iterator[CaptionRow]:
-        bad: list[CaptionRow] = []
-        for row in read_rows(
-            self.path,
-            self.schema,
-            id_column=None if self.id_column == "idx" not in self.schema.columns else self.id_column,
-            text_column=self.caption_column,
-            picture_column=None,
-            on_bad_row=lambda row: bad.append(CaptionRow(row.line_number, row.idx, "", row.reason)),
-        ):
-            yield from bad
-            bad.clear()
-            yield CaptionRow(row.line_number, row.idx, row.text)
-        yield from bad
+        columns = self.schema.columns
+        has_ids = self.id_column != "idx" or "idx" in columns
+        for column in [self.caption_column] + [self.id_column] * has_ids:
+            if column not in columns:
+                raise ValueError(f"The schema {','.join(columns)!r} has no column {column!r}: please add it.")
+        for line, cells, reason in read_table(self.path, self.schema):
+            idx = cells.get(self.id_column) if has_ids else str(line)
+            yield CaptionRow(line, idx, cells.get(self.caption_column, ""), reason)
 
     def _values(self) -> Iterator[dict[str, Any] | str]:
         """

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..data.tsv import Schema
+from ..data.table_files import Schema
 
 __all__ = ["FormatName", "PaintedRow", "find_format", "write_output"]
 

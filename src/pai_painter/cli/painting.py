@@ -94,14 +94,14 @@ def paint(
 
 def encode(
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURES...", help="Picture files (PNG, JPEG, WebP, …).")],
-    output: Annotated[Path, typer.Option(help="The JSON file for the codes.")] = Path("codes.json"),
+    output: Annotated[Path, typer.Option(help="The JSON file for the image tokens.")] = Path("codes.json"),
     model: ModelOption = None,
     revision: RevisionOption = "main",
     force: ForceOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Turn pictures into codes, and say what that loses (PSNR).
+    Turn pictures into image tokens, and say what that loses (PSNR).
 
     The middle square of each picture is scaled to the VQGAN's size first.
 
@@ -109,18 +109,18 @@ def encode(
     """
     with one_sentence_errors(verbose):
         quieten(verbose)
-        from ..codes_files import PictureVQGAN, write_codes
+        from ..data.image_token_files import PictureVQGAN, write_image_tokens
         from ..imaging.png_files import check_new_files
 
         check_new_files([output], force)
         vqgan = PictureVQGAN.from_pretrained(model_or_demo(model), revision)
-        coded = []
+        encoded = []
         for path in pictures:
             picture, psnr = vqgan.encode(path)
-            coded.append(picture)
+            encoded.append(picture)
             typer.echo(f"{path}: PSNR {psnr:.1f} dB")
-        write_codes(coded, output, force)
-        typer.echo(f"{output}: the codes of {counted(len(coded), 'picture')}")
+        write_image_tokens(encoded, output, force)
+        typer.echo(f"{output}: the image tokens of {counted(len(encoded), 'picture')}")
 
 
 def decode(
@@ -132,20 +132,20 @@ def decode(
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Turn codes back into pictures: apple.png comes back as apple-decoded.png.
+    Turn image tokens back into pictures: apple.png comes back as apple-decoded.png.
 
     Example: pai-painter decode codes.json --output decoded
     """
     with one_sentence_errors(verbose):
         quieten(verbose)
-        from ..codes_files import PictureVQGAN, decoded_names, read_codes
+        from ..data.image_token_files import PictureVQGAN, decoded_names, read_image_tokens
         from ..imaging.png_files import check_new_files, in_folder_or_file, save_png
 
         vqgan = PictureVQGAN.from_pretrained(model_or_demo(model), revision)
-        coded = read_codes(codes, vqgan.vqgan.config)
-        paths = in_folder_or_file(output, decoded_names(coded))
+        encoded = read_image_tokens(codes, vqgan.vqgan.config)
+        paths = in_folder_or_file(output, decoded_names(encoded))
         check_new_files(paths, force)
-        for picture, path in zip(coded, paths, strict=True):
+        for picture, path in zip(encoded, paths, strict=True):
             save_png(vqgan.decode(picture), path, {"model": shown_name(model, revision)}, force)
             typer.echo(path)
 

@@ -2,13 +2,13 @@
 """
 From the user's files to rows that a model can be trained on.
 
-The way of a row: `sources` finds what kind of files there are; `picture_tables` (over `tsv`), `picture_files` (over
-`csv_jsonl`), `webdataset` or `named_dataset` read captions and encoded pictures out of them as `picture_rows` says;
-`rows` opens every picture (`pictures`) and keeps the usable rows on the disk; `codes` encodes them once. `streaming`
-does without the disk. `prepare` writes rows as `shards`, with pictures opened by `checking`; `inspection` counts.
+`sources` finds what kind of files there are and reads captions and encoded pictures out of them (`table_files`,
+`folder_files`, `library_readers`, `cells`); `row_cache` opens every picture (`open_picture`) and keeps the usable rows
+on the disk; `image_tokens` encodes them once. `row_stream` does without the disk, `prepare` writes shards, and
+`inspection` counts.
 """
 
-from .pictures import BadPicture, decode_base64_picture, open_picture
-from .tsv import BadRow, Row, Schema, read_rows
+from .open_picture import BadPicture, decode_base64_picture, open_picture
+from .table_files import BadRow, Schema
 
-__all__ = ["BadPicture", "BadRow", "Row", "Schema", "decode_base64_picture", "open_picture", "read_rows"]
+__all__ = ["BadPicture", "BadRow", "Schema", "decode_base64_picture", "open_picture"]

@@ -15,14 +15,7 @@ __all__ = ["Augmentation", "shift_and_flip"]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """
-    How copies of pictures differ from them.
-
-    Args:
-        random_crop: a random square is cut out instead of the middle one.
-        random_flip: every second is mirrored.
-        max_shift: pixels by which they are moved at most.
-    """
+    """How copies of pictures differ: a random square is cut out, every second is mirrored, all move by some pixels."""
 
     random_crop: bool = False
     random_flip: bool = False
@@ -31,12 +24,7 @@ class Augmentation:
     def prepare(
         self, images: Sequence[Image.Image], processor: PaiPainterImageProcessor, generator: torch.Generator
     ) -> torch.Tensor:
-        """
-        Changed copies of pictures.
-
-        Returns:
-            `torch.FloatTensor` of shape `(images, 3, size, size)` in [-1, 1].
-        """
+        """Changed copies of pictures: (images, 3, size, size) in [-1, 1]."""
         options = {"random_crop": True} if self.random_crop else {}  # or what the processor is set to
         pixel_values = processor([*images], generator=generator, return_tensors="pt", **options)["pixel_values"]
         return shift_and_flip(pixel_values, self.max_shift, self.random_flip, generator)
@@ -44,13 +32,8 @@ class Augmentation:
 
 def shift_and_flip(pixel_values: torch.Tensor, max_shift: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
     """
-    Moves each picture by up to `max_shift` pixels (its border is repeated) and, with `flip`, mirrors every second.
-
-    Args:
-        pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`)
-
-    Returns:
-        `torch.FloatTensor` of the same shape.
+    Moves each picture (batch, channels, height, width) by up to `max_shift` pixels (its border is repeated) and, with
+    `flip`, mirrors every second.
     """
     batch, _, height, width = pixel_values.shape
     padded = F.pad(pixel_values, [max_shift] * 4, mode="replicate")

@@ -24,13 +24,8 @@ _TIFF_PIXELS = {
 
 def without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """
-    Leaves only what decides about the pixels and how they are shown in a PNG, JPEG or TIFF file.
-
-    Pillow reads all metadata before it gives a picture, and gives none if a resolution is text, a comment is too long
-    or a checksum is wrong.
-
-    Args:
-        data (`bytes`): The file.
+    Leaves only what decides about the pixels and how they are shown in a PNG, JPEG or TIFF file: Pillow gives no
+    picture if a resolution is text, a comment is too long or a checksum is wrong.
 
     Returns:
         `tuple[bytes, dict[str, Any]]`: A file with the same pixels, and what belongs into `Image.info` beside what

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..data.tsv import open_lines
+from ..data.table_files import open_lines
 from .flags import Given, parse_flags
 from .names import checked_model, number_of_pictures
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from ..data.codes import CodesOnDisk
-from ..data.rows import load_rows
+from ..data.image_tokens import ImageTokenCache
+from ..data.row_cache import load_rows
 from ..lora import load_painter
 from ..training.arguments import DataArguments
 from ..training.painter_objective import PainterObjective
-from ..training.painter_rows import CaptionedCodes
+from ..training.painter_rows import CaptionedTokens
 from ..training.rows import encode_together, find_training_source
 from ..training.validation import validation_loss
 
@@ -63,8 +63,8 @@ def evaluate_painter(
     painter.to(accelerator.device)
     with accelerator.local_main_process_first():
         rows = load_rows(source, data.max_bad_rows, data.cache_dir)
-    table = CodesOnDisk(rows, painter.vqgan, processor.image_processor, cache_dir=data.cache_dir)
-    encoded = CaptionedCodes(encode_together(table, accelerator), processor)
+    table = ImageTokenCache(rows, painter.vqgan, processor.image_processor, cache_dir=data.cache_dir)
+    encoded = CaptionedTokens(encode_together(table, accelerator), processor)
     loss = validation_loss(PainterObjective(painter).eval(), encoded, accelerator, batch_size)["validation_loss"]
     if not math.isfinite(loss):
         raise ValueError(f"The loss of {model} is {loss}: its weights are damaged.")

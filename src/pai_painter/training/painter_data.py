@@ -14,15 +14,15 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..data.augment import Augmentation
-from ..data.codes import CodesOnDisk
-from ..data.picture_rows import DataSource
-from ..data.streaming import PictureStream
+from ..data.image_tokens import ImageTokenCache
+from ..data.row_stream import PictureStream
+from ..data.sources import DataSource
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from .arguments import DataArguments, PainterTrainingArguments
 from .order import read_batches
-from .painter_rows import CaptionedCodes, CaptionedPictures, StreamedPictures, collate_rows
+from .painter_rows import CaptionedPictures, CaptionedTokens, StreamedPictures, collate_rows
 from .rows import encode_together, find_training_source, load_training_rows, load_validation_rows, open_stream
 from .samples import draw_samples
 from .training_run import TrainingRun
@@ -37,7 +37,7 @@ class PainterData:
     """
     Args:
         run: has the processes.
-        VQGAN: frozen, on its device.
+        vqgan: frozen, on its device.
         processor: of captions and pictures.
         data, training: the arguments.
 
@@ -69,30 +69,31 @@ class PainterData:
         self.validation_rows = load_validation_rows(data, training.output_dir, self.accelerator)
         self.validation_identity = None if self.validation_rows is None else self.validation_rows._fingerprint
         changes = Augmentation(training.random_crop, training.random_flip, training.max_shift)
+        draw = (training.seed, training.caption_dropout)
         self.count: int | None = None
         self.encoder: PaiPainterVQModel | None = vqgan
         self.stateful: list[Any] = []
-        self._dataset: CaptionedCodes | CaptionedPictures | StreamedPictures
+        self._dataset: CaptionedTokens | CaptionedPictures | StreamedPictures
         if data.streaming:
             stream = open_stream(data, source, training.output_dir, self.accelerator, training.seed)
             self.identity = _identity_of_stream(source, data.shuffle_buffer)
             self._place = StreamPlace(stream, self.accelerator)
             self.stateful = [self._place]
-            self._dataset = StreamedPictures(stream, processor, changes, training.seed, training.caption_dropout)
+            self._dataset = StreamedPictures(stream, processor, changes, *draw)
         else:
             rows = load_training_rows(data, source, training.output_dir, self.accelerator)
             self.count, self.identity = len(rows), rows._fingerprint
             if training.num_crops:
                 self.encoder = None
-                codes = self._codes(rows, training.num_crops, changes if training.augments else None)
-                self._dataset = CaptionedCodes(codes, processor, training.seed, training.caption_dropout)
+                encoded = self._encoded(rows, training.num_crops, changes if training.augments else None)
+                self._dataset = CaptionedTokens(encoded, processor, *draw)
             else:
-                self._dataset = CaptionedPictures(rows, processor, changes, training.seed, training.caption_dropout)
+                self._dataset = CaptionedPictures(rows, processor, changes, *draw)
         if self.encoder is not None:
-            logger.info("Every step encodes its pictures: codes are not cached.")
-        self._validation_codes = None
+            logger.info("Every step encodes its pictures: image tokens are not cached.")
+        self._validation = None
         if self.validation_rows is not None:
-            self._validation_codes = CaptionedCodes(self._codes(self.validation_rows), processor)
+            self._validation = CaptionedTokens(self._encoded(self.validation_rows), processor)
 
     def batches(self, run: TrainingRun) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """(step, batch) from the first step not yet done; a batch has `caption_ids` and `image_tokens` or pixels."""
@@ -102,10 +103,10 @@ class PainterData:
 
     def validate(self, run: TrainingRun) -> dict[str, float]:
         """See [`~validation.validation_loss`]; nothing without rows to validate on."""
-        if self._validation_codes is None:
+        if self._validation is None:
             return {}
         batch_size = self.training.per_device_train_batch_size
-        return validation_loss(run.objective, self._validation_codes, self.accelerator, batch_size)
+        return validation_loss(run.objective, self._validation, self.accelerator, batch_size)
 
     def sample(self, painter: PaiPainterForImageGeneration, step: int) -> None:
         """Draws samples/step-N.png; see [`~samples.draw_samples`]."""
@@ -114,12 +115,12 @@ class PainterData:
         path = Path(training.output_dir) / "samples" / f"step-{step:06d}.png"
         draw_samples(painter, self.vqgan, self.processor, shown, training.validation_prompts, training.seed, path)
 
-    def _codes(
+    def _encoded(
         self, rows: datasets.Dataset, variants: int = 1, changes: Augmentation | None = None
     ) -> datasets.Dataset:
         images = self.processor.image_processor
-        table = CodesOnDisk(rows, self.vqgan, images, variants, changes, self._cache_dir)
-        return encode_together(table, self.accelerator)
+        cache = ImageTokenCache(rows, self.vqgan, images, variants, changes, self._cache_dir)
+        return encode_together(cache, self.accelerator)
 
     def _streamed(self, dataset: StreamedPictures) -> Iterator[dict[str, torch.Tensor]]:
         """Batches without end; the place behind the last one given is noted."""
@@ -153,7 +154,7 @@ class StreamPlace:
         """Moves the stream to where the checkpoint was."""
         if len(state["places"]) != self.accelerator.num_processes:
             raise ValueError(
-                f"A stream that {len(state['places'])} processes have read is taken up by as many, not by "
+                f"A stream read by {len(state['places'])} processes can be resumed by as many only, not by "
                 f"{self.accelerator.num_processes}."
             )
         epoch, position = state["places"][self.accelerator.process_index]
@@ -168,11 +169,10 @@ def _check_choices(data: DataArguments, training: PainterTrainingArguments) -> N
             "`validation_file`."
         )
     if data.streaming and training.num_crops > 1:
-        raise ValueError("A stream keeps no codes: please set `num_crops` to 0 with `streaming`.")
+        raise ValueError("A stream keeps no image tokens: please set `num_crops` to 0 with `streaming`.")
 
 
 def _identity_of_stream(source: DataSource, shuffle_buffer: int) -> str:
-    """Names and sizes: to read what is streamed because it is large takes too long."""
-    files = [(Path(part).name, Path(part).stat().st_size if Path(part).is_file() else None) for part in source.parts]
-    text = json.dumps([files, source.options, shuffle_buffer], default=str)
+    """Names, sizes and times of the files: to read what is streamed because it is large takes too long."""
+    text = json.dumps([source.stamp(), source.options, shuffle_buffer])
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows on their way to the painter: a caption's ids, and codes from the cache or pixels that are yet to be encoded."""
+"""Rows on their way to the painter: a caption's ids, and image tokens from the cache or pixels to be encoded."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,13 +9,15 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from ..data.augment import Augmentation
-from ..data.pictures import open_picture
-from ..data.streaming import PictureStream
+from ..data.open_picture import open_picture
+from ..data.row_stream import PictureStream
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from .order import seed_of
 
-__all__ = ["CaptionedCodes", "CaptionedPictures", "StreamedPictures", "collate_rows", "sequences"]
+__all__ = ["CaptionedPictures", "CaptionedTokens", "StreamedPictures", "collate_rows", "sequences"]
+
+Items = dict[str, torch.Tensor]
 
 
 class _CaptionDraw:
@@ -41,45 +43,39 @@ class _CaptionDraw:
         return torch.Generator().manual_seed(seed_of(self.seed, purpose, epoch, row))
 
 
-class CaptionedCodes(Dataset[dict[str, torch.Tensor]]):
+class CaptionedTokens(Dataset[Items]):
     """
     Rows as `caption_ids` (text_length,) and `image_tokens` (num_image_tokens,).
 
-    Items are asked for by (epoch, row), which fix the caption and the variant of the codes. Asked for by row alone, the
-    first of each is taken.
+    Items are asked for by (epoch, row), which fix the caption and the variant of the image tokens. Asked for by row
+    alone, the first of each is taken.
     """
 
     def __init__(
-        self, codes: datasets.Dataset, processor: PaiPainterProcessor, seed: int = 0, caption_dropout: float = 0.0
+        self, rows: datasets.Dataset, processor: PaiPainterProcessor, seed: int = 0, caption_dropout: float = 0.0
     ):
-        self.codes, self._draw = codes, _CaptionDraw(processor, seed, caption_dropout)
+        self.rows, self._draw = rows, _CaptionDraw(processor, seed, caption_dropout)
 
     def __len__(self) -> int:
-        return len(self.codes)
+        return len(self.rows)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor]:
+    def __getitem__(self, item: int | tuple[int, int]) -> Items:
         if isinstance(item, int):
-            row = self.codes[item]
-            caption_ids, codes = self._draw.ids_of(row["captions"][0]), row["image_tokens"][0]
+            row = self.rows[item]
+            caption_ids, tokens = self._draw.ids_of(row["captions"][0]), row["image_tokens"][0]
         else:
             epoch, number = item
-            row = self.codes[number]
+            row = self.rows[number]
             caption_ids = self._draw.ids(row["captions"], epoch, number)
             variant, _ = self._draw.numbers(7, epoch, number)
-            codes = row["image_tokens"][int(variant * len(row["image_tokens"]))]
-        return {"caption_ids": caption_ids, "image_tokens": torch.tensor(codes)}
+            tokens = row["image_tokens"][int(variant * len(row["image_tokens"]))]
+        return {"caption_ids": caption_ids, "image_tokens": torch.tensor(tokens)}
 
 
-class CaptionedPictures(Dataset[dict[str, torch.Tensor]]):
-    """
-    Rows as `caption_ids` (text_length,) and `pixel_values` (3, size, size) of a copy that is new in each epoch.
-
-    Items are asked for by (epoch, row).
-    """
-
+class _Augmented:
     def __init__(
         self,
-        rows: datasets.Dataset,
+        rows: Any,
         processor: PaiPainterProcessor,
         augmentation: Augmentation,
         seed: int,
@@ -88,51 +84,41 @@ class CaptionedPictures(Dataset[dict[str, torch.Tensor]]):
         self.rows, self.augmentation = rows, augmentation
         self.processor, self._draw = processor, _CaptionDraw(processor, seed, caption_dropout)
 
+    def _item(self, captions: list[str], picture: Any, epoch: int, row: int) -> Items:
+        generator = self._draw.generator(8, epoch, row)
+        pixel_values = self.augmentation.prepare([picture], self.processor.image_processor, generator)[0]
+        return {"caption_ids": self._draw.ids(captions, epoch, row), "pixel_values": pixel_values}
+
+
+class CaptionedPictures(_Augmented, Dataset[Items]):
+    """
+    `datasets.Dataset` rows as `caption_ids` (text_length,) and `pixel_values` (3, size, size) of a copy that is new in
+    each epoch. Items are asked for by (epoch, row).
+    """
+
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
-        epoch, number = item
-        row = self.rows[number]
-        return {
-            "caption_ids": self._draw.ids(row["captions"], epoch, number),
-            "pixel_values": self.augmentation.prepare(
-                [open_picture(row["picture"])], self.processor.image_processor, self._draw.generator(8, epoch, number)
-            )[0],
-        }
+    def __getitem__(self, item: tuple[int, int]) -> Items:
+        row = self.rows[item[1]]
+        return self._item(row["captions"], open_picture(row["picture"]), *item)
 
 
-class StreamedPictures(IterableDataset[dict[str, torch.Tensor]]):
+class StreamedPictures(_Augmented, IterableDataset[Items]):
     """
-    Rows of a stream as `caption_ids` (text_length,), `pixel_values` (3, size, size) and `place` (2,): the epoch and the
-    number of raw rows that have been read of it, with which the stream is taken up again behind the row.
+    Rows of a [`PictureStream`] as `caption_ids` (text_length,), `pixel_values` (3, size, size) and `place` (2,): the
+    epoch and position behind which the stream is resumed.
     """
 
-    def __init__(
-        self,
-        stream: PictureStream,
-        processor: PaiPainterProcessor,
-        augmentation: Augmentation,
-        seed: int,
-        caption_dropout: float,
-    ):
-        self.stream, self.augmentation = stream, augmentation
-        self.processor, self._draw = processor, _CaptionDraw(processor, seed, caption_dropout)
+    rows: PictureStream
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for row in self.stream:
-            yield {
-                "caption_ids": self._draw.ids(row.captions, row.epoch, row.position),
-                "pixel_values": self.augmentation.prepare(
-                    [row.picture],
-                    self.processor.image_processor,
-                    self._draw.generator(8, row.epoch, row.position),
-                )[0],
-                "place": torch.tensor([row.epoch, row.position]),
-            }
+    def __iter__(self) -> Iterator[Items]:
+        for row in self.rows:
+            item = self._item(row.captions, row.picture, row.epoch, row.position)
+            yield {**item, "place": torch.tensor([row.epoch, row.position])}
 
 
-def collate_rows(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def collate_rows(items: list[Items]) -> Items:
     """Items → a batch of them."""
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
@@ -141,7 +127,7 @@ def sequences(
     batch: dict[str, Any], device: torch.device, vqgan: PaiPainterVQModel | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Batches of captions and codes, or of captions and pixels that `vqgan` encodes, → what the objective takes.
+    Batches of captions and image tokens, or of captions and pixels that `vqgan` encodes, → what the objective takes.
 
     Returns:
         `input_ids` and `labels`, both `(batch, text_length + num_image_tokens)`; the labels are -100 on the caption.

@@ -6,11 +6,10 @@ from pathlib import Path
 import datasets
 from accelerate import Accelerator
 
-from ..data.codes import CodesOnDisk
-from ..data.picture_rows import DataSource
-from ..data.rows import load_rows
-from ..data.sources import find_source
-from ..data.streaming import PictureStream, list_of_process
+from ..data.image_tokens import ImageTokenCache
+from ..data.row_cache import load_rows
+from ..data.row_stream import PictureStream, list_of_process
+from ..data.sources import DataSource, find_source
 from .arguments import DataArguments
 
 __all__ = [
@@ -26,13 +25,8 @@ _REJECTED_TRAIN, _REJECTED_VALIDATION = "rejected_rows.jsonl", "rejected_validat
 
 
 def find_training_source(data: DataArguments) -> DataSource:
-    """
-    What to train on.
-
-    Raises:
-        ValueError: if it can't be used.
-    """
-    return _find(data, data.train_file, data.train_split)
+    """What to train on; a `ValueError` says why it can't be used."""
+    return _find(data, data.train_file, data.train_split, data.streaming)
 
 
 def load_training_rows(
@@ -51,12 +45,7 @@ def load_training_rows(
 def load_validation_rows(
     data: DataArguments, output_dir: str | Path, accelerator: Accelerator
 ) -> datasets.Dataset | None:
-    """
-    Checked rows to validate on, if there are any; see [`load_training_rows`].
-
-    Raises:
-        ValueError: as there.
-    """
+    """Checked rows to validate on, if there are any; see [`load_training_rows`]."""
     if not data.validates:
         return None
     source = _find(data, data.validation_file, data.validation_split)
@@ -78,12 +67,12 @@ def open_stream(
     )
 
 
-def encode_together(table: CodesOnDisk, accelerator: Accelerator) -> datasets.Dataset:
+def encode_together(cache: ImageTokenCache, accelerator: Accelerator) -> datasets.Dataset:
     """Each process encodes its share, and then all find the whole."""
-    table.encode_share(accelerator.process_index, accelerator.num_processes)
+    cache.encode_share(accelerator.process_index, accelerator.num_processes)
     accelerator.wait_for_everyone()
     with accelerator.local_main_process_first():  # another machine's share may be on that machine's disk
-        return table.load()
+        return cache.load()
 
 
 def rejected_rows(output_dir: str | Path, processes: int) -> int:
@@ -92,18 +81,15 @@ def rejected_rows(output_dir: str | Path, processes: int) -> int:
     return sum(path.read_bytes().count(b"\n") for path in lists if path.is_file())
 
 
-def _find(data: DataArguments, files: list[str], split: str | None) -> DataSource:
+def _find(data: DataArguments, files: list[str], split: str | None, streaming: bool = False) -> DataSource:
+    same = ("dataset_config_name", "input_schema", "id_column", "caption_column", "image_column", "caption_separator")
     return find_source(
         files or None,
         dataset_name=None if files else data.dataset_name,
-        dataset_config_name=data.dataset_config_name,
         split=split or "train",
-        input_schema=data.input_schema,
-        id_column=data.id_column,
-        caption_column=data.caption_column,
-        image_column=data.image_column,
-        caption_separator=data.caption_separator,
+        streaming=streaming,
         cache_dir=data.cache_dir,
+        **{name: getattr(data, name) for name in same},
     )
 
 

@@ -8,7 +8,7 @@ import datasets
 import torch
 from PIL import Image
 
-from ..data.pictures import open_picture
+from ..data.open_picture import open_picture
 from ..imaging.grids import draw_grid
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ..data.augment import shift_and_flip
-from ..data.rows import PictureRows
+from ..data.row_cache import PictureRows
 from ..imaging.grids import draw_grid
 from ..model.configuration_pai_painter import PaiPainterVQConfig
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor

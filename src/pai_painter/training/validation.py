@@ -8,14 +8,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .painter_rows import CaptionedCodes, collate_rows, sequences
+from .painter_rows import CaptionedTokens, collate_rows, sequences
 
 __all__ = ["validation_loss"]
 
 
 @torch.no_grad()
 def validation_loss(
-    objective: nn.Module, rows: CaptionedCodes, accelerator: Accelerator, batch_size: int = 32
+    objective: nn.Module, rows: CaptionedTokens, accelerator: Accelerator, batch_size: int = 32
 ) -> dict[str, float]:
     """
     Mean cross-entropy in nats per token over all rows, each with its first caption. All processes call it.

@@ -7,13 +7,14 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .picture_rows import DataSource, Record
-from .pictures import BadPicture, open_picture
-from .tsv import BadRow
+from .open_picture import BadPicture, open_picture
+from .sources import DataSource
+from .table_files import BadRow
 
 __all__ = ["PictureStream", "StreamedRow", "list_of_process"]
 
@@ -21,14 +22,8 @@ __all__ = ["PictureStream", "StreamedRow", "list_of_process"]
 @dataclass(frozen=True, slots=True)
 class StreamedRow:
     """
-    A checked row.
-
-    Attributes:
-        idx (`str`): Its id.
-        captions (`list[str]`): One caption or several.
-        picture (`PIL.Image.Image`): The picture, upright and opaque, in RGB.
-        epoch (`int`): The epoch it belongs to, from 0.
-        position (`int`): How many rows of the epoch lie behind it, itself and the other processes' included.
+    A checked row, its epoch (from 0), and its `position`: how many rows of the epoch lie behind it, itself and the
+    other processes' included.
     """
 
     idx: str
@@ -48,21 +43,15 @@ class PictureStream(IterableDataset[StreamedRow]):
     The rows of a source without end, shuffled anew in every epoch. Nothing is kept on the disk.
 
     The order is a function of the seed and the epoch alone: the files in random order, and a buffer of rows out of
-    which each next one is drawn. Of that order this process takes every `processes`-th row. It skips rows that can't
-    be used, so processes that meet different numbers of those stand at different positions: each must keep its own.
+    which each next one is drawn. Of that order each process takes every `processes`-th row. To resume, the rows before
+    are read again, but their pictures are not opened. The datasets library's own shuffle can't be resumed: its
+    `state_dict` loses the rows in the buffer, and its order depends on the number of workers and on its version.
 
     Args:
-        source: from [`~pai_painter.data.sources.find_source`].
-        seed: fixes the order.
         shuffle_buffer: rows, not yet unpacked, that are held to draw from; 1 for the files' order.
         rank, processes: this process and how many there are.
         max_bad_rows: if this process meets more different unusable rows than this, it is an error.
-        rejects:
-            JSON lines file for unusable rows (`file`, `line`, `idx`, `reason`), each once; of another process than the
-            first, `-rank1` and so on is added to its name.
-
-    Raises:
-        ValueError: If a number is out of its range.
+        rejects: JSON lines file for unusable rows, each once; see [`list_of_process`].
     """
 
     def __init__(
@@ -78,27 +67,13 @@ class PictureStream(IterableDataset[StreamedRow]):
         super().__init__()
         if shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer is {shuffle_buffer}, but at least one row must be held.")
-        if not 0 <= rank < processes:
-            raise ValueError(f"rank is {rank}, but must be at least 0 and below the number of processes, {processes}.")
         self.source, self.seed, self.shuffle_buffer = source, seed, shuffle_buffer
         self.rank, self.processes, self.max_bad_rows = rank, processes, max_bad_rows
-        if rejects is not None:
-            rejects = Path(rejects)
-            rejects = list_of_process(rejects, rank)
-        self.rejects = rejects
+        self.rejects = None if rejects is None else list_of_process(Path(rejects), rank)
         self._epoch = self._position = 0
 
     def start_at(self, epoch: int, position: int) -> None:
-        """
-        The next iteration goes on behind a row's `epoch` and `position` instead of at the beginning.
-
-        What lies before in that epoch is read, but not unpacked.
-
-        Raises:
-            ValueError: If one of them is negative.
-        """
-        if epoch < 0 or position < 0:
-            raise ValueError(f"epoch is {epoch} and position {position}, but neither may be negative.")
+        """The next iteration starts behind the row with this `epoch` and `position` instead of at the beginning."""
         self._epoch, self._position = epoch, position
 
     def __iter__(self) -> Iterator[StreamedRow]:
@@ -112,30 +87,20 @@ class PictureStream(IterableDataset[StreamedRow]):
             for position, record in enumerate(self._shuffled(epoch)):
                 if position < start or position % self.processes != self.rank:
                     continue
-                try:
-                    row = self._open(record, epoch, position + 1)
-                except BadRow as bad:
-                    rejected.add(bad)
+                row = self.source.read(record)
+                picture = self._open(row)
+                if picture is None:
+                    rejected.add(self.source.bad_row(row))
                 else:
                     usable += 1
-                    yield row
+                    yield StreamedRow(row["idx"], row["captions"], picture, epoch, position + 1)
             # Of an epoch that was joined in its middle nothing may be left.
             if not usable and not start:
-                share = "" if self.processes == 1 else f" for process {self.rank + 1} of {self.processes}"
-                raise ValueError(
-                    f"{self.source.name} has no usable row{share} ({rejected.summary()}).{self.source.advice}"
-                )
+                reason = f"no usable row for this process ({rejected.summary()}).{self.source.advice}"
+                raise ValueError(f"{self.source.name} has {reason}")
             start = 0
 
-    def _open(self, record: Record, epoch: int, position: int) -> StreamedRow:
-        row = self.source.read(record)
-        try:
-            picture = open_picture(row.picture)
-        except BadPicture as error:
-            raise BadRow(row.file, row.line, str(error), row.idx) from error
-        return StreamedRow(row.idx, row.captions, picture, epoch, position)
-
-    def _shuffled(self, epoch: int) -> Iterator[Record]:
+    def _shuffled(self, epoch: int) -> Iterator[dict[str, Any]]:
         """
         All records of an epoch.
 
@@ -143,11 +108,10 @@ class PictureStream(IterableDataset[StreamedRow]):
         """
         draw = random.Random(f"{self.seed} {epoch}").random
         if self.shuffle_buffer == 1:
-            yield from itertools.chain.from_iterable(map(self.source.records, range(len(self.source.parts))))
+            yield from self.source.records()
             return
-        parts = sorted(range(len(self.source.parts)), key=lambda part: draw())
-        buffer: list[Record] = []
-        for record in itertools.chain.from_iterable(map(self.source.records, parts)):
+        buffer: list[dict[str, Any]] = []
+        for record in self.source.records(sorted(range(len(self.source.parts)), key=lambda part: draw())):
             if len(buffer) < self.shuffle_buffer:
                 buffer.append(record)
                 continue
@@ -159,41 +123,39 @@ class PictureStream(IterableDataset[StreamedRow]):
             buffer[place], buffer[-1] = buffer[-1], buffer[place]
             yield buffer.pop()
 
+    def _open(self, row: dict[str, Any]) -> Image.Image | None:
+        if row["reason"] is None:
+            try:
+                return open_picture(row["picture"])
+            except BadPicture as error:
+                row["reason"] = str(error)
+        return None
+
 
 class _Rejected:
     """The unusable rows that this process has met, each listed once, although it comes back in every epoch."""
 
     def __init__(self, source: DataSource, max_bad_rows: int, path: Path | None, goes_on: bool) -> None:
         self.source, self.max_bad_rows, self.path = source, max_bad_rows, path
-        self.seen: set[tuple[str, int]] = set()
-        self.first = ""
-        if path is None:
-            return
-        if not goes_on:
+        self.seen: dict[tuple[str, int], str] = {}
+        if path is not None and path.exists() and goes_on:
+            # Its last line may have been cut off when the run ended.
+            whole = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
+            records = [json.loads(line) for line in whole.split("\n") if line]
+            self.seen = {(record["file"], record["line"]): record["reason"] for record in records}
+            path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+            self._check_limit()
+        elif path is not None:
             path.unlink(missing_ok=True)
-        elif path.exists():
-            self._read(path)
-
-    def _read(self, path: Path) -> None:
-        """The list of the run that goes on here; its last line may have been cut off by its end."""
-        whole = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
-        records = [json.loads(line) for line in whole.split("\n") if line]
-        self.seen = {(record["file"], record["line"]) for record in records}
-        self.first = f"{records[0]['file']}, line {records[0]['line']}: {records[0]['reason']}" if records else ""
-        path.write_text(whole + "\n" if whole else "", encoding="utf-8")
-        self._check_limit()
 
     def add(self, bad: BadRow) -> None:
-        where = (str(bad.path), bad.line_number)
-        if where in self.seen:
+        if (bad.path, bad.line_number) in self.seen:
             return
-        self.seen.add(where)
-        self.first = self.first or str(bad)
+        self.seen[bad.path, bad.line_number] = bad.reason
         if self.path is not None:
-            record = {"file": str(bad.path), "line": bad.line_number, "idx": bad.idx, "reason": bad.reason}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(bad.as_json() + "\n")
         self._check_limit()
 
     def _check_limit(self) -> None:
@@ -206,4 +168,5 @@ class _Rejected:
     def summary(self) -> str:
         if not self.seen:
             return "no unusable ones either"
-        return f"{len(self.seen)} unusable rows so far, the first {self.first.rstrip('.')}"
+        (path, line), reason = next(iter(self.seen.items()))
+        return f"{len(self.seen)} unusable rows so far, the first {path}, line {line}: {reason.rstrip('.')}"

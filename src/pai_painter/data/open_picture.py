@@ -15,6 +15,10 @@ from .without_metadata import without_metadata
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64 * 1024 * 1024  # below Pillow's own limit (89 million), so that ours is the one that speaks
+MAX_PICTURE_BYTES = 128 * 1024 * 1024
+
+_MOST_SCANS = 200  # of a JPEG; each of them is a walk over all pixels
+_MOST_EXTENSIONS = 1024 * 1024  # bytes in front of a GIF's first frame, which Pillow reads in quadratic time
 
 _DATA_URL = re.compile(r"data:([^,]{0,200}),", re.IGNORECASE)
 _LINE_BREAK = re.compile(r"[ \t]*[\r\n]+[ \t]*")
@@ -28,18 +32,11 @@ class BadPicture(ValueError):
 
 def decode_base64_picture(text: str) -> bytes:
     """
-    Decodes base64 in any of the spellings found in data sets: the standard alphabet (`+/`) or the URL-safe
-    one
-    (`-_`), with or without padding, with line breaks, with a `data:image/png;base64,` in front.
+    Decodes base64 in any spelling: the standard alphabet (`+/`) or the URL-safe one (`-_`), with or without padding,
+    with line breaks, with `data:image/png;base64,` in front. What was encoded is not checked to be a picture.
 
-    The spelling is normalised first and then decoded strictly. Python's lenient decoders skip characters they
+    The spelling is normalised first and then decoded strictly: Python's lenient decoders skip characters that they
     don't know, which turns the wrong alphabet into wrong bytes without an error.
-
-    Args:
-        text (`str`): The base64 text.
-
-    Returns:
-        `bytes`: What was encoded, not checked to be a picture (see [`open_picture`]).
 
     Raises:
         BadPicture: If the text is empty, holds other characters, or was cut off.
@@ -78,24 +75,22 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     Reads a picture file of a stranger.
 
-    Only the formats of [`PICTURE_FORMATS`] are tried (Pillow would also start Ghostscript for EPS), a picture
-    that was cut off is an error, and so is one that is too large, before it is unpacked. Of an animation, the
-    first frame is taken. Broken metadata is no error. See [`~image_processing_pai_painter.to_rgb`] for rotation,
+    Only the formats of [`PICTURE_FORMATS`] are tried (Pillow would also start Ghostscript for EPS). Of an animation,
+    the first frame is taken. Broken metadata is no error. See [`~image_processing_pai_painter.to_rgb`] for rotation,
     colour profiles, transparency, 16 bits and CMYK.
-
-    Args:
-        data (`bytes`): The file's content.
-        max_pixels (`int`, *optional*, defaults to 67108864): The largest width x height to unpack.
 
     Returns:
         `PIL.Image.Image`: The upright, opaque picture in sRGB.
 
     Raises:
-        BadPicture: If the file has another format, is damaged or cut off, has too many pixels, or is of a kind that
-            Pillow can't read.
+        BadPicture: If the file has another format, is damaged or cut off, is too large, or is of a kind that Pillow
+            can't read.
     """
     if not data:
         raise BadPicture("The picture is empty.")
+    if len(data) > MAX_PICTURE_BYTES:
+        raise BadPicture(f"The picture's file has {len(data)} bytes, more than the {MAX_PICTURE_BYTES} allowed.")
+    _refuse_endless(data)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken metadata, which is not needed
         # Between one and two times its own limit, Pillow only warns: a warning nobody reads.
@@ -108,14 +103,24 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def picture_format(data: bytes) -> str | None:
-    """
-    The format of a picture file by its first bytes, one of [`PICTURE_FORMATS`] or `None`.
-
-    A JPEG with further pictures in it, which Pillow calls MPO, is a JPEG.
-    """
+    """By its first bytes, one of [`PICTURE_FORMATS`] or `None`. A JPEG with more pictures in it (MPO) is a JPEG."""
     Image.init()
     accepts = {name: Image.OPEN[name][1] for name in PICTURE_FORMATS}
     return next((name for name, accept in accepts.items() if accept is not None and accept(data[:16])), None)
+
+
+def _refuse_endless(data: bytes) -> None:
+    """Small files over which Pillow would work for minutes."""
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MOST_SCANS:
+        raise BadPicture(f"The picture (JPEG) has more than {_MOST_SCANS} scans.")
+    if data.startswith(b"GIF8") and len(data) > _MOST_EXTENSIONS:
+        place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)  # behind the header and the global colours
+        while place <= _MOST_EXTENSIONS and data[place] != ord(","):
+            place += 2 if data[place] == ord("!") else 1
+            while place <= _MOST_EXTENSIONS and data[place]:
+                place += data[place] + 1
+        if place > _MOST_EXTENSIONS:
+            raise BadPicture(f"The picture (GIF) has more than {_MOST_EXTENSIONS} bytes before its first frame.")
 
 
 def _load(data: bytes, max_pixels: int) -> Image.Image:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Pictures ⇄ image tokens in files: what the VQGAN alone makes of a picture.
+
+The file is JSON, a list with one object for each picture: `{"file": "apple.png", "image_tokens": [17, 4, …]}`, in
+raster order.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..imaging.png_files import file_stem, unique_names, write_atomically
+from ..model.configuration_pai_painter import PaiPainterVQConfig
+from ..model.folder_pai_painter import load_processor, naming_damaged_weights, read_painter_folder
+from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.modeling_vqgan import PaiPainterVQModel
+from .open_picture import open_picture
+
+__all__ = ["EncodedPicture", "PictureVQGAN", "decoded_names", "read_image_tokens", "write_image_tokens"]
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """The name of a picture's file, and its image tokens in raster order."""
+
+    file: str
+    image_tokens: list[int]
+
+
+class PictureVQGAN:
+    """The VQGAN of a painter and its image processor, from files to image tokens and from those to pictures."""
+
+    def __init__(self, vqgan: PaiPainterVQModel, image_processor: PaiPainterImageProcessor):
+        self.vqgan, self.image_processor = vqgan, image_processor
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike, revision: str = "main") -> "PictureVQGAN":
+        """Loads the VQGAN alone from a painter's folder or Hub repository."""
+        folder = read_painter_folder(os.fspath(name_or_path), revision=revision)
+        processor = load_processor(folder)  # the base's, if it is an adapter's folder
+        with naming_damaged_weights(folder.name):
+            vqgan = PaiPainterVQModel.from_pretrained(
+                folder.name, config=folder.vq_config, dtype=torch.float32, **folder.hub_options
+            )
+        return cls(vqgan, processor.image_processor)
+
+    @torch.no_grad()
+    def encode(self, path: Path) -> tuple[EncodedPicture, float]:
+        """
+        The image tokens of a picture, and what they lose: the PSNR in decibels between the square that was encoded and
+        what the tokens decode to, both in 8 bits. A `ValueError` says why a file isn't a picture.
+        """
+        if not path.is_file() and path.exists():
+            raise ValueError(f"{path} is not a picture file.")
+        try:
+            picture = open_picture(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        pixel_values = self.image_processor(picture, return_tensors="pt")["pixel_values"]
+        image_tokens = cast(torch.LongTensor, self.vqgan.encode(pixel_values).image_tokens)
+        (square,) = self.image_processor.postprocess(pixel_values)
+        (decoded,) = self.image_processor.postprocess(self.vqgan.decode(image_tokens))
+        error = np.mean((np.asarray(square, dtype=np.float64) - np.asarray(decoded, dtype=np.float64)) ** 2)
+        psnr = math.inf if error == 0 else 10 * math.log10(255**2 / error)
+        return EncodedPicture(path.name, image_tokens[0].tolist()), psnr
+
+    @torch.no_grad()
+    def decode(self, encoded: EncodedPicture) -> Image.Image:
+        """The picture that the image tokens stand for."""
+        image_tokens = cast(torch.LongTensor, torch.tensor([encoded.image_tokens]))
+        (picture,) = self.image_processor.postprocess(self.vqgan.decode(image_tokens))
+        return picture
+
+
+def write_image_tokens(pictures: list[EncodedPicture], path: Path, force: bool = False) -> None:
+    """Writes a file of image tokens, one picture per line; a `FileExistsError` if it is there, unless `force`."""
+    rows = ",\n".join(json.dumps(vars(picture), ensure_ascii=False) for picture in pictures)
+    write_atomically(path, lambda file: file.write(f"[\n{rows}\n]\n".encode()), force)
+
+
+def read_image_tokens(path: Path, config: PaiPainterVQConfig) -> list[EncodedPicture]:
+    """Reads a file of image tokens; a `ValueError` if it isn't one, or if the tokens don't fit this VQGAN."""
+    try:
+        rows = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f'{path} must hold a list of pictures, each {{"file": …, "image_tokens": […]}}.')
+    return [_checked(row, f"{path}, picture {number}", config) for number, row in enumerate(rows, 1)]
+
+
+def _checked(row: Any, place: str, config: PaiPainterVQConfig) -> EncodedPicture:
+    file, tokens = (row.get("file"), row.get("image_tokens")) if isinstance(row, dict) else (None, None)
+    if not isinstance(file, str) or not isinstance(tokens, list):
+        raise ValueError(f'{place} must be an object {{"file": …, "image_tokens": […]}}.')
+    if len(tokens) != config.num_image_tokens:
+        raise ValueError(
+            f"{place} has {len(tokens)} image tokens, but a picture of this VQGAN has {config.num_image_tokens}."
+        )
+    for token in tokens:
+        if type(token) is not int or not 0 <= token < config.num_embeddings:  # a bool is an int, too
+            raise ValueError(f"{place} has the image token {token!r}; allowed are 0 to {config.num_embeddings - 1}.")
+    return EncodedPicture(file, tokens)
+
+
+def decoded_names(pictures: list[EncodedPicture]) -> list[str]:
+    """File names for decoded pictures; never that of the picture that was encoded, nor outside a folder."""
+    stems = [f"{file_stem(Path(picture.file).stem)}-decoded" for picture in pictures]
+    return unique_names(stems, ".png")
