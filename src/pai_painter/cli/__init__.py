@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from ..signals import ended_by_signals
-from . import convert, data, easynlp, evaluate, painting, predict, push_pull, training
+from . import convert, data, easynlp, evaluate, paint, predict, push_pull, training
 from .common import home_in_paths
 
 __all__ = ["app", "main"]
@@ -63,7 +63,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for panel, commands in (
-    ("Painting", (painting.paint, painting.encode, painting.decode, painting.info)),
+    ("Painting", (paint.paint, paint.encode, paint.decode, paint.info)),
     ("Data", (data.inspect, data.prepare)),
     ("Hub", (push_pull.push, push_pull.pull)),
 ):
