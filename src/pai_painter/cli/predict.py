@@ -19,7 +19,7 @@ from .common import (
     quieten,
     shown_name,
 )
-from .painting import load_pipeline
+from .paint import load_pipeline
 
 if TYPE_CHECKING:
     from accelerate import PartialState
