@@ -133,6 +133,6 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
         return text
     most = min(len(text), width)  # a glyph is at least one pixel wide
     fitting = bisect_right(
-        range(most + 1), width, key=lambda length: font.getlength(text[:length].rstrip() + _ELLIPSIS)
+        range(most + 1), width, key=lambda length: math.ceil(font.getlength(text[:length].rstrip() + _ELLIPSIS))
     )
     return text[: fitting - 1].rstrip() + _ELLIPSIS if fitting else ""
