@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation: captions → image tokens → pixels, by seeds."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,9 @@ def _cpu_backend() -> Any:
     rounds if `speed` asks for it.
     """
     try:
-        from pai_painter import cpu
+        return importlib.import_module("pai_painter.cpu")
     except ImportError:
         return None
-    return cpu
 
 
 def _rounding_backend(speed: Any) -> Any:
