@@ -68,10 +68,9 @@ class PictureVQGAN:
         image_tokens = cast(torch.LongTensor, self.vqgan.encode(pixel_values).image_tokens)
         (square,) = self.image_processor.postprocess(pixel_values)
         (decoded,) = self.image_processor.postprocess(self.vqgan.decode(image_tokens))
-        mean_squared_error = np.mean(
-            (np.asarray(square, dtype=np.float64) - np.asarray(decoded, dtype=np.float64)) ** 2
-        )
-        psnr = math.inf if mean_squared_error == 0 else 10 * math.log10(255**2 / mean_squared_error)
+        differences = np.asarray(square, dtype=np.float64) - np.asarray(decoded, dtype=np.float64)
+        loss = float(np.mean(differences**2))
+        psnr = math.inf if loss == 0 else 10 * math.log10(255**2 / loss)
         return EncodedPicture(path.name, image_tokens[0].tolist()), psnr
 
     @torch.no_grad()

@@ -105,8 +105,7 @@ def prepare_rows(
     """
     if output.is_file() or output.suffix in (".tsv", ".parquet"):
         raise ValueError(f"{output} is a file or named like one: please name a folder for the shards.")
-    parts: list[Path] = [*map(Path, source.parts), *([Path(source.image_folder)] if source.image_folder else [])]
-    for part in parts:
+    for part in (*source.parts, *([str(source.image_folder)] if source.image_folder else [])):
         if Path(os.path.realpath(part)).is_relative_to(os.path.realpath(output)):
             raise ValueError(f"{part} lies in {output}: please name another folder for the shards.")
     output.mkdir(parents=True, exist_ok=True)
