@@ -175,7 +175,7 @@ def load_checkpoint(
         logger.warning("Continuing as a different run than %s: %s.", checkpoint.name, differences)
     try:
         accelerator.load_state(str(checkpoint))
-        saved = torch.load(checkpoint / _STATES, map_location=accelerator.device, weights_only=True)
+        saved = torch.load(checkpoint / _STATES, map_location="cpu", weights_only=True)
         for name, state in states.items():
             state.load_state_dict(saved[name])
     except (

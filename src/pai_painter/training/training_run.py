@@ -152,6 +152,8 @@ class TrainingRun:
             return 0
         ignore = self.training.ignore_changed_settings
         start = load_checkpoint(self.accelerator, checkpoint, self.settings, self._states, ignore)
+        if self.ema is not None:
+            self.ema.to(self.accelerator.device)
         if start > self.steps:
             raise ValueError(f"{checkpoint} is beyond the {self.steps} steps of this run: please make it longer.")
         if best is not None and best.is_missing:
