@@ -126,10 +126,15 @@ class PaintCaptions:
         ids, texts = map(str, batch[self.id_column]), batch[self.caption_column]
         rows = [(idx, text, self.reason_against(text)) for idx, text in zip(ids, texts, strict=True)]
         painted = self.paint([None if reason else (idx, text.strip()) for idx, text, reason in rows])
+        nothing: list[Any] = [(None, None, None)]
         out = [
             (idx, text, *picture, reason)
             for (idx, text, reason), pictures in zip(rows, painted, strict=True)
+<<<<<<< HEAD
             for picture in (pictures or [_NO_PICTURE])
+=======
+            for picture in (pictures or nothing)
+>>>>>>> room-batch
         ]
         return {column: [row[i] for row in out] for i, column in enumerate(_COLUMNS)}
 
