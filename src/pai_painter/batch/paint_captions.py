@@ -21,7 +21,6 @@ __all__ = ["PaintCaptions", "Picture", "PredictOptions"]
 
 _DECODED_AT_ONCE = {"cpu": 4}  # pictures; elsewhere 8
 _COLUMNS = ("idx", "text", "image", "seed", "score", "error")
-_NO_PICTURE: Any = (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -130,11 +129,7 @@ class PaintCaptions:
         out = [
             (idx, text, *picture, reason)
             for (idx, text, reason), pictures in zip(rows, painted, strict=True)
-<<<<<<< HEAD
-            for picture in (pictures or [_NO_PICTURE])
-=======
             for picture in (pictures or nothing)
->>>>>>> room-batch
         ]
         return {column: [row[i] for row in out] for i, column in enumerate(_COLUMNS)}
 
