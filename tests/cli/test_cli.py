@@ -434,15 +434,15 @@ def test_info_reads_the_card(folder) -> None:
 def test_encode_and_decode(apple, tiny_painter) -> None:
     text = run_well("encode", apple, apple, "--model", tiny_painter)
     assert re.match(r"apple\.png: PSNR \d+\.\d dB\n", text)
-    rows = json.loads(Path("codes.json").read_text())
+    rows = json.loads(Path("image_tokens.json").read_text())
     assert [row["file"] for row in rows] == ["apple.png", "apple.png"]
     assert len(rows[0]["image_tokens"]) == 16
-    assert run_well("decode", "codes.json", "--model", tiny_painter, "--output", "out") == (
+    assert run_well("decode", "image_tokens.json", "--model", tiny_painter, "--output", "out") == (
         "out/apple-decoded.png\nout/apple-decoded-2.png\n"
     )
     assert Image.open("out/apple-decoded.png").size == (16, 16)
-    assert "codes.json exists already" in one_sentence(run("encode", apple, "--model", tiny_painter))
-    decode = ["decode", "codes.json", "--model", tiny_painter, "--output", "out"]
+    assert "image_tokens.json exists already" in one_sentence(run("encode", apple, "--model", tiny_painter))
+    decode = ["decode", "image_tokens.json", "--model", tiny_painter, "--output", "out"]
     assert "apple-decoded.png exists already" in one_sentence(run(*decode))
     run_well(*decode, "--force")
 
@@ -473,13 +473,13 @@ def test_encode_errors(apple, tiny_painter) -> None:
     ],
 )
 def test_decode_errors(tiny_painter, tmp_path, text, sentence) -> None:
-    (tmp_path / "codes.json").write_text(text)
-    assert sentence in one_sentence(run("decode", tmp_path / "codes.json", "--model", tiny_painter))
+    (tmp_path / "image_tokens.json").write_text(text)
+    assert sentence in one_sentence(run("decode", tmp_path / "image_tokens.json", "--model", tiny_painter))
     assert here() == []
 
 
 def test_decoded_files_stay_in_their_folder(tiny_painter, tmp_path) -> None:
     rows = [{"file": "../../../etc/passwd", "image_tokens": [0] * 16}]
-    (tmp_path / "codes.json").write_text(json.dumps(rows))
-    run_well("decode", tmp_path / "codes.json", "--model", tiny_painter)
+    (tmp_path / "image_tokens.json").write_text(json.dumps(rows))
+    run_well("decode", tmp_path / "image_tokens.json", "--model", tiny_painter)
     assert here() == ["passwd-decoded.png"]

@@ -94,7 +94,7 @@ def paint(
 
 def encode(
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURES...", help="Picture files (PNG, JPEG, WebP, …).")],
-    output: Annotated[Path, typer.Option(help="The JSON file for the image tokens.")] = Path("codes.json"),
+    output: Annotated[Path, typer.Option(help="The JSON file for the image tokens.")] = Path("image_tokens.json"),
     model: ModelOption = None,
     revision: RevisionOption = "main",
     force: ForceOption = False,
@@ -105,7 +105,7 @@ def encode(
 
     The middle square of each picture is scaled to the VQGAN's size first.
 
-    Example: pai-painter encode apple.png panda.jpg --output codes.json
+    Example: pai-painter encode apple.png panda.jpg --output image_tokens.json
     """
     with one_sentence_errors(verbose):
         quieten(verbose)
@@ -124,7 +124,7 @@ def encode(
 
 
 def decode(
-    codes: Annotated[Path, typer.Argument(help="A JSON file from `pai-painter encode`.")],
+    image_tokens: Annotated[Path, typer.Argument(help="A JSON file from `pai-painter encode`.")],
     output: Annotated[Path, typer.Option(help="A folder, or a .png file for a single picture.")] = Path("."),
     model: ModelOption = None,
     revision: RevisionOption = "main",
@@ -134,7 +134,7 @@ def decode(
     """
     Turn image tokens back into pictures: apple.png comes back as apple-decoded.png.
 
-    Example: pai-painter decode codes.json --output decoded
+    Example: pai-painter decode image_tokens.json --output decoded
     """
     with one_sentence_errors(verbose):
         quieten(verbose)
@@ -142,7 +142,7 @@ def decode(
         from ..imaging.png_files import check_new_files, in_folder_or_file, save_png
 
         vqgan = PictureVQGAN.from_pretrained(model_or_demo(model), revision)
-        encoded = read_image_tokens(codes, vqgan.vqgan.config)
+        encoded = read_image_tokens(image_tokens, vqgan.vqgan.config)
         paths = in_folder_or_file(output, decoded_names(encoded))
         check_new_files(paths, force)
         for picture, path in zip(encoded, paths, strict=True):
@@ -191,5 +191,5 @@ def load_pipeline(model: str | None, revision: str, device: str | None, verbose:
     except (AssertionError, RuntimeError) as error:  # torch raises either for a missing device
         raise ValueError(f"This machine can't paint on --device {device}: {str(error).splitlines()[0]}") from error
     pipe = PaiPainterPipeline.from_pretrained(model_or_demo(model), revision=revision).to(device)
-    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="Painting", unit="code", leave=False)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="Painting", unit="token", leave=False)
     return pipe
