@@ -12,10 +12,9 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from .configuration_pai_painter import EasyNLPArtistConfig, PaiPainterConfig, PaiPainterVQConfig
+from .model_files_pai_painter import HUB_OPTIONS
 
 __all__ = ["PaiPainterTokenizer"]
-
-_HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
 
 
 class PaiPainterTokenizer(BertTokenizer):
@@ -107,7 +106,7 @@ class PaiPainterTokenizer(BertTokenizer):
             ValueError: if its files are damaged, or if the vocabulary can't be a painter's.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        hub_options = {option: kwargs[option] for option in _HUB_OPTIONS & kwargs.keys()}
+        hub_options = {option: kwargs[option] for option in HUB_OPTIONS & kwargs.keys()}
         try:
             told = os.path.isfile(name) or {"image_vocab_size", "model_max_length"} <= kwargs.keys()
             if not told and "image_vocab_size" not in get_tokenizer_config(name, **hub_options):
