@@ -18,16 +18,22 @@ from transformers import (
 from pai_painter import PaiPainterConfig
 from pai_painter.model.sampling_pai_painter import (
     GumbelSampler,
+    _in_place,
     check_captions,
     check_sampling_options,
     complete_generation_config,
     gumbel_noise,
     philox,
     picture_seeds,
-    warp_logits,
+    truncate_logits,
 )
 
 INF = float("inf")
+
+
+def warp_logits(logits: torch.Tensor, *options: Any, **named: Any) -> torch.Tensor:
+    """`truncate_logits` as transformers' warpers give it: -inf for tokens that are left out."""
+    return _in_place(*truncate_logits(logits, *options, **named), logits.shape[-1])
 
 
 def caption_and(drawn: int, rows: int) -> torch.Tensor:

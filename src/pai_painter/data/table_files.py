@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    *("BadRow", "Schema", "check_file", "columns_of", "hash_of_file", "kind_of_file", "open_lines", "printable"),
+    "BadRow",
+    "Schema",
+    "check_file",
+    "columns_of",
+    "hash_of_file",
+    "kind_of_file",
+    "open_lines",
+    "printable",
     "read_table",
 ]
 

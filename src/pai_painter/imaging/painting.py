@@ -29,7 +29,7 @@ class PaintingOptions:
 
     Args:
         best_of (`int`): Candidates for each picture, of which the most likely is kept.
-        temperature, top_k, top_p: See [`~sampling_pai_painter.warp_logits`].
+        temperature, top_k, top_p: See [`~sampling_pai_painter.truncate_logits`].
         size (`int`, *optional*): Side of the file's picture, if it is enlarged.
         speed (`str`): See [`~speed.find_speed`].
     """

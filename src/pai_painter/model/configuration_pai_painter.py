@@ -268,8 +268,7 @@ class PaiPainterConfig(_StrictConfig):
         """
         Reads a native configuration or EasyNLP's (`model_type: "artist"`).
 
-        EasyNLP doesn't write down the VQGAN: its code builds VQGAN f16_16384 and nothing else. For another one pass
-        `vq_config`, a [`PaiPainterVQConfig`] or a `dict`.
+        EasyNLP's VQGAN is f16_16384; for another one pass `vq_config`, a [`PaiPainterVQConfig`] or a `dict`.
 
         Raises:
             ValueError: if a size is missing or doesn't fit the VQGAN.
@@ -331,9 +330,7 @@ class PaiPainterConfig(_StrictConfig):
 
 class EasyNLPArtistConfig(PreTrainedConfig):
     """
-    Stands for EasyNLP's `model_type: "artist"` in AutoConfig.
-
-    Reading such a `config.json` gives a [`PaiPainterConfig`]. Only if it doesn't fit the VQGAN of the published models
+    Stands for EasyNLP's `model_type: "artist"` in AutoConfig. Reading such a `config.json` gives a [`PaiPainterConfig`]. Only if it doesn't fit the VQGAN of the published models
     and no `vq_config` is given, it stays as it is: enough for tokenizer and processor, which don't need the VQGAN.
     """
 

@@ -257,8 +257,8 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
                 [`~pipeline_loading_pai_painter.loading_options`].
             variant: which weights: those of `model.fp16.safetensors` are the variant `"fp16"`.
             use_safetensors: `True` refuses `.bin` files, `False` takes nothing else; by default safetensors go first.
-            low_cpu_mem_usage: must be `True`: the weights are never in memory twice.
-            trust_remote_code: makes no difference: code in the repository is never run here.
+            low_cpu_mem_usage, trust_remote_code: accepted as `True`, which changes nothing: the weights are never in
+                memory twice, and code in the repository is never run here.
             subfolder: the folder inside the folder or the repository.
             hub_options: `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`.
 
@@ -332,13 +332,7 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
-        """
-        Called by `DiffusionPipeline.from_pretrained`: names the classes of the components, wherever this file was
-        loaded from.
-
-        Raises:
-            TypeError: if there is an option that neither diffusers nor the pipeline has.
-        """
+        """Called by `DiffusionPipeline.from_pretrained`: names the classes of the components and refuses the rest."""
         init_dict, unknown, hidden = super().extract_init_dict({**config_dict, **COMPONENTS}, **kwargs)
         if unknown:
             raise TypeError(f"from_pretrained() has no option {', '.join(map(repr, sorted(unknown)))}.")
@@ -346,10 +340,7 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
-        """
-        A new pipeline of the same model and processor, or of others given by these names. As diffusers' `from_pipe`,
-        but the model keeps its precision unless `dtype` or `torch_dtype` is given.
-        """
+        """As diffusers' own, but the model keeps its precision unless `dtype` or `torch_dtype` is given."""
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = kwargs.get("model", pipeline).dtype
         return super().from_pipe(pipeline, **kwargs)

@@ -30,7 +30,6 @@ __all__ = [
     "picture_seeds",
     "read_generation_config",
     "truncate_logits",
-    "warp_logits",
 ]
 
 _MAX_SEED = 2**63 - 1
@@ -221,13 +220,6 @@ def truncate_logits(
         before = probabilities.cumsum(-1) - probabilities  # the first token is always kept
         logits = logits.masked_fill(before >= top_p, float("-inf"))
     return logits, tokens
-
-
-def warp_logits(
-    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> torch.Tensor:
-    """[`truncate_logits`] as transformers' warpers give it: `logits`' own shape, -inf for tokens that are left out."""
-    return _in_place(*truncate_logits(logits, temperature, top_k, top_p), logits.shape[-1])
 
 
 def _in_place(kept: torch.Tensor, tokens: torch.Tensor | None, width: int) -> torch.Tensor:
