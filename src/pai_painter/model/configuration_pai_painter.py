@@ -330,8 +330,9 @@ class PaiPainterConfig(_StrictConfig):
 
 class EasyNLPArtistConfig(PreTrainedConfig):
     """
-    Stands for EasyNLP's `model_type: "artist"` in AutoConfig. Reading such a `config.json` gives a [`PaiPainterConfig`]. Only if it doesn't fit the VQGAN of the published models
-    and no `vq_config` is given, it stays as it is: enough for tokenizer and processor, which don't need the VQGAN.
+    Stands for EasyNLP's `model_type: "artist"` in AutoConfig. Reading such a `config.json` gives a
+    [`PaiPainterConfig`]; only if it doesn't fit the VQGAN of the published models and no `vq_config` is given, it stays
+    as it is: enough for tokenizer and processor, which don't need the VQGAN.
     """
 
     model_type = "artist"
