@@ -11,7 +11,7 @@ import sys
 __all__ = ["SPINS", "main"]
 
 # Threads of OpenMP (torch's on the CPU) spin while they wait for each other. Beside other work that takes the time from
-# those that they wait for. So they spin shortly, unless the user has said how they wait. See benchmarks/busy.py.
+# those that they wait for. So they spin briefly, unless the user has said how they wait. See benchmarks/busy.py.
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
 SPINS = "1000"
 
@@ -26,9 +26,10 @@ def main() -> None:
             raise ModuleNotFoundError("No module named 'pai_painter'", name="pai_painter")
         sys.modules.setdefault("pai_painter", importlib.util.module_from_spec(spec))  # not executed
         from pai_painter.cli import main as run
-    except KeyboardInterrupt:
+
+        run()
+    except KeyboardInterrupt:  # before a command has begun, which says what is complete
         sys.exit(130)
-    run()
 
 
 if __name__ == "__main__":
