@@ -28,6 +28,7 @@ from .model.model_files_pai_painter import find_weight_files, read_json_object
 from .model.modeling_pai_painter import PaiPainterForImageGeneration, PaiPainterModel
 from .model.modeling_vqgan import PaiPainterVQModel
 from .model.processing_pai_painter import PaiPainterProcessor
+from .printable import printable
 from .remote_code import Files, with_remote_code
 
 __all__ = ["pull_folder", "push_folder", "push_saved", "register_push_to_hub"]
@@ -282,7 +283,7 @@ def _files_of(folder: Path, base: str | None) -> Files:
     roots = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
     for path in found:
         if not any(path.resolve().is_relative_to(allowed) for allowed in roots):
-            raise ValueError(f"{_shown(path)} is a link to a file outside the folder: please put a copy there instead.")
+            raise ValueError(f"{printable(path)} is a link to a file outside the folder: please put a copy there.")
     files: Files = {path.relative_to(folder).as_posix(): path for path in found}
     card = _card(folder / "README.md", str(folder / "README.md"), base=base) if "README.md" in files else b""
     if "config.json" in files:
@@ -308,7 +309,7 @@ def _card(content: Path | bytes, name: str, tags: Iterable[str] = (), base: str 
     try:
         card = ModelCard((content if isinstance(content, bytes) else content.read_bytes()).decode())
     except (ValueError, YAMLError) as error:
-        raise ValueError(f"The card {name} is damaged ({_shown(error)}).") from error
+        raise ValueError(f"The card {name} is damaged ({printable(error)}).") from error
     if tags:
         card.data["tags"] = list(dict.fromkeys([*(card.data.to_dict().get("tags") or []), *tags]))
     if base is not None:
@@ -335,11 +336,6 @@ def _fill(target: Path, snapshot: Path, files: list[str]) -> None:
         shutil.rmtree(target / _INCOMPLETE, ignore_errors=True)
 
 
-def _shown(text: object) -> str:
-    """On one line, without what a terminal would obey."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
-
-
 @contextmanager
 def _one_sentence_errors(done: str, repo_id: str, token: str | None) -> Iterator[None]:
     """The client's errors as one sentence each, without their cause, whose requests carry the token."""
@@ -355,6 +351,6 @@ def _one_sentence_errors(done: str, repo_id: str, token: str | None) -> Iterator
             response = cause.response
             said = f"{response.status_code}, {cause.server_message or response.reason_phrase}".rstrip(". ")
         cached = ", and the cache doesn't hold all of it" if isinstance(error, LocalEntryNotFoundError) else ""
-        text = _shown(f"{repo_id} could not be {done}: {reason}{cached} ({HfApi().endpoint}: {said}).")
+        text = printable(f"{repo_id} could not be {done}: {reason}{cached} ({HfApi().endpoint}: {said}).")
         secret = token or get_token()
         raise OSError(text.replace(secret, "[token]") if secret else text) from None

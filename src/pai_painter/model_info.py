@@ -12,6 +12,7 @@ from .model.folder_pai_painter import AdapterFolder, find_file, naming_damaged_w
 from .model.model_files_pai_painter import build_without_memory
 from .model.modeling_pai_painter import PaiPainterForImageGeneration
 from .model.sampling_pai_painter import default_generation_config, read_generation_config
+from .printable import printable
 
 __all__ = ["describe_model"]
 
@@ -98,7 +99,4 @@ def _first_paragraph(text: str) -> str:
 
 
 def _printable(value: Any) -> str:
-    """A stranger's text on one line, without what a terminal would obey."""
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
+    return printable(", ".join(map(str, value)) if isinstance(value, list) else value, _MAX_TEXT)

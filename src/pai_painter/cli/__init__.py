@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 
 from ..signals import ended_by_signals
 from . import convert, data, easynlp, evaluate, paint, predict, push_pull, training
-from .common import home_in_paths
+from .common import echo, home_in_paths
 
 __all__ = ["app", "main"]
 
@@ -29,7 +29,7 @@ class _Group(TyperGroup):
         except TyperException as error:
             if not standalone_mode:
                 raise
-            typer.echo(f"Error: {self._sentence(error, words)}", err=True)
+            echo(f"Error: {self._sentence(error, words)}", err=True)
             sys.exit(error.exit_code)
         except typer.Abort:
             sys.exit(130)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
+from ..printable import printable
 from ..signals import forget_empty_ranks
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "SpeedOption",
     "VerboseOption",
     "counted",
+    "echo",
     "home_in_paths",
     "load_package",
     "model_or_demo",
@@ -88,6 +90,11 @@ def shown_name(model: str | None, revision: str) -> str:
     return model if revision == "main" else f"{model} ({revision})"
 
 
+def echo(text: object, err: bool = False) -> None:
+    """Prints a line; what a stranger's caption, file or server put into it is harmless to a terminal."""
+    typer.echo(printable(text), err=err)
+
+
 def counted(number: int, thing: str) -> str:
     """`1 picture`, `2,000 pictures`."""
     return f"1 {thing}" if number == 1 else f"{number:,} {thing}s"
@@ -132,7 +139,7 @@ def one_sentence_errors(
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(stopped, err=True)
+        echo(stopped, err=True)
         raise typer.Exit(130) from None
     except BrokenPipeError:  # `| head` has read enough; typer ends quietly
         raise
@@ -141,7 +148,7 @@ def one_sentence_errors(
     except Exception as error:  # noqa: BLE001 - the last net: a person gets a sentence, and the trace if wanted
         if verbose:
             traceback.print_exc()
-        typer.echo(f"Error: {_sentence(error)}", err=True)
+        echo(f"Error: {_sentence(error)}", err=True)
         raise typer.Exit(2 if _can_be_mended(error) else 1) from None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .common import VerboseOption, one_sentence_errors, quieten
+from .common import VerboseOption, echo, one_sentence_errors, quieten
 
 __all__ = ["convert"]
 
@@ -55,7 +55,7 @@ def convert(
         quieten(verbose)
         from ..convert import convert as convert_checkpoint
 
-        typer.echo(f"Converting {source} …", err=True)
+        echo(f"Converting {source} …", err=True)
         report = convert_checkpoint(
             source,
             output,
@@ -67,4 +67,4 @@ def convert(
             force=force,
         )
         for line in report.lines():
-            typer.echo(line)
+            echo(line)

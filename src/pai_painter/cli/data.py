@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .common import ModelOption, RevisionOption, VerboseOption, counted, model_or_demo, one_sentence_errors, quieten
+from ..printable import printable
+from .common import (
+    ModelOption,
+    RevisionOption,
+    VerboseOption,
+    counted,
+    echo,
+    model_or_demo,
+    one_sentence_errors,
+    quieten,
+)
 
 if TYPE_CHECKING:
     from ..data.inspection import Inspection, Spread
@@ -84,11 +94,11 @@ def prepare(
             done = prepare_rows(
                 found, output, options, workers=workers, max_bad_rows=max_bad_rows, force=force, progress=progress
             )
-        typer.echo(f"{output}: {counted(done.rows, 'row')} in {counted(len(done.shards), 'shard')}")
+        echo(f"{output}: {counted(done.rows, 'row')} in {counted(len(done.shards), 'shard')}")
         if done.rejected_file is not None:
-            typer.echo(f"{counted(done.rejected, 'row')} can't be used: {done.rejected_file} says why.")
+            echo(f"{counted(done.rejected, 'row')} can't be used: {done.rejected_file} says why.")
         if done.joined_lines:
-            typer.echo(f"{counted(done.joined_lines, 'row')}: line breaks and tabs in the caption became spaces.")
+            echo(f"{counted(done.joined_lines, 'row')}: line breaks and tabs in the caption became spaces.")
 
 
 def inspect(
@@ -141,8 +151,6 @@ def _show(found: "Inspection") -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from ..data.table_files import printable
 
     facts = [
         ("rows", f"{found.rows:,}" + ("" if found.complete else " (only the first were looked at)")),

@@ -5,7 +5,7 @@ import os
 
 import typer
 
-from .common import load_package, one_sentence_errors
+from .common import echo, load_package, one_sentence_errors
 
 __all__ = ["easynlp"]
 
@@ -28,8 +28,9 @@ def easynlp(context: typer.Context) -> None:
         command = translate(words)
         if os.environ.get("RANK", "0") == "0":
             for note in command.notes:
-                typer.echo(f"Note: {note}", err=True)
-            typer.echo(f"The native command:\n{command}")
+                echo(f"Note: {note}", err=True)
+            typer.echo("The native command:")
+            echo(command)
     from . import app
 
     status = app(command.words, prog_name="pai-painter", standalone_mode=False)

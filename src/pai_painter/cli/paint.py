@@ -15,6 +15,7 @@ from .common import (
     SpeedOption,
     VerboseOption,
     counted,
+    echo,
     model_or_demo,
     one_sentence_errors,
     quieten,
@@ -81,15 +82,13 @@ def paint(
             if options.best_of > 1:
                 alone = f", best of {options.best_of} (alone: --seed {picture.candidate_seed} --best-of 1)"
             score = "" if picture.score is None else f", score {picture.score:.3f}"
-            typer.echo(f"{picture.path}: seed {picture.seed}{score}{alone}")
+            echo(f"{picture.path}: seed {picture.seed}{score}{alone}")
         if grid is not None:
-            typer.echo(f"{grid}: all of them side by side")
+            echo(f"{grid}: all of them side by side")
         if size is not None:
             side = pipe.model.config.vq_config.resolution
-            typer.echo(
-                f"The model paints {side}×{side} pixels; they were enlarged to {size}×{size} for the eye (Lanczos)."
-            )
-        typer.echo(f"Painted {counted(pictures, 'picture')} in {time.perf_counter() - start:.1f} s, loading included.")
+            echo(f"The model paints {side}×{side} pixels; they were enlarged to {size}×{size} for the eye (Lanczos).")
+        echo(f"Painted {counted(pictures, 'picture')} in {time.perf_counter() - start:.1f} s, loading included.")
 
 
 def encode(
@@ -118,9 +117,9 @@ def encode(
         for path in pictures:
             picture, psnr = vqgan.encode(path)
             encoded.append(picture)
-            typer.echo(f"{path}: PSNR {psnr:.1f} dB")
+            echo(f"{path}: PSNR {psnr:.1f} dB")
         write_image_tokens(encoded, output, force)
-        typer.echo(f"{output}: the image tokens of {counted(len(encoded), 'picture')}")
+        echo(f"{output}: the image tokens of {counted(len(encoded), 'picture')}")
 
 
 def decode(
@@ -147,7 +146,7 @@ def decode(
         check_new_files(paths, force)
         for picture, path in zip(encoded, paths, strict=True):
             save_png(vqgan.decode(picture), path, {"model": shown_name(model, revision)}, force)
-            typer.echo(path)
+            echo(path)
 
 
 def info(

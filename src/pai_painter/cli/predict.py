@@ -15,6 +15,7 @@ from .common import (
     SpeedOption,
     VerboseOption,
     counted,
+    echo,
     one_sentence_errors,
     quieten,
     shown_name,
@@ -149,14 +150,12 @@ def _launch(device: str | None) -> "PartialState | None":
 def _report(done: "Summary") -> None:
     if done.missing_shards:
         missing = counted(done.missing_shards, "shard")
-        typer.echo(
-            f"This process is done; {missing} still to be painted by others, the last of which makes {done.output}."
-        )
+        echo(f"This process is done; {missing} still to be painted by others, the last of which makes {done.output}.")
         return
-    typer.echo(f"{done.output}: {counted(done.pictures, 'picture')} of {counted(done.rows, 'caption')}")
+    echo(f"{done.output}: {counted(done.pictures, 'picture')} of {counted(done.rows, 'caption')}")
     if done.rejects_file is not None:
-        typer.echo(f"{counted(done.rejected, 'row')} can't be painted: {done.rejects_file} says why.")
+        echo(f"{counted(done.rejected, 'row')} can't be painted: {done.rejects_file} says why.")
     if done.cut:
-        typer.echo(f"{counted(done.cut, 'caption')} longer than the model reads: the rest was left out.")
+        echo(f"{counted(done.cut, 'caption')} longer than the model reads: the rest was left out.")
     if done.unknown:
-        typer.echo(f"{counted(done.unknown, 'caption')} with words that the model doesn't know.")
+        echo(f"{counted(done.unknown, 'caption')} with words that the model doesn't know.")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .common import RevisionOption, VerboseOption, one_sentence_errors, quieten
+from .common import RevisionOption, VerboseOption, echo, one_sentence_errors, quieten
 
 __all__ = ["pull", "push"]
 
@@ -58,7 +58,7 @@ def push(
             commit_message=message,
             base=base,
         )
-        typer.echo(address)
+        echo(address)
 
 
 def pull(
@@ -85,4 +85,4 @@ def pull(
         quieten(verbose)
         from ..hub import pull_folder
 
-        typer.echo(pull_folder(repo, output, revision=revision))
+        echo(pull_folder(repo, output, revision=revision))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import RevisionOption, VerboseOption, load_package, one_sentence_errors, quieten
+from .common import RevisionOption, VerboseOption, echo, load_package, one_sentence_errors, quieten
 
 __all__ = ["PASS_ALL_WORDS_ON", "merge", "train"]
 
@@ -60,4 +60,4 @@ def merge(
         quieten(verbose)
         from ..lora import merge_lora
 
-        typer.echo(f"{merge_lora(adapter, output, base, revision)}: the whole model")
+        echo(f"{merge_lora(adapter, output, base, revision)}: the whole model")

@@ -6,7 +6,8 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
-from .checkpoint_reading import CheckpointError, printable, read_settings
+from ..printable import printable
+from .checkpoint_reading import CheckpointError, read_settings
 
 MAX_ARCHIVE_BYTES = 16 * 2**30  # unpacked; the large painter with its optimizer has about 6
 

@@ -24,6 +24,7 @@ from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from ..model.tokenization_pai_painter import PaiPainterTokenizer
+from ..printable import printable
 
 _MAX_SETTINGS = 2**20
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -36,7 +37,7 @@ class CheckpointError(ValueError):
     """A checkpoint that can't be converted; the message is one printable line."""
 
     def __init__(self, message: str):
-        super().__init__(printable(message, len(message)))
+        super().__init__(printable(message))
 
 
 @dataclass
@@ -83,7 +84,7 @@ def _load_torch_file(path: Path) -> Any:
                     f"{path} is damaged or no checkpoint of PyTorch, and nothing in it was run: {_reason(error)}."
                 ) from error
             inert = dict.fromkeys(("__init__", "__setstate__"), lambda *args: None)
-            stand_in = type(printable(unknown[1]), (), inert)
+            stand_in = type(_shown(unknown[1]), (), inert)
             stand_ins |= {unknown[1]: stand_in, f"builtins.{unknown[1]}": stand_in}  # a prefix the message leaves out
 
 
@@ -126,17 +127,17 @@ def fill_model(
     for name, tensor in weights.items():
         ours = names.get(name, name)
         if ours not in shapes or placed[ours] != name:
-            problems.append(f"unexpected: {printable(name)}")
+            problems.append(f"unexpected: {_shown(name)}")
         elif tuple(tensor.shape) != shapes[ours]:
-            problems.append(f"wrong shape: {printable(name)} is {tuple(tensor.shape)}, expected {shapes[ours]}")
+            problems.append(f"wrong shape: {_shown(name)} is {tuple(tensor.shape)}, expected {shapes[ours]}")
     if problems:
         raise CheckpointError(
             f"{len(problems)} weights of {source} don't fit its configuration: {'; '.join(problems)}."
         )
     for name, tensor in weights.items():
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta:
-            raise CheckpointError(f"The weight {printable(name)} of {source} holds no floating-point numbers.")
-    check_finite({printable(name): tensor for name, tensor in weights.items()}, str(source))
+            raise CheckpointError(f"The weight {_shown(name)} of {source} holds no floating-point numbers.")
+    check_finite({_shown(name): tensor for name, tensor in weights.items()}, str(source))
     dtypes = {tensor.dtype for tensor in weights.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     own = {
@@ -155,7 +156,7 @@ def check_tensors(content: object, source: Path) -> dict[str, torch.Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             kind = type(value).__name__
-            raise CheckpointError(f"{source} holds an object of type {kind} under {printable(name)!r}, not a tensor.")
+            raise CheckpointError(f"{source} holds an object of type {kind} under {_shown(name)!r}, not a tensor.")
     return content
 
 
@@ -211,12 +212,9 @@ def read_vocab(path: Path, config: PaiPainterConfig) -> PaiPainterProcessor:
 
 def grouped(names: Iterable[object]) -> list[str]:
     """Names for the report: `blocks.0.attn.mask` and `blocks.1.attn.mask` become `blocks.N.attn.mask (2)`."""
-    found = Counter(re.sub(r"(?<![^.])\d+(?![^.])", "N", printable(name)) for name in names)
+    found = Counter(re.sub(r"(?<![^.])\d+(?![^.])", "N", _shown(name)) for name in names)
     return [name if count == 1 else f"{name} ({count})" for name, count in found.items()]
 
 
-def printable(name: object, length: int = 80) -> str:
-    """A name from a file on one line, cut, and without characters that a terminal obeys."""
-    text = name if isinstance(name, str) else f"a {type(name).__name__}"
-    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return text if len(text) <= length else f"{text[:length]}…"
+def _shown(name: object) -> str:
+    return printable(name if isinstance(name, str) else f"a {type(name).__name__}", 80)

@@ -16,9 +16,10 @@ from ..model.model_files_pai_painter import check_finite, refuse_git_lfs_pointer
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
+from ..printable import printable
 from .atomic_folder import new_folder
 from .checkpoint_kinds import kind_of, unpack
-from .checkpoint_reading import CheckpointError, ReadModel, printable, read_vq_config
+from .checkpoint_reading import CheckpointError, ReadModel, read_vq_config
 from .easynlp_layout import read_easynlp, write_easynlp
 from .from_paddlenlp import read_paddlenlp
 from .from_taming import read_taming

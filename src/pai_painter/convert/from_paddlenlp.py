@@ -18,7 +18,8 @@ import torch
 from ..model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model_hash import architecture_of
-from .checkpoint_reading import CheckpointError, ReadModel, check_tensors, fill_model, printable, read_vocab
+from ..printable import printable
+from .checkpoint_reading import CheckpointError, ReadModel, check_tensors, fill_model, read_vocab
 
 _TABLE = "StructuredToParameterName@@"  # Paddle's own: names of names
 _RENAMINGS = [

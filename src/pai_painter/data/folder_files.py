@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from ..printable import printable
 from .open_picture import MAX_PICTURE_BYTES, BadPicture
-from .table_files import printable
 
 __all__ = ["PICTURE_SUFFIXES", "homes_of", "list_folder", "read_inside"]
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import datasets
 
+from ..printable import printable
 from .cells import PATH_COLUMN, Columns, captions_of, id_of, is_base64, picture_of
 from .folder_files import list_folder, read_inside
 from .library_readers import (
@@ -30,7 +31,7 @@ from .library_readers import (
     read_parquet,
 )
 from .open_picture import BadPicture
-from .table_files import BadRow, Schema, check_file, columns_of, hash_of_file, open_lines, printable, read_table
+from .table_files import BadRow, Schema, check_file, columns_of, hash_of_file, open_lines, read_table
 
 __all__ = ["FEATURES", "DataSource", "find_source"]
 

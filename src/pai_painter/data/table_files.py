@@ -19,6 +19,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ..printable import printable
+
 __all__ = [
     "BadRow",
     "Schema",
@@ -27,7 +29,6 @@ __all__ = [
     "hash_of_file",
     "kind_of_file",
     "open_lines",
-    "printable",
     "read_table",
 ]
 
@@ -64,11 +65,6 @@ class BadRow(ValueError):
         """A line for the list of bad rows: `file`, `line`, `idx` and `reason`."""
         record = {"file": self.path, "line": self.line_number, "idx": self.idx, "reason": self.reason}
         return json.dumps(record, ensure_ascii=False)
-
-
-def printable(text: str) -> str:
-    """Text of strangers for a terminal: control characters and escape sequences are spelled out."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 @dataclass(frozen=True)

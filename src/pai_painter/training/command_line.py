@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import yaml
 from safetensors import SafetensorError
 
+from ..printable import printable
 from ..signals import ended_by_signals, forget_empty_ranks
 from .callbacks import Stopped
 from .output_folder import all_checkpoints
@@ -153,9 +154,7 @@ def _leave(program: str, sentence: str, status: int, perhaps_alone: bool = False
         # All processes meet most errors, and the first one's end makes the launcher end this one.
         time.sleep(_HEAD_START)
         program = f"{program}: process {os.environ['RANK']}"
-    # Names in files of others may hold what a terminal obeys.
-    sentence = "".join(letter if letter.isprintable() else "?" for letter in " ".join(sentence.split()))
-    sys.stderr.write(f"{program}: {sentence}\n")
+    sys.stderr.write(f"{program}: {printable(sentence)}\n")
     sys.exit(status)
 
 
