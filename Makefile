@@ -21,7 +21,7 @@ export PROMPT OUTPUT
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help paint test test-slow test-newest test-oldest quality bench bench-full demo-model build clean
+.PHONY: help paint test test-slow test-newest test-oldest quality bench bench-full demo-model docs build clean
 
 help: ## List the targets
 	@echo "pai-painter: pictures from Chinese captions"
@@ -78,6 +78,10 @@ bench-full: $(DEV_STAMP) ## Measure painting and training, and renew the figures
 demo-model: $(DEV_STAMP) ## Make the model inside the package anew, from nothing (about two hours on two cores)
 	$(PIP_INSTALL) --editable ".[emoji]"
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/emoji/run.sh
+
+docs: $(DEV_STAMP) ## Write docs/api.md and the table in docs/design.md from the package
+	$(BIN)/python tools/make_api_reference.py
+	$(BIN)/python tools/count_lines.py
 
 build: $(DEV_STAMP) ## Build the wheel and the sdist into dist/
 	$(BIN)/python -m build

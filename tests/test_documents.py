@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ALL_DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# docs/hub.md needs a Hub: tests/hub/test_hub_document.py runs it.
-DOCUMENTS = [path for path in ALL_DOCUMENTS if path.name != "hub.md"]
+# docs/hub.md needs a Hub: tests/hub/test_hub_document.py runs it. docs/api.md holds signatures.
+DOCUMENTS = [path for path in ALL_DOCUMENTS if path.name not in ("hub.md", "api.md")]
 BLOCK = re.compile(r"(?P<note><!-- not run: [^\n]+ -->\n)?```(?P<language>\w+)\n(?P<body>.*?)```", re.DOTALL)
 # These set up environments or train for hours; other tests and CI itself run them.
 ELSEWHERE = ("make ",)
@@ -35,6 +35,10 @@ def run(command: list[str], folder: Path) -> None:
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_api_reference_is_current_and_its_links_lead_somewhere(tmp_path: Path) -> None:
+    run([sys.executable, str(ROOT / "tools" / "make_api_reference.py"), "--check"], tmp_path)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

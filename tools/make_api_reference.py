@@ -21,7 +21,10 @@ import pai_painter
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
 # Beside what `pai_painter` itself exports: the public functions of these modules, in the order of the data's way.
-MODULES = ("lora", "hub", "data", "batch", "evaluation", "convert", "easynlp")
+MODULES = (
+    *("lora", "hub", "batch.prediction", "batch.paint_captions", "evaluation.likelihood", "convert", "easynlp"),
+    *("imaging.grids", "cpu.speed"),
+)
 _LINK = re.compile(r"\[`(~?)([\w.]+)`\]")
 _HEAD = """# API reference
 
@@ -62,7 +65,7 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
 
 def signature(name: str, thing: Any) -> str:
     thing = thing.__func__ if isinstance(thing, classmethod | staticmethod) else thing
-    if isinstance(thing, property):
+    if isinstance(thing, property) or (inspect.isclass(thing) and issubclass(thing, Exception)):
         return name
     text = str(inspect.signature(thing)).replace("pai_painter.", "")
     return f"{name}{re.sub(r'[a-z_]+(?:[.][a-z_]+)*[.](?=[A-Z])', '', text)}"
@@ -94,12 +97,12 @@ def reference() -> str:
     parts = [_HEAD]
     for name, thing in everything.items():
         parts.append(
-            f'<a id="{name.lower()}"></a>\n\n## {name}\n\n```python\n{signature(name.rpartition(".")[2], thing)}\n```\n'
+            f'<a id="{name.lower()}"></a>\n\n## {name}\n\n```py\n{signature(name.rpartition(".")[2], thing)}\n```\n'
         )
         parts.append(document(thing))
         for member_name, member in members(thing) if inspect.isclass(thing) else ():
             shown = f"{name.rpartition('.')[2]}.{member_name}"
-            parts.append(f"### {shown}\n\n```python\n{signature(member_name, member)}\n```\n")
+            parts.append(f"### {shown}\n\n```py\n{signature(member_name, member)}\n```\n")
             parts.append(document(member))
     text = re.sub(r"\n{3,}", "\n\n", "\n\n".join(parts).rstrip()) + "\n"
     missing: set[str] = set()
@@ -125,6 +128,7 @@ def exists(path: list[str]) -> bool:
     if path[0] in ("transformers", "diffusers", "torch"):
         return hasattr(importlib.import_module(path[0]), path[1])
     modules = [module for name, module in list(sys.modules.items()) if name.startswith("pai_painter")]
+    modules += [thing for _, thing in public() if inspect.isclass(thing)]  # whose methods name each other
     return any(hasattr(module, path[-1]) or (len(path) > 1 and hasattr(module, path[-2])) for module in modules)
 
 
