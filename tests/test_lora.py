@@ -633,7 +633,7 @@ def test_merged_paints_what_the_adapter_paints(tiny_painter: Path, adapter: Path
     for folder in (adapter, tmp_path / "merged", tiny_painter):
         pipe = PaiPainterPipeline.from_pretrained(folder)
         pipe.set_progress_bar_config(disable=True)
-        painted.append((logits_of(pipe.model), pipe("红苹果", 2, seed=3, output_type="codes").image_tokens))
+        painted.append((logits_of(pipe.model), pipe("红苹果", 2, seed=3, output_type="latent").image_tokens))
     torch.testing.assert_close(painted[0][0], painted[1][0], **SAME)
     assert torch.equal(painted[0][1], painted[1][1])
     assert not torch.equal(painted[0][1], painted[2][1])

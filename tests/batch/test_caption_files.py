@@ -103,7 +103,7 @@ def test_standard_input_may_be_read_twice() -> None:
     [
         ("a.tsv", None, {}, "There is no file"),
         ("a.tsv", "", {}, "is empty"),
-        ("a.tsv", b"\xff\xfea\0", {}, "is UTF-16: please save it as UTF-8"),
+        ("a.tsv", b"\xff\xfea\0", {}, "looks like UTF-16 text .please save it as UTF-8"),
         ("a.txt", b"\x89PNG\r\n", {}, "PNG"),
         ("a.dat", "x", {}, "set the input format of .*a.dat to one of tsv, csv, jsonl, parquet, text"),
         ("a.tsv", "x", {"kind": "xml"}, "got 'xml'"),

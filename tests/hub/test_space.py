@@ -76,7 +76,7 @@ def test_another_model(hub: HubStandIn, tiny_painter: Path, monkeypatch: pytest.
     monkeypatch.setenv("PAI_PAINTER_MODEL", "acme/shop-painter")
     monkeypatch.setenv("PAI_PAINTER_REVISION", "v1")
     assert text_of(painting_function()("红苹果", 0))["model"] == "acme/shop-painter"
-    assert any("/v1/" in request for request in hub.requests)
+    assert any("/v1" in request for request in hub.requests)
 
 
 def test_the_page(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,7 +197,9 @@ def _config_of(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any] 
         first = {name: weight for name, weight in weights.items() if ".lora_A." in name or "_embedding_A" in name}
         ranks = {name.partition(".lora_")[0]: weight.shape[0] for name, weight in first.items()}
         return LoraConfig(target_modules=layers, rank_pattern=ranks, alpha_pattern=dict(ranks))
-    given, default = vars(LoraConfig(**settings)), vars(LoraConfig())
+    patterns = dict.fromkeys(("exclude_modules", "layers_pattern", "layers_to_transform"))
+    given = vars(LoraConfig(**{**settings, **patterns, "target_modules": layers}))
+    default = vars(LoraConfig(target_modules=layers))
     for name, value in given.items():
         if name not in _OBEYED | _WITHOUT_EFFECT and value != default[name]:
             raise ValueError(f"`{name}` in its settings is not supported")
