@@ -205,13 +205,6 @@ def test_an_empty_rank_is_no_number_that_is_wrong(empty: str, command: list[str]
     assert "literal" not in result.stderr
 
 
-def test_a_rank_that_is_no_number_is_named(monkeypatch) -> None:
-    monkeypatch.setenv("RANK", "first")
-    Path("captions.txt").write_text("红苹果\n", encoding="utf-8")
-    sentence = one_sentence(run("predict", "captions.txt", "--output", "out.tsv"))
-    assert "The environment's RANK must be a whole number, got 'first'" in sentence
-
-
 # paint
 
 
