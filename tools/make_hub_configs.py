@@ -62,7 +62,10 @@ _GENERAL = "General Chinese image-text pairs. How many there were and where they
 PAINTERS = {
     "pai-painter-base-zh": Painter("Paints pictures of anything from Chinese captions.", _GENERAL, "一只熊猫"),
     "pai-painter-large-zh": Painter(
-        "Paints pictures of anything from Chinese captions; the larger of the two general models.", _GENERAL, "一只熊猫", LARGE
+        "Paints pictures of anything from Chinese captions; the larger of the two general models.",
+        _GENERAL,
+        "一只熊猫",
+        LARGE,
     ),
     "pai-painter-commercial-base-zh": Painter(
         "Paints goods for sale from Chinese captions.",

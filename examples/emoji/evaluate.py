@@ -4,8 +4,8 @@ Measures the demo model, prints a table and draws what it paints.
 
     python examples/emoji/evaluate.py --output docs/images
 
-A painted picture is right if the nearest of all pictures in the dataset (16×16 RGB, squared distance) shows the thing in
-the caption. Judge the everyday captions by eye: see the grid.
+A painted picture is right if the nearest of all pictures in the dataset (16×16 RGB, squared distance) shows the thing
+in the caption. Judge the everyday captions by eye: see the grid.
 """
 
 import argparse
