@@ -99,7 +99,7 @@ def encode(
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Turn pictures into image tokens, and measure the loss (PSNR).
+    Turn pictures into image tokens, and report the reconstruction quality (PSNR).
 
     Each picture is first cropped to its middle square and scaled to the VQGAN's size.
 

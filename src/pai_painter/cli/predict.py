@@ -87,8 +87,10 @@ def predict(
     """
     Paint a file of captions, for ten rows or ten million.
 
-    Rerun the command to resume. Several processes share the work under torchrun or accelerate launch. Exit status: 0
-    if all rows were painted, 3 if some can't be, 2 for invalid options, 1 for machine errors, 130 if stopped.
+    Rerun the command to resume. Several processes share the work under torchrun or accelerate launch.
+
+    Exit status: 0 if all rows were painted, 3 if some can't be, 2 for invalid options, 1 for machine errors, 130 if
+    stopped.
 
     Examples:
 
