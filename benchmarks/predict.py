@@ -111,8 +111,8 @@ def _show(figures: dict[str, Any], title: str, weights: dict[int, float], steps:
         title=title,
         caption="Medians; peak memory above what the libraries take, each in its own process. The published loop is "
         f"extrapolated from {len(weights)} of its {steps} steps (prefixes of {', '.join(map(str, weights))}; "
-        f"trapezoid rule) and the decoding for one row: {published['codes_seconds_per_image']:.1f} s per picture for the image tokens, "
-        f"{published['decoding_seconds_per_image']:.1f} s for decoding.",
+        f"trapezoid rule) and the decoding for one row: {published['codes_seconds_per_image']:.1f} s per picture "
+        f"for the image tokens, {published['decoding_seconds_per_image']:.1f} s for decoding.",
     )
     for heading in ("", "images/s", "s/image", "speed-up", "lowest … highest", "target", "peak memory"):
         table.add_column(heading, justify="right" if heading else "left")
