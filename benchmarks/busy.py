@@ -34,7 +34,7 @@ def main(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each way paints once in each.")] = 5,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a bar is missed.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
 ) -> None:
     """
     Paints in fresh processes, quiet and beside a process that keeps one core busy, with the libraries' own way of

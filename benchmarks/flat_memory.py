@@ -47,8 +47,8 @@ def main(
     side: Annotated[int, typer.Option(min=32, help="Side of its pictures in pixels.")] = 384,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 20,
     folder: Annotated[Path | None, typer.Option(help="For all files; removed in the end. The system's /tmp.")] = None,
-    tiny: Annotated[bool, typer.Option(help="Try the script out: 1 MB and two steps, no meaning.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+    tiny: Annotated[bool, typer.Option(help="Try the script out: 1 MB and two steps, results mean nothing.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
 ) -> None:
     """
     Makes a TSV of noisy pictures, each another, and trains a tiny painter on it with train.py, twice: the first run

@@ -57,16 +57,18 @@ def main(
     other_size: Annotated[str, typer.Option(help="The size that the curves compare it with.")] = "large",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; everything is painted once in each.")] = 3,
     timed_steps: Annotated[
-        int, typer.Option(min=2, help="Steps of the published loop that are timed in a round; the others are reckoned.")
+        int, typer.Option(min=2, help="Steps of the published loop timed in each round; the others are interpolated.")
     ] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each; all cores by default.")] = None,
     check: Annotated[bool, typer.Option(help="Exit with 1 if a bar of the table is missed.")] = False,
-    tiny: Annotated[bool, typer.Option(help="Try the script out: a tiny model, two rounds, no meaning.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+    tiny: Annotated[
+        bool, typer.Option(help="Try the script out: a tiny model, two rounds, results mean nothing.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
     shown: Annotated[
         Path | None,
         typer.Option(
-            "--show", exists=True, dir_okay=False, help="Measure nothing and show the figures of this JSON file."
+            "--show", exists=True, dir_okay=False, help="Measure nothing and show the metrics in this JSON file."
         ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this PNG file.")] = None,

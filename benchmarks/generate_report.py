@@ -75,16 +75,16 @@ def _speed_sheet(figures: dict[str, Any]) -> Sheet:
                     f"{row['peak_gb']:.2f} GB",
                 ]
             )
-    headings = ("at once", "way", "s a picture", "times published", "bar", "times GPT-2", "bar", "memory")
+    headings = ("at once", "way", "s per picture", "times published", "bar", "times GPT-2", "bar", "memory")
     prefixes = ", ".join(map(str, figures["timed_prefixes"]))
-    codes, top_k = figures["codes"], figures["top_k"]
+    tokens, top_k = figures["codes"], figures["top_k"]
     return Sheet(
-        f"Captions to PNG, {figures['size']} size, {codes} codes from the likeliest {top_k}, warm",
+        f"Captions to PNG, {figures['size']} size, {tokens} image tokens with top-k {top_k}, warm",
         headings,
         rows,
         f"Medians of {figures['rounds']} rounds; times as fast, with the lowest … highest ratio within a round. The "
-        f"published loop is reckoned from its steps with prefixes of {prefixes} and the decoding for one row. Memory: "
-        f"the peak above the libraries' own.",
+        f"published loop is extrapolated from its steps with prefixes of {prefixes} and the decoding for one row. "
+        f"Memory: the peak above what the libraries take.",
         names=2,
     )
 
@@ -115,7 +115,7 @@ def _hardware_sheet(figures: dict[str, Any]) -> Sheet:
     flops = cells[0]["vqgan_flops"] / 1e9
     return Sheet(
         "What the hardware alone would need",
-        ("at once", "way", "codes a step", "a step", "must read", "share", "decoding a picture", "in", "share"),
+        ("at once", "way", "tokens per step", "per step", "must read", "share", "decoding per picture", "in", "share"),
         rows,
         f"Shares: of a step, the time that its bytes (weights, keys and values) need at the measured "
         f"{rates['read'] / 1e9:.1f} GB/s; of decoding, the time that its {flops:.1f} GFLOP need at the rate of matrix "
@@ -137,7 +137,7 @@ def _rows_sheet(figures: dict[str, Any]) -> Sheet:
         pairs = (" · ".join(pair) for pair in zip(seconds, peaks, strict=True))
         rows.append([cell["size"], str(cell["rows"]), *pairs])
     return Sheet(
-        "By size and batch: seconds a picture · peak memory in GB",
+        "By size and batch: seconds per picture · peak memory in GB",
         ("size", "at once", *map(_name, cells[0]["ways"])),
         rows,
         names=2,
@@ -152,8 +152,8 @@ def _length_sheet(figures: dict[str, Any]) -> Sheet:
             seconds = [f"{row['seconds_until'][length]:.2f}" for row in cell["ways"].values()]
             rows.append([cell["size"], str(cell["rows"]), length, *seconds])
     return Sheet(
-        "By length: seconds until so many codes are there",
-        ("size", "at once", "codes", *map(_name, cells[0]["ways"])),
+        "By length: seconds until this many image tokens are generated",
+        ("size", "at once", "tokens", *map(_name, cells[0]["ways"])),
         rows,
         names=3,
     )
@@ -169,10 +169,10 @@ def _cold_sheet(figures: dict[str, Any]) -> Sheet:
         rows.append([_name(speed), *(f"{seconds:.2f}" for seconds in (*medians, whole))])
     return Sheet(
         "The first picture of a fresh process, seconds",
-        ("", *phases, "together"),
+        ("", *phases, "total"),
         rows,
-        f"Medians of {figures['rounds']} rounds. The weights' file is in the system's cache. “prepare” is what the "
-        "first picture takes longer than the second in the same process, “paint” the second.",
+        f"Medians of {figures['rounds']} rounds. The weight file is in the system's cache. “prepare” is how much "
+        "longer the first picture takes than the second in the same process, “paint” the second.",
     )
 
 
@@ -194,12 +194,17 @@ def draw_curves(figures: dict[str, Any], path: Path) -> None:
             if cell["rows"] in (1, 8)
         ]
         by_size.plot(*zip(*pairs, strict=True), marker=marker, linestyle="none")
-    _label(by_length, f"{figures['size']} size, {mine[0]['rows']} at once", "codes", "seconds until they are there")
-    _label(by_rows, f"{figures['size']} size", "pictures at once", "seconds a picture")
+    _label(
+        by_length,
+        f"{figures['size']} size, {mine[0]['rows']} at once",
+        "image tokens",
+        "seconds until they are generated",
+    )
+    _label(by_rows, f"{figures['size']} size", "pictures at once", "seconds per picture")
     by_length.set_xticks([int(length) for length in mine[0]["ways"][PUBLISHED]["seconds_until"]])
     by_rows.set_xscale("log", base=2)
     by_rows.set_xticks([cell["rows"] for cell in mine], [str(cell["rows"]) for cell in mine])
-    _label(by_size, "by size of the model", "size, pictures at once", "seconds a picture")
+    _label(by_size, "by size of the model", "size, pictures at once", "seconds per picture")
     figure.legend(loc="outside lower center", ncols=len(ways))
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

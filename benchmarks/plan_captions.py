@@ -37,10 +37,10 @@ def main(
     rows: Annotated[str, typer.Option(help="Numbers of captions, with commas.")] = "10000,100000,1000000",
     folder: Annotated[Path | None, typer.Option(help="For all files; removed in the end. The system's /tmp.")] = None,
     check: Annotated[
-        bool, typer.Option(help=f"Exit with 1 if memory grows by more than {BYTES_A_ROW} bytes a row.")
+        bool, typer.Option(help=f"Exit with 1 if memory grows by more than {BYTES_A_ROW} bytes per row.")
     ] = False,
-    tiny: Annotated[bool, typer.Option(help="Try the script out: few captions, no meaning.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+    tiny: Annotated[bool, typer.Option(help="Try the script out: few captions, results mean nothing.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
 ) -> None:
     """
     Runs `pai-painter predict` on made-up captions with every picture the same white dot, which is there already.

@@ -25,12 +25,14 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that count: ours paints a batch in each.")] = 3,
     warm_up: Annotated[int, typer.Option(min=0, help="Rounds before them.")] = 1,
     timed_steps: Annotated[
-        int, typer.Option(min=2, help="Steps of the published loop that are timed in a round; the others are reckoned.")
+        int, typer.Option(min=2, help="Steps of the published loop timed in each round; the others are interpolated.")
     ] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each; all cores by default.")] = None,
     check: Annotated[bool, typer.Option(help="Exit with 1 if the target is missed.")] = False,
-    tiny: Annotated[bool, typer.Option(help="Try the script out: a tiny model, two rounds, no meaning.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+    tiny: Annotated[
+        bool, typer.Option(help="Try the script out: a tiny model, two rounds, results mean nothing.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
 ) -> None:
     """
     Times the way from captions to PNG files on the CPU.
@@ -107,10 +109,10 @@ def _show(figures: dict[str, Any], title: str, weights: dict[int, float], steps:
     published = figures["variants"]["published"]
     table = Table(
         title=title,
-        caption="Medians; peak memory above the libraries' own, in a process each. The published loop is reckoned from "
-        f"{len(weights)} of its {steps} steps (prefixes of {', '.join(map(str, weights))}; trapezoid rule) and the "
-        f"decoding for one row: {published['codes_seconds_per_image']:.1f} s a picture for the codes, "
-        f"{published['decoding_seconds_per_image']:.1f} s for decoding.",
+        caption="Medians; peak memory above what the libraries take, each in its own process. The published loop is "
+        f"extrapolated from {len(weights)} of its {steps} steps (prefixes of {', '.join(map(str, weights))}; "
+        f"trapezoid rule) and the decoding for one row: {published['codes_seconds_per_image']:.1f} s per picture "
+        f"for the image tokens, {published['decoding_seconds_per_image']:.1f} s for decoding.",
     )
     for heading in ("", "images/s", "s/image", "speed-up", "lowest … highest", "target", "peak memory"):
         table.add_column(heading, justify="right" if heading else "left")

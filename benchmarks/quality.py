@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rounding costs: the losses, codes and pictures of `balanced` and `fastest` against those of `exact`."""
+"""What rounding costs: the losses, image tokens and pictures of `balanced` and `fastest` against those of `exact`."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -40,22 +40,21 @@ def main(
     data: Annotated[Path, typer.Option(help="Captions and pictures, such as a TSV, that it was not trained on.")] = (
         _HELD_OUT
     ),
-    caption_separator: Annotated[str, typer.Option(help="Between captions of a picture; the first is taken.")] = "|",
-    rows: Annotated[int, typer.Option(min=1, help="Rows at most, from the first on.")] = 120,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once; it changes little but time.")] = 8,
+    caption_separator: Annotated[str, typer.Option(help="Separates captions of a picture; the first is used.")] = "|",
+    rows: Annotated[int, typer.Option(min=1, help="At most this many rows, from the start.")] = 120,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once; hardly changes the results.")] = 8,
     grid: Annotated[Path | None, typer.Option(help="PNG of pictures painted at each speed.")] = None,
     pictures: Annotated[
-        int, typer.Option(min=1, help="So many captions from all rows, and those that change most.")
+        int, typer.Option(min=1, help="Captions in the grid: this many from all rows, and as many that change most.")
     ] = 6,
-    tiny: Annotated[bool, typer.Option(help="Try the script out: two line drawings, no meaning.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+    tiny: Annotated[bool, typer.Option(help="Try the script out: two line drawings, results mean nothing.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
 ) -> None:
     """
     Compares what the speeds paint. Nothing is timed.
 
-    Codes are written by the class that paints: as a teacher dictates them (codes of the rows' pictures, and of
-    the pictures that `exact` paints), as they are likeliest, and as seed 0 draws them with the model's recommended
-    settings.
+    The class that paints generates image tokens in three ways: teacher-forced (with the tokens of the rows' pictures,
+    and of the pictures painted at `exact`), greedily, and sampled with seed 0 and the model's recommended settings.
     """
     if tiny:
         data, rows, pictures = _LINES, 2, 2
@@ -218,21 +217,21 @@ def compare(work: Work, exact: Work) -> dict[str, float | None]:
 def _show(figures: dict[str, dict[str, float | None]], rows: int, data: Path, model: str) -> None:
     table = Table(
         title=f"What rounding changes: {Path(model).name}, {rows} rows of {data.name}",
-        caption="Shares are of all codes, or of all pictures, that are as `exact` has them. PSNR is between pictures "
-        "of the same codes, in dB, the mean over pictures.",
+        caption="Shares of all tokens, or all pictures, that are the same as at `exact`. PSNR is between pictures "
+        "decoded from the same tokens, in dB, averaged over pictures.",
     )
     table.add_column("")
     for name in figures:
         table.add_column(name, justify="right")
     lines: dict[str, tuple[str, str]] = {
-        "loss of the rows' codes, nats a code": ("loss", "{:.4f}"),
+        "loss on the rows' tokens, nats per token": ("loss", "{:.4f}"),
         "  its change": ("loss_change", "{:+.4f}"),
-        "likeliest next code, after the rows' codes": ("same_likeliest", "{:.2%}"),
-        "likeliest next code, after painted codes": ("same_likeliest_along_painted", "{:.2%}"),
-        "greedy: codes": ("same_greedy_codes", "{:.1%}"),
+        "most likely next token, after the rows' tokens": ("same_likeliest", "{:.2%}"),
+        "most likely next token, after painted tokens": ("same_likeliest_along_painted", "{:.2%}"),
+        "greedy: tokens": ("same_greedy_codes", "{:.1%}"),
         "greedy: whole pictures": ("same_greedy_pictures", "{:.1%}"),
-        "drawn by seed: codes": ("same_drawn_codes", "{:.1%}"),
-        "drawn by seed: whole pictures": ("same_drawn_pictures", "{:.1%}"),
+        "sampled: tokens": ("same_drawn_codes", "{:.1%}"),
+        "sampled: whole pictures": ("same_drawn_pictures", "{:.1%}"),
         "VQGAN: PSNR": ("psnr", "{:.1f}"),
     }
     for label, (key, form) in lines.items():

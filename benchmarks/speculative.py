@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Milliseconds a code of one picture on the CPU: codes guessed ahead against one after another."""
+"""Milliseconds per image token of one picture on the CPU, with speculative decoding and without."""
 
 import statistics
 import time
@@ -29,7 +29,7 @@ _DEMO_CAPTIONS = ("红苹果", "一只熊猫", "蓝色的汽车", "生日蛋糕"
 class Written:
     """How captions were written in one round, one picture of each."""
 
-    milliseconds: float  # a code
+    milliseconds: float  # per token
     codes_a_pass: float
     codes: list[list[int]]
 
@@ -37,20 +37,22 @@ class Written:
 def main(
     size: Annotated[str, typer.Option(help=f"With random weights: one of {', '.join(CONFIGS)}.")] = "base",
     ahead: Annotated[
-        list[int] | None, typer.Option(min=1, help="Codes guessed ahead; may be repeated (2, 4, 8 and 16).")
+        list[int] | None, typer.Option(min=1, help="Draft tokens; may be repeated (2, 4, 8 and 16).")
     ] = None,
-    speed: Annotated[SpeedName, typer.Option(help="What is rounded, with guesses and without.")] = "exact",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; each way writes once in each.")] = 3,
-    codes: Annotated[int | None, typer.Option(min=1, help="Codes of a picture, if not all of them.")] = None,
-    tiny: Annotated[bool, typer.Option(help="Try the script out: a tiny model, two rounds, no meaning.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+    speed: Annotated[SpeedName, typer.Option(help="What is rounded, with draft tokens and without.")] = "exact",
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds; each way runs once in each.")] = 3,
+    codes: Annotated[int | None, typer.Option(min=1, help="Image tokens per picture; by default all of them.")] = None,
+    tiny: Annotated[
+        bool, typer.Option(help="Try the script out: a tiny model, two rounds, results mean nothing.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
 ) -> None:
     """
-    Times the writing of one picture's codes on the CPU, warm, with the demo model and with random weights.
+    Times the decoding of one picture's image tokens on the CPU, warm, with the demo model and with random weights.
 
-    How many guesses are right depends on the model: it is the demo model's figure that says something about trained
-    ones, and the size with random weights that says what a pass over so many guesses takes. All ways take turns;
-    ratios are taken within a round.
+    How many draft tokens are accepted depends on the model: the demo model shows it for trained models, and the size
+    with random weights shows what a pass over that many draft tokens costs. All ways take turns; ratios are taken
+    within a round.
     """
     if size not in CONFIGS:
         raise typer.BadParameter(f"there is no size {size!r}; it must be one of {', '.join(CONFIGS)}.")
@@ -131,8 +133,8 @@ def _summarize(way: int, written: list[Written], ordinary: list[Written]) -> dic
 
 
 def _show(title: str, figures: list[dict[str, float]]) -> None:
-    table = Table(title=title, caption="Medians; the caption's pass is counted, making the writer ready is not.")
-    for heading in ("guessed ahead", "codes a pass", "ms a code", "speed-up", "lowest … highest", "same codes"):
+    table = Table(title=title, caption="Medians; they include the caption's pass, but not the preparation.")
+    for heading in ("draft tokens", "tokens per pass", "ms per token", "speed-up", "lowest … highest", "same tokens"):
         table.add_column(heading, justify="right")
     for row in figures:
         table.add_row(

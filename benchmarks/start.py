@@ -22,7 +22,7 @@ def main(
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if help or a usage error misses its bar.")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
 ) -> None:
     """Times whole processes: the command's answers, `import pai_painter`, and a picture by the demo model."""
     with tempfile.TemporaryDirectory(prefix="start-") as folder:

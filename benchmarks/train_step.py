@@ -27,8 +27,10 @@ def main(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of a step; all cores by default.")] = None,
     compiled: Annotated[bool, typer.Option(help="Measure a variant with torch.compile, too.")] = False,
     check: Annotated[bool, typer.Option(help="Exit with 1 if a target is missed.")] = False,
-    tiny: Annotated[bool, typer.Option(help="Try the script out: a tiny model, two rounds, no meaning.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+    tiny: Annotated[
+        bool, typer.Option(help="Try the script out: a tiny model, two rounds, results mean nothing.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
 ) -> None:
     """
     Times one optimizer step of the painter on the CPU.
@@ -84,7 +86,7 @@ def _summarize(steps: list[Measured], published: list[Measured], batch_size: int
 
 
 def _show(figures: dict[str, dict[str, float]], title: str) -> None:
-    table = Table(title=title, caption="Medians; peak memory above the libraries' own, in a process each.")
+    table = Table(title=title, caption="Medians; peak memory above what the libraries take, each in its own process.")
     for heading in ("", "rows/s", "best", "speed-up", "lowest … highest", "target", "peak memory"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, row in figures.items():

@@ -28,8 +28,10 @@ def main(
         float | None,
         typer.Option(help="GB; what may need more isn't tried. 80 % of what is free if unset."),
     ] = None,
-    tiny: Annotated[bool, typer.Option(help="Try the script out: a tiny model, one batch size, no meaning.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+    tiny: Annotated[
+        bool, typer.Option(help="Try the script out: a tiny model, one batch size, results mean nothing.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
 ) -> None:
     """
     Measures the peak memory of training on the CPU, in a fresh process for each figure.

@@ -58,23 +58,26 @@ class Painter:
     base_model: str | None = None
 
 
-_GENERAL = "General Chinese pairs of image and text. How many they were and where they came from is not published."
+_GENERAL = "General Chinese image-text pairs. How many there were and where they came from is not published."
 PAINTERS = {
     "pai-painter-base-zh": Painter("Paints pictures of anything from Chinese captions.", _GENERAL, "一只熊猫"),
     "pai-painter-large-zh": Painter(
-        "Paints pictures of anything from Chinese captions; the large model of the two.", _GENERAL, "一只熊猫", LARGE
+        "Paints pictures of anything from Chinese captions; the larger of the two general models.",
+        _GENERAL,
+        "一只熊猫",
+        LARGE,
     ),
     "pai-painter-commercial-base-zh": Painter(
         "Paints goods for sale from Chinese captions.",
-        "Alibaba's shop data. How much it was, from which shops, and whether the training began with "
-        "`pai-painter-base-zh`, whose size it has, is not published.",
+        "Alibaba's shop data. How much there was, from which shops, and whether training started from "
+        "`pai-painter-base-zh`, which has the same size, is not published.",
         "宽松T恤",
         tags=("e-commerce",),
     ),
     "pai-painter-scenery-base-zh": Painter(
         "Paints natural scenes from Chinese captions.",
-        "Fine-tuned on the natural scenes of COCO-CN. Which of its pictures those are is not published, nor is, in "
-        "words, the model that it was fine-tuned from; the metadata names the general one of its size, "
+        "Fine-tuned on the natural scenes in COCO-CN. Which of its pictures those are is not published, and the model "
+        "that it was fine-tuned from is not named; the metadata names the general one of the same size, "
         "`pai-painter-base-zh`.",
         "一片水域的景色以日落为背景",
         tags=("scenery",),
@@ -82,8 +85,8 @@ PAINTERS = {
     ),
     "pai-painter-painting-base-zh": Painter(
         "Paints Chinese landscape paintings from Chinese captions.",
-        "Chinese landscape painting. How many pictures they were, whose, and whether the training began with "
-        "`pai-painter-base-zh`, whose size it has, is not published.",
+        "Chinese landscape paintings. How many there were, whose they were, and whether training started from "
+        "`pai-painter-base-zh`, which has the same size, is not published.",
         "见说春风偏有贺，露花千朵照庭闱",
         tags=("art", "chinese-painting"),
     ),
@@ -143,8 +146,8 @@ def painter_card(name: str, config: PaiPainterConfig) -> str:
         "caption": painter.caption,
         "side": config.vq_config.resolution,
         "text_length": config.text_length,
-        "codes": config.num_image_tokens,
-        "together": f"{model.num_parameters() / 1e6:.0f} million",
+        "num_image_tokens": config.num_image_tokens,
+        "parameters": f"{model.num_parameters() / 1e6:.0f} million",
         "sizes": painter_sizes(config),
     }
     return _card("painter.md", metadata, fields)
@@ -156,14 +159,14 @@ def vqgan_card(config: PaiPainterVQConfig) -> str:
         license="mit",
         library_name="transformers",
         pipeline_tag="image-to-image",  # by itself it makes no picture of a text
-        tags=["pai-painter", "vqgan", "vqgan"],
+        tags=["pai-painter", "vqgan"],
     )
     fields = {
         "name": VQGAN,
         "repository": f"{OWNER}/{VQGAN}",
         "side": config.resolution,
         "grid": config.image_grid,
-        "codes": config.num_image_tokens,
+        "num_image_tokens": config.num_image_tokens,
         "vocabulary": f"{config.num_embeddings:,}",
         "sizes": vqgan_sizes(config),
     }
@@ -179,10 +182,10 @@ def painter_sizes(config: PaiPainterConfig) -> str:
     """A table of parameters and bytes: the transformer, the VQGAN, both, and the cache of a picture while painting."""
     with torch.device("meta"):
         model = PaiPainterForImageGeneration(config)
-    together, vqgan = model.num_parameters(), model.vqgan.num_parameters()
+    total, vqgan = model.num_parameters(), model.vqgan.num_parameters()
     cache = 2 * config.num_hidden_layers * config.max_position_embeddings * config.hidden_size
-    rows = [("transformer", together - vqgan), ("VQGAN", vqgan), ("together", together)]
-    return _table(rows) + f"\n| cache of keys and values | | {_bytes(cache * 4)} | {_bytes(cache * 2)} |"
+    rows = [("transformer", total - vqgan), ("VQGAN", vqgan), ("total", total)]
+    return _table(rows) + f"\n| key/value cache | | {_bytes(cache * 4)} | {_bytes(cache * 2)} |"
 
 
 def vqgan_sizes(config: PaiPainterVQConfig) -> str:
@@ -194,7 +197,7 @@ def vqgan_sizes(config: PaiPainterVQConfig) -> str:
         part = name.split(".")[0]
         part = {"quant_conv": "encoder", "post_quant_conv": "decoder", "quantize": "codebook"}.get(part, part)
         parts[part] += parameter.numel()
-    return _table([*parts.items(), ("together", model.num_parameters())])
+    return _table([*parts.items(), ("total", model.num_parameters())])
 
 
 def _table(rows: list[tuple[str, int]]) -> str:

@@ -4,8 +4,8 @@ Measures the demo model, prints a table and draws what it paints.
 
     python examples/emoji/evaluate.py --output docs/images
 
-A painted picture is right if, of all pictures of the data set, the nearest one (16×16 RGB, squared distance) shows the
-thing that was asked for. Whether the everyday captions are right is for the eye: see the grid.
+A painted picture is right if the nearest of all pictures in the dataset (16×16 RGB, squared distance) shows the thing
+in the caption. Judge the everyday captions by eye: see the grid.
 """
 
 import argparse
@@ -32,7 +32,7 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass
 class Gallery:
-    """All pictures of the data set as points, (n, 16·16·3) in 0…255, and what each shows."""
+    """All pictures of the dataset as points, (n, 16·16·3) in 0…255, and what each shows."""
 
     points: np.ndarray
     things: list[str]
@@ -104,7 +104,7 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     gallery = Gallery.load(arguments.data)
     questions = json.loads((arguments.data / "evaluation.json").read_text(encoding="utf-8"))
-    table = Table("measure", "figure")
+    table = Table("metric", "value")
     vqgan = validate_vqgan(
         pipe.model.vqgan,
         _rows(arguments.data / "heldout.tsv"),
@@ -117,15 +117,15 @@ def main() -> None:
         pipe.processor.image_processor,
     )
     table.add_row("VQGAN: PSNR of trained pictures", f"{everything['psnr']:.2f} dB")
-    table.add_row("VQGAN: codes in use", f"{100 * everything['codes_used']:.1f} %")
-    table.add_row("VQGAN: perplexity of the codes", f"{everything['perplexity']:.0f}")
+    table.add_row("VQGAN: codebook entries in use", f"{100 * everything['codes_used']:.1f} %")
+    table.add_row("VQGAN: codebook perplexity", f"{everything['perplexity']:.0f}")
 
     grids = {}
     asked = {
         "trained labels": [(q["caption"], q["thing"]) for q in questions["trained"]],
         "held-out pairs": [(q["caption"], q["thing"]) for q in questions["heldout"]],
         "held-out pairs, label only": [(q["label"], q["thing"]) for q in questions["heldout"]],
-        "everyday captions (by this measure)": [(q["caption"], q["thing"]) for q in questions["everyday"]],
+        "everyday captions (by this metric)": [(q["caption"], q["thing"]) for q in questions["everyday"]],
     }
     for name, pairs in asked.items():
         captions, things = [list(each) for each in zip(*pairs, strict=True)]
@@ -133,13 +133,13 @@ def main() -> None:
         right = hits(gallery, images, things)
         table.add_row(f"right thing: {name}", f"{sum(right)} of {len(right)}")
         sure = [hit for hit, score in zip(right, scores, strict=True) if score > -0.1]
-        table.add_row("  of those surer than -0.1 nats a code", f"{sum(sure)} of {len(sure)}")
+        table.add_row("  of those with a score above -0.1", f"{sum(sure)} of {len(sure)}")
         grids[name] = (images, captions)
     Console(width=100).print(table)
 
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        images, captions = grids["everyday captions (by this measure)"]
+        images, captions = grids["everyday captions (by this metric)"]
         draw_grid(images, captions=captions, columns=8).save(arguments.output / "everyday.png", optimize=True)
         images, captions = grids["held-out pairs"]
         draw_grid(images[:40], captions=captions[:40], columns=8).save(arguments.output / "heldout.png", optimize=True)

@@ -26,8 +26,8 @@ from pai_painter.imaging.grids import draw_grid
 HERE = Path(__file__).resolve().parent
 KINDS = {
     "trained": "trained captions",
-    "words": "trained things by new words",
-    "things": "things never drawn so",
+    "words": "trained things, new words",
+    "things": "untrained things",
     "rehearsed": "plain captions, rehearsed",
     "plain": "plain captions, not rehearsed",
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""benchmarks/speculative.py runs, and the codes that it compares are the same."""
+"""benchmarks/speculative.py runs, and the image tokens that it compares are the same."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmark_scripts import run
 
 
 @pytest.mark.slow
-def test_guesses_save_passes_and_change_no_code(tmp_path: Path) -> None:
+def test_draft_tokens_save_passes_and_change_no_token(tmp_path: Path) -> None:
     done = run("speculative", tmp_path, "--tiny", "--ahead", "1", "--ahead", "5", "--json", "figures.json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]  # nothing else is left behind
@@ -23,7 +23,7 @@ def test_guesses_save_passes_and_change_no_code(tmp_path: Path) -> None:
             assert row["same_codes"] == 1
             assert row["speedup_lowest"] <= row["speedup"] <= row["speedup_highest"]
             assert row["milliseconds"] > 0
-    assert "codes a pass" in done.stdout
+    assert "tokens per pass" in done.stdout
 
 
 def test_a_size_that_there_is_not(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_paint_several(tiny_painter) -> None:
     names = ["new/folder/熊猫-11.png", "new/folder/熊猫-14.png", "new/folder/红苹果-5.png", "new/folder/红苹果-8.png"]
     assert here() == ["grids/grid.png", *names]
     assert {Image.open(name).size for name in names} == {(64, 64)}
-    assert "16×16 pixels; they were enlarged to 64×64 for the eye (Lanczos)" in text
+    assert "16×16 pixels; they were enlarged to 64×64 (Lanczos)" in text
     assert "Painted 4 pictures" in text
     with Image.open("grids/grid.png") as grid:
         assert min(grid.size) > 200
@@ -350,7 +350,7 @@ def test_control_c(tiny_painter, monkeypatch) -> None:
     monkeypatch.setattr(PaiPainterVQModel, "decode", interrupt)
     result = run("paint", "红", "--model", tiny_painter)
     assert result.exit_code == 130
-    assert result.stderr == "Stopped; the files that were named above are complete.\n"
+    assert result.stderr == "Stopped; the files listed above are complete.\n"
     assert here() == []
 
 

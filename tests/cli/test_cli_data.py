@@ -89,7 +89,7 @@ def test_prepare_stopped(table, here, monkeypatch) -> None:
         patch.setattr(row_cache, "open_picture", interrupt)
         result = run("prepare", table, "out")
     assert result.exit_code == 130
-    assert result.stderr == "Stopped; rerun the command to resume after the last whole shard.\n"
+    assert result.stderr == "Stopped; rerun the command to resume after the last complete shard.\n"
     assert not list(here.glob("out/*shard*"))
     assert run("prepare", table, "out").exit_code == 0
 
@@ -99,7 +99,12 @@ def test_inspect(table, tiny_painter, here) -> None:
     assert result.exit_code == 0, result.output
     for fact in (
         *(r"rows +│ 3 ", r"bad rows +│ 1 ", r"1 × The picture is none of .*\(first: rows\.tsv, line 4\)"),
-        *(r"repeated ids +│ 1 ", r"their word pieces +│ 1 to \d+, median 3", r"cut at 8 +│ \d ", r"formats +│ PNG 3 "),
+        *(
+            r"repeated ids +│ 1 ",
+            r"their word pieces +│ 1 to \d+, median 3",
+            r"truncated at 8 +│ \d ",
+            r"formats +│ PNG 3 ",
+        ),
         *(r"widths in pixels +│ 20 to 20", r"a side below 16 +│ 0 "),
     ):
         assert re.search(fact, result.stdout), fact

@@ -133,7 +133,7 @@ def test_stopped_and_gone_on(tiny_painter, here, number) -> None:
     process.send_signal(number)
     printed = process.communicate(timeout=60)
     assert process.returncode == 130, printed
-    assert printed == ("", "Stopped; the same command resumes after the last whole shard.\n")
+    assert printed == ("", "Stopped; rerun the command to resume after the last complete shard.\n")
     assert not list(here.glob("a.tsv.parts/*.writing"))
     kept = len(list(here.glob("a.tsv.parts/00*.jsonl")))
     assert kept >= 2

@@ -80,7 +80,7 @@ def test_a_card_says_what_one_must_know(name: str) -> None:
     assert "{{" not in card(name).content
     if name not in ("pai-painter-demo", VQGAN):
         assert "licence is not stated separately" in found["Licence"]
-        assert not re.search(r"\d[.,]\d|FID|%", found["Figures"])  # they are published as a picture only
+        assert not re.search(r"\d[.,]\d|FID|%", found["Metrics"])  # they are published as a picture only
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -90,7 +90,7 @@ def test_the_table_of_sizes_is_the_computed_one(name: str) -> None:
         table = vqgan_sizes(PaiPainterVQConfig.from_pretrained(folder))
     else:
         table = painter_sizes(PaiPainterConfig.from_pretrained(folder))
-        (whole,) = re.findall(r"^\| together \| ([\d,]+) \| (.+) \| (.+) \|$", table, re.MULTILINE)
+        (whole,) = re.findall(r"^\| total \| ([\d,]+) \| (.+) \| (.+) \|$", table, re.MULTILINE)
         info = describe_model(folder)
         assert info["parameters"].endswith(f"= {whole[0]}")
         assert info["memory of the weights"].startswith(f"{whole[1]} in float32, {whole[2]}")

@@ -41,17 +41,17 @@ _EXTRAS = {"datasets": "train", "peft": "train", "pyarrow": "train"}
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="A model's folder or its name on the Hub; by default the model in this package."),
+    typer.Option("--model", help="A model's folder or its name on the Hub; by default the demo model."),
 ]
-RevisionOption = Annotated[str, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
+RevisionOption = Annotated[str, typer.Option(help="Branch, tag or commit on the Hub.")]
 SpeedOption = Annotated[
     Literal["exact", "balanced", "fastest"],
-    typer.Option(help="On the CPU: exact, or rounded to bfloat16 (balanced) and int8 (fastest), for other pictures."),
+    typer.Option(
+        help="CPU only: exact, or faster with bfloat16 (balanced) or int8 (fastest), which may change the pictures."
+    ),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite files that exist already.")]
-VerboseOption = Annotated[
-    bool, typer.Option("--verbose", help="Show what the libraries report, and where errors come from.")
-]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show messages of the libraries and stack traces.")]
 
 
 def load_package() -> None:
@@ -125,10 +125,10 @@ def quieten(verbose: bool) -> None:
 
 @contextlib.contextmanager
 def one_sentence_errors(
-    verbose: bool, stopped: str = "Stopped; the files that were named above are complete."
+    verbose: bool, stopped: str = "Stopped; the files listed above are complete."
 ) -> Iterator[None]:
     """
-    Turns every error into one sentence on stderr. Exit codes: 2 for what the user can mend, 1 for the rest, 130 for
+    Turns every error into one sentence on stderr. Exit codes: 2 for what the user can fix, 1 for the rest, 130 for
     Ctrl-C.
 
     Args:
@@ -171,5 +171,5 @@ def _sentence(error: Exception) -> str:
         text = f"Something unexpected went wrong ({type(error).__name__}: {error}); --verbose shows where"
     text = " ".join(text.split())
     if len(text) > _LONGEST_ERROR:
-        text = f"{text[:_LONGEST_ERROR]} … (--verbose shows all of it)"
+        text = f"{text[:_LONGEST_ERROR]} … (--verbose shows the rest)"
     return text if text.endswith((".", "!", "?", ")")) else f"{text}."

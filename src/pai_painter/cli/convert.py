@@ -15,8 +15,8 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A folder of EasyNLP, its .tgz or one of its step files; a .ckpt of taming-transformers; a folder of "
-            "PaddleNLP; or a folder of pai-painter."
+            help="EasyNLP's folder, .tgz or step file; a .ckpt of taming-transformers; a PaddleNLP folder; or a "
+            "pai-painter folder."
         ),
     ],
     output: Annotated[Path, typer.Argument(help="A new folder.")],
@@ -27,21 +27,21 @@ def convert(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="taming's YAML, or a JSON with PaddleNLP's num_attention_heads, if it isn't beside the weights."
+            help="taming's YAML file, or a JSON file with PaddleNLP's num_attention_heads, if not beside the weights."
         ),
     ] = None,
     vq_config: Annotated[
-        Path | None, typer.Option(help="A file with the VQGAN's sizes, if they aren't those of VQGAN f16_16384.")
+        Path | None, typer.Option(help="A file with the VQGAN's sizes, if it isn't f16_16384.")
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(help="The precision to save in; by default the checkpoint's."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that is in the output folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model in the output folder.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Convert a checkpoint of another program, without running anything in it.
+    Convert a checkpoint from another program, without running anything in it.
 
     Examples:
 

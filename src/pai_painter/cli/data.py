@@ -31,11 +31,11 @@ SchemaOption = Annotated[str, typer.Option(help="Columns of a TSV, which has no 
 IdOption = Annotated[str, typer.Option(help="The column of ids.")]
 CaptionOption = Annotated[str, typer.Option(help="The column of captions.")]
 ImageOption = Annotated[
-    str | None, typer.Option(help="The column of pictures; by default the usual one of the kind of file.")
+    str | None, typer.Option(help="The column of pictures; by default the usual one for the file format.")
 ]
-SeparatorOption = Annotated[str | None, typer.Option(help="What stands between several captions of one picture.")]
+SeparatorOption = Annotated[str | None, typer.Option(help="Separates several captions of one picture.")]
 FolderOption = Annotated[
-    Path | None, typer.Option(help="Where the paths in a CSV or JSONL start; by default its own folder.")
+    Path | None, typer.Option(help="Base folder of the paths in a CSV or JSONL; by default the file's folder.")
 ]
 _DEFAULT_SCHEMA = "idx:str:1,text:str:1,imgbase64:str:1"
 
@@ -46,13 +46,13 @@ def prepare(
         typer.Argument(help="A folder of pictures, a TSV, CSV, JSONL, Parquet or .tar file, or a pattern of files."),
     ],
     output: Annotated[Path, typer.Argument(help="A folder for the shards.")],
-    format: Annotated[Literal["tsv", "parquet"], typer.Option(help="What the shards are.")] = "tsv",
+    format: Annotated[Literal["tsv", "parquet"], typer.Option(help="Format of the shards.")] = "tsv",
     shard_size: Annotated[int, typer.Option(help="Rows per shard.")] = 10_000,
     size: Annotated[
         int | None, typer.Option(help="Shrink pictures so that their shorter side has at most this many pixels.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that check pictures.")] = 1,
-    max_bad_rows: Annotated[int, typer.Option(help="Stop at more rows than this that can't be used.")] = 100,
+    max_bad_rows: Annotated[int, typer.Option(help="Stop if more rows than this can't be used.")] = 100,
     input_schema: SchemaOption = _DEFAULT_SCHEMA,
     id_column: IdOption = "idx",
     caption_column: CaptionOption = "text",
@@ -60,7 +60,7 @@ def prepare(
     caption_separator: SeparatorOption = None,
     image_folder: FolderOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Begin again; removes only the shards that the folder's manifest names.")
+        bool, typer.Option("--force", help="Start over; removes only the shards that the folder's manifest names.")
     ] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -75,7 +75,7 @@ def prepare(
 
     pai-painter prepare captions.csv data --format parquet --size 256 --workers 4
     """
-    with one_sentence_errors(verbose, "Stopped; rerun the command to resume after the last whole shard."):
+    with one_sentence_errors(verbose, "Stopped; rerun the command to resume after the last complete shard."):
         quieten(verbose)
         from ..data.prepare import PrepareOptions, prepare_rows
         from ..data.sources import find_source
@@ -103,9 +103,9 @@ def prepare(
 
 def inspect(
     files: Annotated[list[str], typer.Argument(metavar="FILES...", help="What `prepare` and `train` read.")],
-    max_rows: Annotated[int | None, typer.Option(help="Look at the first so many rows only.")] = None,
+    max_rows: Annotated[int | None, typer.Option(help="Look only at this many rows from the start.")] = None,
     text_length: Annotated[
-        int | None, typer.Option(help="Word pieces that the model reads, if not as --model says (published: 32).")
+        int | None, typer.Option(help="Word pieces that the model reads; by default those of --model (published: 32).")
     ] = None,
     input_schema: SchemaOption = _DEFAULT_SCHEMA,
     id_column: IdOption = "idx",
@@ -118,7 +118,7 @@ def inspect(
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Show what captions and pictures are like before training on them.
+    Show what captions and pictures are like, before you train on them.
 
     Examples:
 
@@ -153,7 +153,7 @@ def _show(found: "Inspection") -> None:
     from rich.text import Text
 
     facts = [
-        ("rows", f"{found.rows:,}" + ("" if found.complete else " (only the first were looked at)")),
+        ("rows", f"{found.rows:,}" + ("" if found.complete else " (only the first rows were checked)")),
         ("bad rows", f"{found.bad_rows:,}"),
     ]
     for kind, count in found.reasons.most_common(_SHOWN_REASONS):
@@ -166,7 +166,7 @@ def _show(found: "Inspection") -> None:
             ("repeated ids", f"{found.repeated_ids:,}"),
             ("captions", f"{found.caption_lengths.total():,}"),
             ("their word pieces", _spread(found.caption_lengths)),
-            (f"cut at {found.text_length}", f"{found.cut:,}"),
+            (f"truncated at {found.text_length}", f"{found.cut:,}"),
             ("with unknown words", f"{found.unknown:,}"),
             ("widths in pixels", _spread(found.widths)),
             ("heights in pixels", _spread(found.heights)),

@@ -27,18 +27,18 @@ def evaluate(
         str | None, typer.Option(help="The column of pictures; by default imgbase64 in a TSV, else image.")
     ] = None,
     caption_separator: Annotated[
-        str | None, typer.Option(help="Splits a cell with several captions; the first one counts.")
+        str | None, typer.Option(help="Splits a cell with several captions; the first is used.")
     ] = None,
-    max_bad_rows: Annotated[int, typer.Option(help="More unusable rows than this are an error.")] = 100,
+    max_bad_rows: Annotated[int, typer.Option(help="Stop if more rows than this can't be used.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Measure a painter: loss and perplexity of pictures' image tokens, given their captions.
+    Evaluate a painter: loss and perplexity of the pictures' image tokens, given their captions.
 
     Example: pai-painter evaluate --model MODEL --file valid.tsv
     """
-    with one_sentence_errors(verbose, "Stopped; image tokens that were cached so far are kept."):
+    with one_sentence_errors(verbose, "Stopped; image tokens cached so far are kept."):
         quieten(verbose)
         from accelerate import Accelerator
 

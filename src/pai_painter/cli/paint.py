@@ -30,25 +30,25 @@ __all__ = ["decode", "encode", "info", "paint"]
 
 def paint(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPTS...", help="Captions in Chinese.")],
-    num_images: Annotated[int, typer.Option(min=1, help="Pictures of each caption.")] = 1,
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures per caption.")] = 1,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed paints the same picture; by default a new one.")
+        int | None, typer.Option(help="The same seed paints the same picture; by default a random one.")
     ] = None,
-    best_of: Annotated[
-        int | None, typer.Option(help="Candidates for each picture; the most likely one is kept.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw each token from the k most likely ones.")] = None,
+    best_of: Annotated[int | None, typer.Option(help="Candidates per picture; the most likely one is kept.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample each token from the k most likely.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw each token from the most likely ones that add up to this.")
+        float | None, typer.Option(help="Sample from the most likely tokens whose probabilities add up to this.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Above 0; below 1 is more careful, above 1 wilder.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Above 0; below 1 is more conservative, above 1 more random.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="A folder, or a .png file for a single picture.")] = Path("."),
-    grid: Annotated[Path | None, typer.Option(help="Also draw all pictures side by side into this .png file.")] = None,
-    size: Annotated[int | None, typer.Option(help="Enlarge the pictures to this many pixels, for the eye.")] = None,
+    grid: Annotated[Path | None, typer.Option(help="Also save all pictures side by side in this .png file.")] = None,
+    size: Annotated[int | None, typer.Option(help="Enlarge the pictures to this many pixels.")] = None,
     model: ModelOption = None,
     revision: RevisionOption = "main",
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; by default the fastest there is.")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; by default the fastest available.")
     ] = None,
     speed: SpeedOption = "exact",
     force: ForceOption = False,
@@ -57,7 +57,7 @@ def paint(
     """
     Paint captions into PNG files, named after caption and seed.
 
-    Options left out are those that the model recommends. A file's metadata says how it was painted.
+    Options that you leave out take the model's recommended values. A file's metadata records how it was painted.
 
     Examples:
 
@@ -87,8 +87,8 @@ def paint(
             echo(f"{grid}: all of them side by side")
         if size is not None:
             side = pipe.model.config.vq_config.resolution
-            echo(f"The model paints {side}×{side} pixels; they were enlarged to {size}×{size} for the eye (Lanczos).")
-        echo(f"Painted {counted(pictures, 'picture')} in {time.perf_counter() - start:.1f} s, loading included.")
+            echo(f"The model paints {side}×{side} pixels; they were enlarged to {size}×{size} (Lanczos).")
+        echo(f"Painted {counted(pictures, 'picture')} in {time.perf_counter() - start:.1f} s, including loading.")
 
 
 def encode(
@@ -100,9 +100,9 @@ def encode(
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Turn pictures into image tokens, and say what that loses (PSNR).
+    Turn pictures into image tokens, and report the reconstruction quality (PSNR).
 
-    The middle square of each picture is scaled to the VQGAN's size first.
+    Each picture is first cropped to its middle square and scaled to the VQGAN's size.
 
     Example: pai-painter encode apple.png panda.jpg --output image_tokens.json
     """
@@ -123,7 +123,7 @@ def encode(
 
 
 def decode(
-    image_tokens: Annotated[Path, typer.Argument(help="A JSON file from `pai-painter encode`.")],
+    image_tokens: Annotated[Path, typer.Argument(metavar="FILE", help="A JSON file from `pai-painter encode`.")],
     output: Annotated[Path, typer.Option(help="A folder, or a .png file for a single picture.")] = Path("."),
     model: ModelOption = None,
     revision: RevisionOption = "main",
@@ -152,13 +152,13 @@ def decode(
 def info(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="A model's folder or its name on the Hub; by default this package's."),
+        typer.Argument(metavar="[MODEL]", help="A model's folder or its name on the Hub; by default the demo model."),
     ] = None,
     revision: RevisionOption = "main",
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Show what a model is: its sizes, memory, settings and training. The weights aren't loaded.
+    Show a model's sizes, memory, settings and training, without loading its weights.
 
     Example: pai-painter info alibaba-pai/pai-painter-base-zh
     """

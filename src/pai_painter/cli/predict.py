@@ -39,26 +39,26 @@ def predict(
     captions: Annotated[
         str, typer.Argument(help="A file of captions (.tsv, .csv, .jsonl, .parquet, .txt), or - for standard input.")
     ],
-    output: Annotated[Path, typer.Option(help="What to make: a .tsv or .parquet file, or a folder of PNG files.")],
+    output: Annotated[Path, typer.Option(help="A .tsv or .parquet file, or a folder of PNG files.")],
     model: ModelOption = None,
     revision: RevisionOption = "main",
-    num_images_per_prompt: Annotated[int, typer.Option(help="Pictures of each caption.")] = 1,
-    seed: Annotated[int, typer.Option(help="With another one, all pictures are others.")] = 0,
-    best_of: Annotated[
-        int | None, typer.Option(help="Candidates for each picture; the most likely one is kept.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw each token from the k most likely ones.")] = None,
+    num_images_per_prompt: Annotated[int, typer.Option(help="Pictures per caption.")] = 1,
+    seed: Annotated[int, typer.Option(help="Another seed gives other pictures.")] = 0,
+    best_of: Annotated[int | None, typer.Option(help="Candidates per picture; the most likely one is kept.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample each token from the k most likely.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw each token from the most likely ones that add up to this.")
+        float | None, typer.Option(help="Sample from the most likely tokens whose probabilities add up to this.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Above 0; below 1 is more careful, above 1 wilder.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Above 0; below 1 is more conservative, above 1 more random.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures painted at once.")] = 8,
     shard_size: Annotated[
-        int | None, typer.Option(help="Rows kept or lost together when a run is stopped; by default 32 to 1024.")
+        int | None, typer.Option(help="Rows per shard, the unit of resuming; by default 32 to 1024.")
     ] = None,
     input_format: Annotated[
         Literal["tsv", "csv", "jsonl", "parquet", "text"] | None,
-        typer.Option(help="What the captions are; by default as their file's name says, from - text."),
+        typer.Option(help="Format of the captions; by default from the file name, and text for -."),
     ] = None,
     input_schema: Annotated[
         str, typer.Option(help="Columns of a TSV of captions, which has no header.")
@@ -67,29 +67,31 @@ def predict(
     caption_column: Annotated[str, typer.Option(help="The column of captions.")] = "text",
     format: Annotated[
         Literal["tsv", "parquet", "png"] | None,
-        typer.Option(help="What the output is; by default as its name says."),
+        typer.Option(help="Format of the output; by default from its name."),
     ] = None,
     output_schema: Annotated[
         str | None, typer.Option(help="Columns of a TSV of pictures: idx,text,gen_imgbase64, also seed and score.")
     ] = None,
     rejects: Annotated[
-        Path | None, typer.Option(help="A list of rows that can't be painted; by default OUTPUT.rejected_rows.jsonl.")
+        Path | None,
+        typer.Option(help="Where to list rows that can't be painted; by default OUTPUT.rejected_rows.jsonl."),
     ] = None,
-    rank: Annotated[int, typer.Option(help="The number of this part of the work, from 0.")] = 0,
-    processes: Annotated[int, typer.Option(help="How many parts there are, each with a command of its own.")] = 1,
+    rank: Annotated[int, typer.Option(help="Which part of the work to do, from 0.")] = 0,
+    processes: Annotated[int, typer.Option(help="Number of parts; run one command for each.")] = 1,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; by default the fastest there is.")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; by default the fastest available.")
     ] = None,
     speed: SpeedOption = "exact",
-    force: Annotated[bool, typer.Option("--force", help="Remove what another run made there, and start over.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start over, and remove what an earlier run wrote.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """
     Paint a file of captions, for ten rows or ten million.
 
-    The same command resumes a run that was stopped. Several processes share the work under torchrun or accelerate
-    launch. Exit status: 0 if all rows were painted, 3 if some can't be, 2 for wrong options, 1 for trouble with the
-    machine, 130 if it was stopped.
+    Rerun the command to resume. Several processes share the work under torchrun or accelerate launch.
+
+    Exit status: 0 if all rows were painted, 3 if some can't be, 2 for invalid options, 1 for machine errors, 130 if
+    stopped.
 
     Examples:
 
@@ -97,7 +99,7 @@ def predict(
 
     pai-painter predict captions.csv --output pictures --num-images-per-prompt 4
     """
-    with one_sentence_errors(verbose, "Stopped; the same command resumes after the last whole shard."):
+    with one_sentence_errors(verbose, "Stopped; rerun the command to resume after the last complete shard."):
         quieten(verbose)
         from ..batch.prediction import PredictOptions, find_captions, from_stream, predict_file
 
@@ -150,12 +152,12 @@ def _launch(device: str | None) -> "PartialState | None":
 def _report(done: "Summary") -> None:
     if done.missing_shards:
         missing = counted(done.missing_shards, "shard")
-        echo(f"This process is done; {missing} still to be painted by others, the last of which makes {done.output}.")
+        echo(f"This process is done; others still have {missing} to paint, and the last one writes {done.output}.")
         return
     echo(f"{done.output}: {counted(done.pictures, 'picture')} of {counted(done.rows, 'caption')}")
     if done.rejects_file is not None:
         echo(f"{counted(done.rejected, 'row')} can't be painted: {done.rejects_file} says why.")
     if done.cut:
-        echo(f"{counted(done.cut, 'caption')} longer than the model reads: the rest was left out.")
+        echo(f"{counted(done.cut, 'caption')} longer than the model reads: truncated.")
     if done.unknown:
         echo(f"{counted(done.unknown, 'caption')} with words that the model doesn't know.")

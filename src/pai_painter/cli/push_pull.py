@@ -16,10 +16,13 @@ def push(
         Path, typer.Argument(help="A model's or an adapter's folder, such as the output of `pai-painter train`.")
     ],
     repo: Annotated[
-        str, typer.Argument(help="OWNER/NAME on the Hub, created if there is none; a name alone is your own.")
+        str,
+        typer.Argument(help="OWNER/NAME on the Hub, created if it doesn't exist; NAME alone is under your account."),
     ],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="A branch, created if there is none; main by default.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, created if it doesn't exist; main by default.")
+    ] = None,
     tag: Annotated[str | None, typer.Option(help="A tag for the commit, such as v1.0.")] = None,
     pull_request: Annotated[
         bool, typer.Option("--pull-request", help="Open a pull request instead of committing to the repository.")
@@ -34,9 +37,9 @@ def push(
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Upload a trained model or a LoRA adapter to the Hub as one commit, without checkpoints, data and logs.
+    Upload a trained model or a LoRA adapter to the Hub in one commit, without checkpoints, data and logs.
 
-    The token comes from `hf auth login` or HF_TOKEN. Running the same command again changes nothing.
+    The token comes from `hf auth login` or HF_TOKEN. Rerunning the command changes nothing.
 
     Examples:
 
@@ -64,7 +67,7 @@ def push(
 def pull(
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
     output: Annotated[
-        Path | None, typer.Option(help="A new folder for a copy; by default the model is in the Hub's cache only.")
+        Path | None, typer.Option(help="A new folder for a copy; by default only the Hub's cache.")
     ] = None,
     revision: RevisionOption = "main",
     verbose: VerboseOption = False,
@@ -72,8 +75,7 @@ def pull(
     """
     Download a model or an adapter from the Hub, complete or not at all, and print its folder.
 
-    Files that are in the cache aren't downloaded again. HF_ENDPOINT names a mirror; HF_HUB_OFFLINE=1 uses the cache
-    alone.
+    Cached files aren't downloaded again. HF_ENDPOINT sets a mirror; HF_HUB_OFFLINE=1 uses only the cache.
 
     Examples:
 

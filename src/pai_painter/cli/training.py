@@ -42,12 +42,10 @@ def _train(*arguments: Any) -> None:
 
 def merge(
     adapter: Annotated[
-        str, typer.Argument(help="A LoRA adapter's folder (what `train --lora_rank` leaves) or its name on the Hub.")
+        str, typer.Argument(help="A LoRA adapter's folder (from `train --lora_rank`) or its name on the Hub.")
     ],
     output: Annotated[Path, typer.Argument(help="A new folder for the whole model.")],
-    base: Annotated[
-        str | None, typer.Option(help="The model under the adapter; by default the one that the adapter names.")
-    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base model; by default the one that the adapter names.")] = None,
     revision: RevisionOption = "main",
     verbose: VerboseOption = False,
 ) -> None:
