@@ -12,7 +12,6 @@ from steps import StepSettings, build_painter, build_processor, made_up_caption
 
 from pai_painter import PaiPainterForImageGeneration, PaiPainterPipeline, PaiPainterProcessor
 from pai_painter.batch.paint_captions import PaintCaptions, PredictOptions
-from pai_painter.model.sampling_pai_painter import warp_logits
 
 __all__ = ["OurPainter", "PainterSettings", "PublishedPainter", "build_part_of_painting", "prefix_weights"]
 
@@ -96,8 +95,9 @@ class PublishedPainter:
     @torch.no_grad()
     def next_code(self, sequence: torch.Tensor) -> torch.Tensor:
         """One step: a code (B, 1) after a prefix (B, T)."""
-        logits = self.model(sequence, use_cache=False).logits  # (B, T, image_vocab_size)
-        probabilities = warp_logits(logits[:, -1], temperature=1.0, top_k=self.top_k).softmax(-1)
+        logits = self.model(sequence, use_cache=False).logits[:, -1]  # (B, image_vocab_size)
+        lowest = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
+        probabilities = logits.masked_fill(logits < lowest, float("-inf")).softmax(-1)
         return probabilities.multinomial(1)
 
     @torch.no_grad()
