@@ -418,7 +418,7 @@ def test_info_reads_the_card(folder) -> None:
     )
     text = run_well("info", folder)
     assert "noto, twemoji" in text
-    assert "Painted from [bold]emoji [31m[/nonsense]." in text
+    assert "Painted from [bold]emoji\\x1b[31m[/nonsense]." in text
     assert "\x1b" not in text
 
 

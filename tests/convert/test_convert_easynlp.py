@@ -147,7 +147,7 @@ def test_step_checkpoints(tmp_path: Path) -> None:
             ["wrong shape: transformer.head.weight is (65, 32), expected (64, 32)."],
         ),
         (lambda weights: weights.update({"model.norm.bias": torch.ones(32)}), ["unexpected: transformer.ln_f.bias."]),
-        (lambda weights: weights.update({"\x1b[2J": torch.ones(1)}), ["unexpected: [2J."]),
+        (lambda weights: weights.update({"\x1b[2J": torch.ones(1)}), ["unexpected: \\x1b[2J."]),
         (lambda weights: weights.update(more="text"), ["of type str under 'more'"]),
         (lambda weights: weights.clear(), ["holds no weights"]),
         (

@@ -17,7 +17,7 @@ import pytest
 import torch
 from checkpoints import EASYNLP, PADDLE, Payload, making
 
-from pai_painter.convert.checkpoint_reading import CheckpointError, load_weights, printable
+from pai_painter.convert.checkpoint_reading import CheckpointError, load_weights
 from pai_painter.convert.from_paddlenlp import _read_arrays as read_arrays
 
 FORMATS = {"zip": True, "legacy": False}
@@ -180,8 +180,7 @@ def test_names_are_not_for_terminals(tmp_path: Path) -> None:
     assert len(error) < 300
     assert error.isprintable()
     path.write_bytes(b"cevil\x1b[2J\nname\n.")
-    assert "evil [2J.name" in str(how_it_ends(path, read_arrays))
-    assert printable("a\n\x1b[2J\u202eb") == "a [2J b"
+    assert "evil\\x1b[2J.name" in str(how_it_ends(path, read_arrays))
 
 
 # Files that are no checkpoints

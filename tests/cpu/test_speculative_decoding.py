@@ -11,7 +11,7 @@ from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipe
 from pai_painter.cpu.decoding import DecodingLoop
 from pai_painter.cpu.speculative_decoding import SpeculativeDecodingLoop
 from pai_painter.cpu.speed import PaintingSpeed, find_speed
-from pai_painter.model.sampling_pai_painter import GumbelSampler, warp_logits
+from pai_painter.model.sampling_pai_painter import GumbelSampler, truncate_logits
 
 CAPTIONS = expected()["text_ids"]
 OPTIONS: list[dict[str, Any]] = [
@@ -178,7 +178,8 @@ def test_what_is_written_by_guessing_follows_the_distribution(painter: PaiPainte
         counts[tuple(codes[0].tolist())] += 1
         passes += writer.passes
     assert 2 < passes / draws < 3  # with guesses both right and wrong
-    chances = warp_logits(Chain.table, **options).softmax(-1).double()
+    kept, tokens = truncate_logits(Chain.table, **options)
+    chances = torch.zeros_like(Chain.table).scatter(-1, tokens, kept.softmax(-1)).double()
     wanted = draws * torch.einsum("a,ab,bc->abc", chances[0], chances[1:], chances[1:])
     assert counts[wanted == 0].sum() == 0
     counts, wanted = counts[wanted > 5], wanted[wanted > 5]  # with fewer, chi-square is no guide

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pai_painter.data import BadRow, Schema, table_files
-from pai_painter.data.table_files import columns_of, printable, read_table
+from pai_painter.data.table_files import columns_of, read_table
 
 SCHEMA = Schema.parse("idx:str:1,text:str:1,imgbase64:str:1")
 Write = Callable[..., Path]
@@ -152,4 +152,3 @@ def test_what_is_told_of_a_row_is_harmless() -> None:
     bad = BadRow("x.tsv", 3, "The id is '\x1b[31m\x9b'.", "7")
     assert str(bad) == "x.tsv, line 3: The id is '\\x1b[31m\\x9b'."
     assert bad.as_json() == '{"file": "x.tsv", "line": 3, "idx": "7", "reason": "The id is \'\\\\x1b[31m\\\\x9b\'."}'
-    assert printable("红\n") == "红\\n"

@@ -207,7 +207,7 @@ def test_a_file_that_is_no_text(tmp_path: Path, said: Callable) -> None:
     ("error", "status", "sentence"),
     [
         (ValueError("First line\n  second line."), 2, "First line second line."),
-        (ValueError("row \x1b[2J\x07: no picture"), 2, "row ?[2J?: no picture"),
+        (ValueError("row \x1b[2J\x07: no picture"), 2, "row \\x1b[2J\\x07: no picture"),
         (OSError(28, "No space left on device", "o/x"), 2, "[Errno 28] No space left on device: 'o/x'"),
         (ImportError("The package flash_attn is missing."), 2, "The package flash_attn is missing."),
         (SafetensorError("Error while deserializing header"), 2, "Error while deserializing header"),

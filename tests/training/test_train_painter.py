@@ -174,9 +174,9 @@ def config(folder: Path, **changes: object) -> None:
     [
         (
             {"image_vocab_size": 32},
-            r"`image_vocab_size` \(32\) must be the VQGAN's",
+            r"`image_vocab_size` \(32\) must be the size of the VQGAN's codebook",
         ),
-        ({"image_vocab_size": None}, r"`image_vocab_size` \(16384\) must be the VQGAN's"),
+        ({"image_vocab_size": None}, r"`image_vocab_size` \(16384\) must be the size of the VQGAN's codebook"),
         (
             {"vq_config": {**VQGAN, "resolution": 32}},
             r"The `vq_config` of \S+ isn't that of the VQGAN \S+: it has `resolution` 32 instead of 16; please leave",

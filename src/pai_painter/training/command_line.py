@@ -154,7 +154,7 @@ def _leave(program: str, sentence: str, status: int, perhaps_alone: bool = False
         # All processes meet most errors, and the first one's end makes the launcher end this one.
         time.sleep(_HEAD_START)
         program = f"{program}: process {os.environ['RANK']}"
-    sys.stderr.write(f"{program}: {printable(sentence)}\n")
+    sys.stderr.write(f"{program}: {printable(' '.join(sentence.split()))}\n")
     sys.exit(status)
 
 
