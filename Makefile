@@ -45,7 +45,7 @@ test-slow: $(DEV_STAMP) ## Run the slow tests, too: fresh environments, training
 # What stands on transformers, diffusers, torch and peft: numbers of the original programs, generation, loading and
 # saving, the pipeline, tokenizer and processors, adapters, resumed training, code that travels to the Hub.
 LIBRARY_TESTS = $(addprefix tests/,model cpu test_demo_model.py test_lora.py test_lora_pipeline.py \
-	training/test_trainer.py training/test_resume.py hub/test_remote_code.py hub/test_custom_pipeline.py)
+	training/test_trainer.py training/test_resume.py hub/test_remote_code.py)
 
 test-newest: ## Run what depends on the libraries on the newest versions that setup.cfg allows
 	test -d $(VENV)-newest || $(PYTHON) -m venv $(VENV)-newest

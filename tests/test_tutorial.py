@@ -25,6 +25,7 @@ SHORTER = {
 }
 
 
+@pytest.mark.slow
 def test_the_commands_lead_to_the_pictures(tmp_path: Path) -> None:
     commands = [
         f"{command} {options}" for script, options in SHORTER.items() for command in COMMANDS if script in command
