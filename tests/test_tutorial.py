@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from test_documents import ROOT, run
 
