@@ -107,7 +107,8 @@ def _busy_core() -> Iterator[None]:
 
 
 def _spin() -> None:
-    while True:
+    parent = os.getppid()
+    while os.getppid() == parent:  # not after the script was killed
         pass
 
 
