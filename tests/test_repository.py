@@ -28,7 +28,7 @@ MACHINE = re.compile(
     r"(?<![\w.:~$)}-])/(?:farm|home|opt|root|Users|work)/"
     r"|(?:pypi|pythonhosted|npmjs|deb\.debian)\.org|(?:index|registry)-ur[l]|find-link[s]",
 )
-FORBIDDEN = re.compile(r"^(?!.*\bzip\().*strict\s*=\s*False|weights_only\s*=\s*False|trust_remote_code\s*=\s*True")
+FORBIDDEN = re.compile(r"strict\s*=\s*False|weights_only\s*=\s*False|trust_remote_code\s*=\s*True")
 
 MODEL_FILES = {
     "configuration_pai_painter": {"huggingface_hub", "torch", "transformers"},

@@ -5,7 +5,6 @@ whole models of trained ones.
 """
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from .model.lora_pai_painter import (
     take_lora_out,
 )
 from .model.modeling_pai_painter import PaiPainterForImageGeneration
+from .whole_files import new_folder
 
 __all__ = ["add_lora", "has_lora", "load_painter", "merge_lora", "save_lora"]
 
@@ -97,24 +97,16 @@ def merge_lora(
         ValueError: if `adapter_folder` is no adapter, or if it is damaged or doesn't fit its base.
     """
     require_peft()
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists already: please name a new folder, or an empty one.")
-    folder = read_painter_folder(adapter_folder, base=base, revision=revision)
-    if folder.adapter is None:
-        raise ValueError(f"{os.fspath(adapter_folder)} holds no adapter: it has no adapter_config.json.")
-    processor, painter = load_processor(folder), load_base(folder, "auto")
-    dtype = painter.dtype
-    load_over(painter.float(), folder.adapter)
-    for layer in lora_layers(painter):
-        layer.merge(safe_merge=True)
-    take_lora_out(painter)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
-        whole = Path(scratch) / output.name
+    with new_folder(Path(output)) as (whole, _):
+        folder = read_painter_folder(adapter_folder, base=base, revision=revision)
+        if folder.adapter is None:
+            raise ValueError(f"{os.fspath(adapter_folder)} holds no adapter: it has no adapter_config.json.")
+        processor, painter = load_processor(folder), load_base(folder, "auto")
+        dtype = painter.dtype
+        load_over(painter.float(), folder.adapter)
+        for layer in lora_layers(painter):
+            layer.merge(safe_merge=True)
+        take_lora_out(painter)
         painter.to(dtype).save_pretrained(whole)
         processor.save_pretrained(whole)
-        if output.exists():
-            output.rmdir()  # empty; not everywhere can a folder be renamed onto one
-        whole.rename(output)
-    return output
+    return Path(output)

@@ -22,7 +22,8 @@ from model_fixtures import PAINTERS, expected, golden_painter
 from PIL import Image
 
 SCRIPTS = (
-    *("busy", "flat_memory", "generate", "speculative", "plan_captions", "predict", "quality", "start", "train_step"),
+    *("busy", "flat_memory", "generate", "packing", "plan_captions", "predict", "quality", "speculative", "start"),
+    "train_step",
     "training_memory",
 )
 COMMANDS = re.findall(r"^python benchmarks/(\w+)\.py *(.*)$", (BENCHMARKS / "README.md").read_text("utf-8"), re.M)

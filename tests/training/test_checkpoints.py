@@ -92,7 +92,7 @@ def test_old_ones_go_when_the_new_one_is_whole(save: Callable, tmp_path: Path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pai_painter.training.checkpoints._sync", killed)
+        patch.setattr("pai_painter.training.checkpoints.sync", killed)
         with pytest.raises(KeyboardInterrupt):
             save(11)
     assert names(tmp_path) == [".checkpoint-11.partial", "checkpoint-10", "checkpoint-2"]
@@ -182,7 +182,7 @@ def test_no_space_for_the_manifest(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pai_painter.training.checkpoints._sync", full)
+    monkeypatch.setattr("pai_painter.training.checkpoints.sync", full)
     assert save(2) is None
     assert names(tmp_path) == []
     assert "No space left on device); there is none yet." in caplog.text

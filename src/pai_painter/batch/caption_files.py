@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast, get_args
 
+from ..data.cells import NOT_UTF8
 from ..data.table_files import Schema, read_table
 
 __all__ = ["CaptionFile", "CaptionKind", "CaptionRow", "find_captions", "from_stream"]
@@ -21,7 +22,6 @@ _ENDINGS = {"txt": "text", "txt.gz": "text", "tsv.gz": "tsv"}  # others are name
 _USUAL_SCHEMA = "idx:str:1,text:str:1"
 _LONGEST_CELL = 2**28  # columns of pictures may stand beside the captions
 _LONGEST_CAPTION = 10_000
-_BROKEN = re.compile(r"[\ud800-\udfff]")
 _NOT_IN_AN_ID = re.compile(r"[\t\r\n\0\ud800-\udfff]")
 
 
@@ -116,7 +116,7 @@ def _checked(row: CaptionRow) -> CaptionRow:
     reason = row.reason
     if reason is None and (not str(row.idx).strip() or _NOT_IN_AN_ID.search(str(row.idx))):
         reason = f"The id {row.idx!r} is empty, not UTF-8, or has a tab, a line break or NUL."
-    elif reason is None and _BROKEN.search(row.text):
+    elif reason is None and NOT_UTF8.search(row.text):
         reason = "The caption is not UTF-8."
     elif reason is None and len(row.text) > _LONGEST_CAPTION:
         reason = f"The caption has {len(row.text)} characters; at most {_LONGEST_CAPTION} are allowed."

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from ..imaging.png_files import check_new_files
+from ..whole_files import sync
 from .output_formats import FormatName, PaintedRow, write_output
 
 __all__ = ["ResumableRun"]
@@ -147,7 +148,7 @@ class ResumableRun:
                                 rejects.write(line)
 
             write_output(*self.format, self.joined, painted())
-        _sync(self.listed)
+        sync(self.listed)
         self._check_new(self.rejects, self.output)  # nobody has made them in the meantime
         name = os.path.relpath(self.rejects, self.output.parent) if counts["rejected"] else None
         sizes = {"bytes": _size_of(self.joined), "rejects_bytes": _size_of(self.listed)}
@@ -164,10 +165,10 @@ class ResumableRun:
                     rejects = self.output.parent / made["rejects"]
                     partial = rejects.with_name(f".{rejects.name}.partial")  # it may be on another file system
                     shutil.copyfile(self.listed, partial)
-                    _sync(partial)
+                    sync(partial)
                     os.replace(partial, rejects)
                 os.replace(self.joined, self.output)
-            _sync(self.output.parent)
+            sync(self.output.parent)
         if _size_of(self.output) != made["bytes"]:
             raise ValueError(f"{self.output} was finished, but is gone or changed: please give another output.")
         self._remove_parts()
@@ -247,7 +248,7 @@ class ResumableRun:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def _own_files(output: Path, size: int) -> list[Path]:
@@ -269,11 +270,3 @@ def _size_of(path: Path) -> int:
     """Bytes of a file; of a folder, those of its listing."""
     path = path / "metadata.jsonl" if path.is_dir() else path
     return path.stat().st_size if path.is_file() else -1
-
-
-def _sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk."""
-    if os.name == "posix":  # elsewhere folders can't be opened
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

@@ -17,7 +17,7 @@ from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from ..printable import printable
-from .atomic_folder import new_folder
+from ..whole_files import new_folder
 from .checkpoint_kinds import kind_of, unpack
 from .checkpoint_reading import CheckpointError, ReadModel, read_vq_config
 from .easynlp_layout import read_easynlp, write_easynlp

@@ -9,12 +9,12 @@ from typing import Any
 
 from .open_picture import BadPicture, decode_base64_picture
 
-__all__ = ["PATH_COLUMN", "Columns", "captions_of", "id_of", "is_base64", "picture_of"]
+__all__ = ["NOT_UTF8", "PATH_COLUMN", "Columns", "captions_of", "id_of", "is_base64", "picture_of"]
 
 PATH_COLUMN = "file_name"  # holds paths and nothing else, as the datasets library has it
 _MAX_CAPTION = 65_536  # characters of a cell: far more than any model reads
 # Halves of surrogate pairs: what Python makes of bytes that aren't UTF-8, and what JSON can spell but no file can hold.
-_BROKEN = re.compile(r"[\ud800-\udfff]")
+NOT_UTF8 = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def id_of(value: Any, default: str) -> str:
     if not isinstance(value, (str, int, float, NoneType)) or isinstance(value, bool):
         raise ValueError(f"The id is neither text nor a number, but {type(value).__name__}.")
     if value is None or value == "":
-        return _BROKEN.sub("?", default)
-    if isinstance(value, str) and _BROKEN.search(value):
+        return NOT_UTF8.sub("?", default)
+    if isinstance(value, str) and NOT_UTF8.search(value):
         raise ValueError("The id holds bytes that are not UTF-8.")
     return str(value)
 
@@ -55,7 +55,7 @@ def captions_of(value: Any, separator: str | None) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"The caption is not text, but {type(text).__name__}.")
-        if _BROKEN.search(text):
+        if NOT_UTF8.search(text):
             raise ValueError("The caption holds bytes that are not UTF-8.")
     if sum(map(len, texts)) > _MAX_CAPTION:
         raise ValueError(f"The caption is longer than {_MAX_CAPTION} characters.")

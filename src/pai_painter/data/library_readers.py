@@ -16,6 +16,7 @@ import pyarrow.dataset
 import pyarrow.parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+from ..printable import printable
 from .cells import Columns
 from .folder_files import PICTURE_SUFFIXES, homes_of, read_inside
 from .open_picture import MAX_PICTURE_BYTES, BadPicture
@@ -33,7 +34,7 @@ _BATCH, _BATCH_BYTES = 16, 256 * 1024 * 1024  # rows held at a time: pictures ar
 
 def in_short(error: Exception) -> str:
     """What a library has to say, on one line."""
-    return " ".join(str(error).split())[:500].rstrip(".") + "."
+    return printable(" ".join(str(error).split()), 500).rstrip(".") + "."
 
 
 def check_parquet(path: Path) -> list[str]:

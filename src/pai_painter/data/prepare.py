@@ -18,8 +18,9 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from pyarrow.parquet import ParquetWriter
 
+from ..whole_files import write_whole
 from .open_picture import open_picture, picture_format
-from .row_cache import load_rows, mapped, write_whole
+from .row_cache import load_rows, mapped
 from .sources import DataSource
 
 __all__ = ["PrepareOptions", "Prepared", "prepare_rows"]

@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..whole_files import write_whole
 from .open_picture import BadPicture, open_picture
 from .sources import FEATURES, DataSource
 from .table_files import BadRow, hash_of_file
 
-__all__ = ["PictureRows", "cached_table", "load_rows", "mapped", "write_whole"]
+__all__ = ["PictureRows", "cached_table", "load_rows", "mapped"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,22 +120,6 @@ def cached_table(path: Path, write: Callable[[Path], None], checksum: bool = Fal
 
         write_whole(path, write_with_checksum)
     return _open_table(path)
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` write under another name, and renames it when it is on the disk; an `OSError` names the folder."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno is None:  # not the system's, but a killed worker
-            raise
-        raise OSError(error.errno, f"{path.parent} can't be written to ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _open_table(path: Path) -> datasets.Dataset:

@@ -135,7 +135,7 @@ def _tsv_cells(line: bytes, columns: tuple[str, ...], is_first: bool) -> tuple[d
     reason = None if len(cells) == len(columns) else _wrong_count(cells, columns)
     if is_first and tuple(cells) == columns:
         reason = "The row repeats the schema's names, but a TSV has no header."
-    return dict(zip(columns, cells, strict=False)), reason
+    return dict(zip(columns, cells)), reason  # noqa: B905 - too many or too few are the reason
 
 
 def _json_cells(line: bytes) -> tuple[dict[str, Any], str | None]:
@@ -160,7 +160,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
             if "unexpected end" in str(error) or "larger than" in str(error):  # it would swallow all rows behind it
                 raise ValueError(f"{path}, line {number}: a quotation mark is never closed ({error}).") from error
             cells, reason = [], f"The row is not CSV: {error}."
-        yield number, dict(zip(header, cells, strict=False)), reason
+        yield number, dict(zip(header, cells)), reason  # noqa: B905 - as above
 
 
 def _open_csv(path: Path) -> tuple[list[str], Any]:

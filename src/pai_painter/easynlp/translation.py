@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..data.table_files import open_lines
+from ..training.arguments import TrainingArguments
 from .flags import Given, parse_flags
 from .names import checked_model, number_of_pictures
 
@@ -52,11 +53,19 @@ def _train(given: Given, tables: list[str], command: NativeCommand) -> dict[str,
         raise ValueError(f"random_crop must be True or False, got {given.parameters['random_crop']!r}.")
     model = checked_model(given.parameters["pretrain_model_name_or_path"], {**given.parameters, **given.flags})
     accumulation = given["gradient_accumulation_steps"] * _processes_to_stand_for(given, command)
-    rows_per_step = given["micro_batch_size"] * accumulation * int(os.environ.get("WORLD_SIZE", "1"))
-    if rows_per_step < 1 or given["epoch_num"] <= 0:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if given["micro_batch_size"] * accumulation * processes < 1 or given["epoch_num"] <= 0:
         raise ValueError("--epoch_num, --micro_batch_size and --gradient_accumulation_steps must be above 0.")
-    epoch = sum(1 for _ in open_lines(Path(tables[0]))) / rows_per_step  # steps
-    saves = given["save_checkpoint_steps"] or max(1, round(epoch))
+    rows = sum(1 for _ in open_lines(Path(tables[0])))
+
+    def steps(epochs: float) -> int:
+        sizes = {
+            "per_device_train_batch_size": given["micro_batch_size"],
+            "gradient_accumulation_steps": accumulation,
+        }
+        return TrainingArguments("", num_train_epochs=epochs, **sizes).total_steps(rows, processes)
+
+    saves = given["save_checkpoint_steps"] or steps(1.0)
     cropped = given.parameters.get("random_crop") == "True"
     return {
         "--model_name_or_path": model,
@@ -67,7 +76,7 @@ def _train(given: Given, tables: list[str], command: NativeCommand) -> dict[str,
         "--lr_scheduler_type": "linear",
         "--adam_beta2": 0.999,
         "--adam_epsilon": 1e-6,
-        "--warmup_steps": int(given["warmup_proportion"] * max(1, round(given["epoch_num"] * epoch))),
+        "--warmup_steps": int(given["warmup_proportion"] * steps(given["epoch_num"])),
         "--per_device_train_batch_size": given["micro_batch_size"],
         "--gradient_accumulation_steps": accumulation,
         "--save_steps": saves,

@@ -270,7 +270,7 @@ def load_painter(
 def load_base(
     folder: PainterFolder, dtype: torch.dtype | str, options: dict[str, Any] | None = None
 ) -> PaiPainterForImageGeneration:
-    """The painter of a folder, of an adapter's the one under it."""
+    """The painter in a folder; for an adapter's folder, its base."""
     with naming_damaged_weights(folder.name):
         return PaiPainterForImageGeneration.from_pretrained(
             folder.name, config=folder.config, dtype=dtype, **(options or {}), **folder.hub_options

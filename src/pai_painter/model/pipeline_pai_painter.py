@@ -257,8 +257,8 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
                 [`~pipeline_loading_pai_painter.loading_options`].
             variant: which weights: those of `model.fp16.safetensors` are the variant `"fp16"`.
             use_safetensors: `True` refuses `.bin` files, `False` takes nothing else; by default safetensors go first.
-            low_cpu_mem_usage, trust_remote_code: accepted as `True`, which changes nothing: the weights are never in
-                memory twice, and code in the repository is never run here.
+            low_cpu_mem_usage: must be `True`: the weights are never in memory twice.
+            trust_remote_code: makes no difference: code in the repository is never run here.
             subfolder: the folder inside the folder or the repository.
             hub_options: `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`.
 

@@ -12,7 +12,6 @@ registered with it would be unpickled, so our states are in a file of their own.
 
 import json
 import logging
-import os
 import shutil
 import zlib
 from pathlib import Path
@@ -26,12 +25,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from ..whole_files import sync
 from .output_folder import all_checkpoints
 
-__all__ = ["all_well", "find_checkpoint", "hold_only_trained", "load_checkpoint", "save_checkpoint"]
+__all__ = ["FAILED_SAVES", "all_well", "find_checkpoint", "hold_only_trained", "load_checkpoint", "save_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
+FAILED_SAVES = (OSError, RuntimeError, SafetensorError)  # torch.save and safetensors have their own for a full disk
+_UNREADABLE = (*FAILED_SAVES, UnpicklingError, EOFError, KeyError)  # other shapes, damage
 _MANIFEST, _STATES = "manifest.json", "states.pt"
 
 
@@ -60,7 +62,7 @@ def save_checkpoint(
         accelerator.save_state(str(partial))
         if main:
             torch.save({name: state.state_dict() for name, state in states.items()}, partial / _STATES)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have their own for ENOSPC
+    except FAILED_SAVES as error:
         problem = error
     written = all_well(accelerator, problem)  # all files of all processes, before they are listed
     try:
@@ -91,10 +93,10 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     manifest["files"] = {str(path.relative_to(partial)): [path.stat().st_size, _checksum(path)] for path in files}
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
     for path in (*files, partial / _MANIFEST, partial):
-        _sync(path)
+        sync(path)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def all_well(accelerator: Accelerator, problem: Exception | None) -> bool:
@@ -178,14 +180,7 @@ def load_checkpoint(
         saved = torch.load(checkpoint / _STATES, map_location="cpu", weights_only=True)
         for name, state in states.items():
             state.load_state_dict(saved[name])
-    except (
-        RuntimeError,
-        UnpicklingError,
-        OSError,
-        EOFError,
-        KeyError,
-        SafetensorError,
-    ) as error:  # other shapes, damage
+    except _UNREADABLE as error:
         raise ValueError(f"{checkpoint} can't be resumed by this run: {error}") from error
     return manifest["step"]
 
@@ -218,12 +213,3 @@ def _checksum(path: Path) -> int:
         while chunk := file.read(1 << 20):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import set_seed
-from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -20,7 +19,7 @@ from transformers import get_scheduler
 from .accelerator import build_accelerator, is_sharded
 from .arguments import TrainingArguments
 from .callbacks import BestModel, Stopped, StopSignals
-from .checkpoints import all_well, find_checkpoint, hold_only_trained, load_checkpoint, save_checkpoint
+from .checkpoints import FAILED_SAVES, all_well, find_checkpoint, hold_only_trained, load_checkpoint, save_checkpoint
 from .metrics import Metrics
 from .optimizer import build_optimizer
 from .order import read_batches, seed_of, step_batches
@@ -40,7 +39,6 @@ _HARMLESS = {
     *("push_to_hub", "hub_model_id", "hub_private", "hub_tag", "hub_base_model", "dataloader_num_workers"),
     *("num_train_epochs", "max_train_steps"),
 }
-_FAILED_SAVES = (OSError, RuntimeError, SafetensorError)  # a full disk has many names
 
 
 class TrainingRun:
@@ -245,7 +243,7 @@ class TrainingRun:
         problem: Exception | None = None
         try:
             self._save(self.folder)
-        except _FAILED_SAVES as error:
+        except FAILED_SAVES as error:
             problem = error
         if not all_well(self.accelerator, problem):
             self._save_checkpoint()
@@ -318,7 +316,7 @@ class TrainingRun:
             try:
                 if better:
                     self._save(best.folder)
-            except _FAILED_SAVES as error:
+            except FAILED_SAVES as error:
                 problem = error
                 logger.warning("The best model, of step %d, can't be saved (%s). Training continues.", self.done, error)
             best.take(loss, self.done, better and all_well(self.accelerator, problem))

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder that a conversion writes: whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+__all__ = ["new_folder", "sync", "write_whole"]
 
 # What --force may delete: the files of a model. Anything else in the folder is somebody's own.
 _MODEL_FILES = re.compile(
@@ -15,13 +17,39 @@ _MODEL_FILES = re.compile(
 )
 
 
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` write under another name, and renames it when it is on the disk; an `OSError` names the folder."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        sync(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno is None:  # not the system's, but a killed worker
+            raise
+        raise OSError(error.errno, f"{path.parent} can't be written to ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    if os.name != "posix":  # elsewhere, folders can't be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
-def new_folder(output: Path, inputs: Sequence[Path], force: bool = False) -> Iterator[tuple[Path, Path]]:
+def new_folder(output: Path, inputs: Sequence[Path] = (), force: bool | None = None) -> Iterator[tuple[Path, Path]]:
     """
     Gives a folder that becomes `output` if all goes well and vanishes if not, and another one for scraps.
 
     Refuses what can't be replaced: inputs, files, links, mount points, and folders that hold anything, unless that is
-    a model and `force` is set.
+    a model and `force` is set; `None` is for commands without that option.
     """
     _check_output(output, inputs, force)
     output = Path(os.path.abspath(output))  # `.` has no name
@@ -42,7 +70,7 @@ def new_folder(output: Path, inputs: Sequence[Path], force: bool = False) -> Ite
             raise
 
 
-def _check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
+def _check_output(output: Path, inputs: Sequence[Path], force: bool | None) -> None:
     if output.is_symlink() or os.path.ismount(output):
         raise FileExistsError(f"{output} is a link or a mount point, which can't be replaced: please name a folder.")
     ours = output.resolve()
@@ -52,6 +80,8 @@ def _check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
             raise ValueError(f"The output {output} and {path} must be different folders, neither inside the other.")
     if not output.exists():
         return
+    if force is None and not (output.is_dir() and not any(output.iterdir())):
+        raise FileExistsError(f"{output} exists already: please name a new folder, or an empty one.")
     if not output.is_dir():
         raise FileExistsError(f"{output} is a file: please name a new folder.")
     held = sorted(output.iterdir())
