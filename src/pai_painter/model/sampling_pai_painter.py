@@ -63,11 +63,8 @@ def read_generation_config(
     name_or_path: str | os.PathLike, config: PaiPainterConfig, **hub_options: Any
 ) -> GenerationConfig | None:
     """
-    What a folder or a Hub repository recommends, complete; `None` if it has no generation_config.json.
-
-    Raises:
-        ValueError: if the file is damaged, if a setting in it is out of range, or if it is for pictures of another
-            size than the model's.
+    What a folder or a Hub repository recommends, complete; `None` if it has no generation_config.json. A `ValueError`
+    if that is damaged, if a setting in it is out of range, or if it is for pictures of another size than the model's.
     """
     path = find_model_file(name_or_path, "generation_config.json", **hub_options)
     if path is None:
@@ -84,42 +81,32 @@ def read_generation_config(
                 raise ValueError(f"`{field}` must be {length}, a whole picture, got {getattr(settings, field)!r}")
     except (AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(
-            f"The generation_config.json of {os.fspath(name_or_path)} is no painter's: {reason}."
-        ) from error
+        raise ValueError(f"The generation_config.json of {name_or_path} is no painter's: {reason}.") from error
     return settings
 
 
 def check_captions(input_ids: torch.Tensor, config: PaiPainterConfig) -> None:
-    """
-    Raises:
-        ValueError: if these aren't captions as PaiPainterProcessor prepares them for this model.
-    """
-    if input_ids.ndim != 2 or input_ids.shape[1] != config.text_length or not len(input_ids):
-        raise ValueError(
-            f"`input_ids` must be captions of shape (captions, {config.text_length}) from PaiPainterProcessor, "
-            f"got {tuple(input_ids.shape)}."
-        )
+    """A `ValueError` if these aren't captions as PaiPainterProcessor prepares them for this model."""
+    shape, first, last = tuple(input_ids.shape), config.image_vocab_size, config.vocab_size - 1
+    if input_ids.ndim != 2 or shape[1] != config.text_length or not shape[0]:
+        raise ValueError(f"`input_ids` must be captions of shape (captions, {config.text_length}), got {shape}.")
     lowest, highest = int(input_ids.min()), int(input_ids.max())
-    if lowest < config.image_vocab_size or highest >= config.vocab_size:
+    if lowest < first or highest > last:
         raise ValueError(
-            f"The ids of captions lie between {config.image_vocab_size} and {config.vocab_size - 1}, got {lowest} to "
-            f"{highest}; this model's own PaiPainterProcessor gives them."
+            f"The ids of captions lie between {first} and {last}, got {lowest} to {highest}; this model's own "
+            "PaiPainterProcessor gives them."
         )
 
 
 def check_sampling_options(temperature: float, top_k: int | None, top_p: float | None, best_of: int) -> None:
-    """
-    Raises:
-        ValueError: if one of the options is out of its range, with what to use instead.
-    """
+    """A `ValueError` if one of the options is out of its range, with what to use instead."""
     if not _is_number(temperature) or not _LOWEST_TEMPERATURE <= temperature < float("inf"):
         raise ValueError(
             f"`temperature` must be a number above 0 (from {_LOWEST_TEMPERATURE:g} on), got {temperature!r}. For the "
             f"most likely token at each step use `top_k=1`."
         )
     if top_k is not None:
-        _check_count("top_k", top_k, "100 is usual")
+        _check_count("top_k", top_k)
     if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
         raise ValueError(f"`top_p` must lie in (0, 1], got {top_p!r}; 1 leaves all tokens in.")
     _check_count("best_of", best_of)
@@ -134,10 +121,9 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _check_count(name: str, value: Any, usual: str | None = None) -> None:
+def _check_count(name: str, value: Any) -> None:
     if not _is_whole(value) or value < 1:
-        hint = f" ({usual})" if usual else ""
-        raise ValueError(f"`{name}` must be a whole number of at least 1{hint}, got {value!r}.")
+        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
 
 
 def picture_seeds(
@@ -148,16 +134,12 @@ def picture_seeds(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> list[int]:
     """
-    One seed for every candidate: caption by caption, picture by picture, candidate by candidate.
-
-    Candidate j of picture k of the call has the seed `seed + k * best_of + j`; so with `best_of` 1 picture k has
-    `seed + k`, and the seed of a chosen candidate paints it again alone.
+    One seed for every candidate: candidate j of picture k, counted over all captions, has `seed + k * best_of + j`.
+    Without `best_of` picture k has `seed + k`, and the seed of a chosen candidate paints it again alone.
 
     Args:
-        num_captions, num_images_per_prompt, best_of: how many.
         seed: the first seed, or one for each picture. `None` draws one from PyTorch's global generator.
-        generator: instead of `seed`: a generator that `seed` is drawn from, or one for each picture, each of which
-            gives the first seed of its picture.
+        generator: instead of `seed`: what `seed` is drawn from, or one for each picture that gives its first seed.
 
     Raises:
         ValueError: if both `seed` and `generator` are given, a seed or a number of pictures is out of range, or one of
@@ -222,12 +204,6 @@ def truncate_logits(
     return logits, tokens
 
 
-def _in_place(kept: torch.Tensor, tokens: torch.Tensor | None, width: int) -> torch.Tensor:
-    if tokens is None:
-        return kept
-    return kept.new_full((len(kept), width), float("-inf")).scatter(-1, tokens, kept)
-
-
 def philox(key: torch.Tensor, counter: torch.Tensor) -> torch.Tensor:
     """
     Philox4x32-10: random bits as a function of a key and a counter, on their device and without a state.
@@ -286,8 +262,7 @@ def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Ten
 
 class GumbelSampler(LogitsProcessor):
     """
-    Draws the image tokens of a batch of pictures, each by its own seed (the Gumbel-max trick: the arg-max of logits
-    plus Gumbel noise is a sample of their distribution).
+    Draws the image tokens of a batch of pictures, each by its own seed.
 
     As a logits processor it warps the logits and adds the noise; `generate` must then take the arg-max
     (`do_sample=False`).
@@ -320,31 +295,21 @@ class GumbelSampler(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """For `generate`: warped logits (batch, image_vocab_size) with noise, whose arg-max is the token drawn."""
         noisy, tokens = self._noisy(scores, input_ids.shape[1] - self.text_length)
-        self._count(scores, _most_likely(noisy, tokens))
-        return _in_place(noisy, tokens, scores.shape[-1])
+        self.log_likelihood += _log_probabilities(scores, _most_likely(noisy, tokens))
+        if tokens is None:
+            return noisy
+        return torch.full_like(scores, float("-inf"), dtype=noisy.dtype).scatter(-1, tokens, noisy)
 
     def draw(self, scores: torch.Tensor, position: int) -> torch.Tensor:
-        """
-        The token of each picture at a position, by logits `(batch, image_vocab_size)`.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch,)`.
-        """
+        """The token of each picture at a position, (batch,), by logits (batch, image_vocab_size)."""
         drawn = _most_likely(*self._noisy(scores, position))
-        self._count(scores, drawn)
+        self.log_likelihood += _log_probabilities(scores, drawn)
         return drawn
 
     def draw_ahead(self, logits: torch.Tensor, position: int, ahead: int) -> torch.Tensor:
         """
-        What [`draw`] draws for the only picture from `position` on if these logits hold. Nothing is counted.
-
-        Args:
-            logits (`torch.FloatTensor` of shape `(rows, image_vocab_size)`): Of the positions from `position` on.
-            position: in the picture.
-            ahead: further positions, for which the last logits are taken once more.
-
-        Returns:
-            `torch.LongTensor` of shape `(rows + ahead,)`.
+        What [`draw`] draws for the only picture from `position` on if these logits (rows, image_vocab_size) hold, and
+        for `ahead` further positions, for which the last ones are taken once more: (rows + ahead,). Nothing is counted.
         """
         kept, tokens = truncate_logits(logits.float(), *self.options)
         offsets = torch.arange(len(logits) + ahead)
@@ -360,9 +325,6 @@ class GumbelSampler(LogitsProcessor):
     def accept(self, logits: torch.Tensor, drawn: torch.Tensor) -> None:
         """Counts what [`draw_ahead`] has drawn by logits `(rows, image_vocab_size)` that do hold: tokens `(rows,)`."""
         self.log_likelihood += _log_probabilities(logits, drawn).sum()
-
-    def _count(self, scores: torch.Tensor, drawn: torch.Tensor) -> None:
-        self.log_likelihood += _log_probabilities(scores, drawn)
 
     def _noisy(self, scores: torch.Tensor, position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.seeds.device != scores.device:  # once, rather than at each step
