@@ -18,6 +18,7 @@ logger = logging.get_logger(__name__)
 
 Picture = Image.Image | np.ndarray | torch.Tensor
 
+_ARRAYS = [(np.uint8, 2), (np.uint8, 3, 3), (np.uint8, 3, 4)]  # type, dimensions and channels of pictures
 # What a saved configuration carries besides the arguments of `__init__`.
 _FILE_KEYS = {"image_processor_type", "processor_class", "auto_map"}
 
@@ -300,9 +301,8 @@ def _to_pillow(image: Picture) -> Image.Image:
     array = image
     if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
         array = image.permute(1, 2, 0).cpu().numpy()
-    if isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim in (2, 3):
-        if array.shape[2:] in ((), (3,), (4,)):
-            image = Image.fromarray(array)
+    if isinstance(array, np.ndarray) and (array.dtype, array.ndim, *array.shape[2:]) in _ARRAYS:
+        image = Image.fromarray(array)
     if not isinstance(image, Image.Image):
         what = f" of {image.dtype} and shape {tuple(image.shape)}" if hasattr(image, "dtype") else ""
         raise ValueError(

@@ -9,7 +9,6 @@ of (seed, position, token) and has no state, so that it may be looked at ahead, 
 import numbers
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,9 +33,6 @@ __all__ = [
 
 _MAX_SEED = 2**63 - 1
 _WORD = 2**32 - 1
-# Philox's time goes into starting its operations: of so few tokens, the noise of all of them at several positions takes
-# hardly longer than that of some candidates at one position.
-_SMALL_VOCABULARY, _BLOCK = 2048, 16
 _LOWEST_TEMPERATURE = 1e-30  # below it logits divided by it are infinite, and all tokens alike
 _MOST_CANDIDATES = 1000  # of one picture, that a folder may recommend
 
@@ -204,33 +200,26 @@ def truncate_logits(
     return logits, tokens
 
 
-def philox(key: torch.Tensor, counter: torch.Tensor) -> torch.Tensor:
+def philox(key: Sequence[Any], counter: Sequence[Any]) -> tuple[Any, ...]:
     """
-    Philox4x32-10: random bits as a function of a key and a counter, on their device and without a state.
+    Philox4x32-10: random bits as a function of a key and a counter, without a state.
 
     Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011,
     https://doi.org/10.1145/2063384.2063405.
 
     Args:
-        key (`torch.LongTensor` of shape `(2, ...)`): Two words of 32 bits.
-        counter (`torch.LongTensor` of shape `(4, ...)`): Four words; the other dimensions broadcast with `key`'s.
+        key, counter: two and four words in [0, 2³²): numbers, arrays or tensors of 64 bits, which are broadcast.
 
     Returns:
-        `torch.LongTensor` of shape `(4, ...)`: Four words, each in [0, 2³²).
+        Four words of the same kind.
     """
-    word, half = torch.tensor(_WORD), torch.tensor(32)  # numbers would become tensors at each operation
-    # Pairs are made by arithmetic: a list of numbers would have to be copied to an accelerator, which waits for it.
-    second = torch.arange(2, device=key.device).view(2, *(1,) * (key.ndim - 1))
-    factors = second * (0xCD9E8D57 - 0xD2511F53) + 0xD2511F53
-    steps = second * (0xBB67AE85 - 0x9E3779B9) + 0x9E3779B9
-    rounds = torch.arange(10, device=key.device).view(10, *(1,) * key.ndim)
-    keys = (key + rounds * steps) & word
-    even, swapped = counter[::2], counter[1::2].flip(0)  # words 0 and 2; words 3 and 1
-    for round_key in keys:
-        product = even * factors  # wraps, which leaves all 64 bits as they are
-        even = ((product >> half ^ swapped) & word).flip(0) ^ round_key
-        swapped = product & word
-    return torch.stack([even[0], swapped[1], even[1], swapped[0]])
+    (k0, k1), (c0, c1, c2, c3) = key, counter
+    for _ in range(10):
+        first, second = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # they wrap, which leaves all 64 bits as they are
+        c0, c1 = (second >> 32 ^ c1 ^ k0) & _WORD, second & _WORD
+        c2, c3 = (first >> 32 ^ c3 ^ k1) & _WORD, first & _WORD
+        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
+    return c0, c1, c2, c3
 
 
 def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor | None, width: int) -> torch.Tensor:
@@ -248,9 +237,11 @@ def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Ten
     """
     every = torch.arange(0, width, 4, device=seeds.device)
     blocks = every.expand(len(seeds), -1) if tokens is None else tokens  # each block of four tokens has one counter
-    key = torch.stack([seeds & _WORD, seeds >> 32])[..., None]
-    nothing = torch.zeros_like(blocks)
-    words = philox(key, torch.stack([blocks >> 2, nothing + positions[:, None], nothing, nothing]))
+    given = [(seeds & _WORD)[:, None], (seeds >> 32)[:, None], blocks >> 2, positions[:, None]]
+    if seeds.device.type == "cpu":  # NumPy's operations start in a third of the time
+        given = [each.numpy() for each in given]
+    k0, k1, block, position = given
+    words = torch.stack([torch.as_tensor(word) for word in philox((k0, k1), (block, position, 0, 0))])
     of_all = words.permute(1, 2, 0).flatten(1)[:, :width]  # meant if there are no candidates
     bits = of_all if tokens is None else words.gather(0, (tokens & 3)[None])[0]
     # Double precision, so that no logarithm meets a 0; on Apple's GPUs, which have none, a bound sees to that.
@@ -289,8 +280,6 @@ class GumbelSampler(LogitsProcessor):
         self.text_length = text_length
         self.options = (temperature, top_k, top_p)
         self.log_likelihood = torch.zeros(len(seeds))
-        # Kept, since draft tokens ask for it several times.
-        self._noise_of_block = lru_cache(maxsize=32)(self._noise_of_block)  # type: ignore[method-assign]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """For `generate`: warped logits (batch, image_vocab_size) with noise, whose arg-max is the token drawn."""
@@ -314,12 +303,8 @@ class GumbelSampler(LogitsProcessor):
         kept, tokens = truncate_logits(logits.float(), *self.options)
         offsets = torch.arange(len(logits) + ahead)
         rows = offsets.clamp(max=len(logits) - 1)
-        tokens, width = None if tokens is None else tokens[rows], logits.shape[-1]
-        if tokens is not None and width > _SMALL_VOCABULARY:
-            noise = gumbel_noise(self.seeds.expand(len(rows)), position + offsets, tokens, width)
-        else:
-            noise = torch.cat([self._noise_of_all(position + offset, width) for offset in offsets.tolist()])
-            noise = noise if tokens is None else noise.gather(-1, tokens)
+        tokens = None if tokens is None else tokens[rows]
+        noise = gumbel_noise(self.seeds.expand(len(rows)), position + offsets, tokens, logits.shape[-1])
         return _most_likely(kept[rows] + noise, tokens)
 
     def accept(self, logits: torch.Tensor, drawn: torch.Tensor) -> None:
@@ -330,22 +315,8 @@ class GumbelSampler(LogitsProcessor):
         if self.seeds.device != scores.device:  # once, rather than at each step
             self.seeds, self.log_likelihood = self.seeds.to(scores.device), self.log_likelihood.to(scores.device)
         kept, tokens = truncate_logits(scores.float(), *self.options)
-        width = scores.shape[-1]
-        if tokens is not None and width > _SMALL_VOCABULARY:
-            return kept + gumbel_noise(self.seeds, torch.full_like(self.seeds, position), tokens, width), tokens
-        noise = self._noise_of_all(position, width)
-        return kept + (noise if tokens is None else noise.gather(-1, tokens)), tokens
-
-    def _noise_of_all(self, position: int, width: int) -> torch.Tensor:
-        """Noise (batch, width) at a position."""
-        size = _BLOCK if width <= _SMALL_VOCABULARY else 1
-        return self._noise_of_block(position // size, size, width)[:, position % size]
-
-    def _noise_of_block(self, block: int, size: int, width: int) -> torch.Tensor:
-        """Noise (batch, size, width) of all tokens at the positions from `block * size` on."""
-        positions = torch.arange(block * size, (block + 1) * size, device=self.seeds.device)
-        rows, positions = self.seeds.repeat_interleave(size), positions.repeat(len(self.seeds))
-        return gumbel_noise(rows, positions, None, width).unflatten(0, (-1, size))
+        positions = torch.full_like(self.seeds, position)
+        return kept + gumbel_noise(self.seeds, positions, tokens, scores.shape[-1]), tokens
 
 
 def _most_likely(noisy: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
