@@ -35,10 +35,6 @@ class PaintingSpeed:
     int8_rows: int = 0
     num_draft_tokens: int = 0
 
-    def __post_init__(self) -> None:
-        if min(self.int8_rows, self.num_draft_tokens) < 0 or not (self.dtype or torch.float32).is_floating_point:
-            raise ValueError(f"{self} needs a floating-point type, and whole numbers of rows and draft tokens.")
-
     @property
     def is_exact(self) -> bool:
         """Whether the numbers of the model stay as they are."""
@@ -59,15 +55,23 @@ _MANY = 2**31
 def find_speed(speed: SpeedName | PaintingSpeed, device: torch.device) -> PaintingSpeed:
     """
     What a name stands for on this machine: `"exact"`, `"balanced"` (bfloat16) or `"fastest"` (bfloat16, for two to four
-    pictures int8). Settings are taken as they are; with them bfloat16 may be imitated.
+    pictures int8). With settings in its place, bfloat16 may be imitated.
 
     Raises:
-        ValueError: if there is no such speed, if the model isn't on the CPU, or if the processor would only imitate the
-            arithmetic that the speed asks for.
+        ValueError: if there is no such speed, or if the processor would only imitate the arithmetic it asks for.
     """
-    found = speed if isinstance(speed, PaintingSpeed) else SPEEDS.get(speed)
-    if found is None:
+    if isinstance(speed, PaintingSpeed):
+        found = speed
+    elif isinstance(speed, str) and speed in SPEEDS:
+        found = SPEEDS[speed]
+    else:
         raise ValueError(f"`speed` must be one of {', '.join(SPEEDS)}, got {speed!r}.")
+    for name in ("int8_rows", "num_draft_tokens"):
+        number = getattr(found, name)
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ValueError(f"`{name}` must be a whole number, 0 for none, got {number!r}.")
+    if found.dtype is not None and not (isinstance(found.dtype, torch.dtype) and found.dtype.is_floating_point):
+        raise ValueError(f"`dtype` must be a floating-point type such as torch.bfloat16, got {found.dtype!r}.")
     if found.is_exact:
         return found
     if device.type != "cpu":
