@@ -87,8 +87,8 @@ class PaiPainterProcessor(ProcessorMixin):
             if own != wanted:
                 origin = f" of {self.tokenizer.name_or_path}" if self.tokenizer.name_or_path else ""
                 raise ValueError(
-                    f"The processor{origin} isn't the model's: its `{name}` is {own!s:.12} instead of {wanted!s:.12}; "
-                    "please use the model's own tokenizer and processor files."
+                    f"The processor{origin} isn't the model's: the `{name}` of its vocabulary and settings is "
+                    f"{own!s:.12} instead of {wanted!s:.12}; please use the model's own tokenizer and processor files."
                 )
         config.vocabulary_fingerprint = fingerprint
 
@@ -228,7 +228,10 @@ class PaiPainterProcessor(ProcessorMixin):
 def _image_settings(name: str, hub_options: dict[str, Any]) -> dict[str, Any]:
     """The image processor's settings in a native folder; EasyNLP's has none."""
     for file in ("processor_config.json", "config.json"):
-        path = find_model_file(name, file, **hub_options)
+        try:
+            path = find_model_file(name, file, **hub_options)
+        except OSError as error:
+            raise OSError(f"{name} is neither a folder nor a Hub repository within reach: {error}") from error
         found = {} if path is None else read_json_object(path, name)
         if isinstance(found.get("image_processor"), dict):
             return found["image_processor"]

@@ -116,17 +116,16 @@ class PaiPainterTokenizer(BertTokenizer):
         """Called by `from_pretrained` with the files that were found: puts `vocab` in their place."""
         files = [kwargs.pop(name, None) for name in ("tokenizer_file", "vocab_file")]
         found = [_read_vocabulary(Path(file)) for file in files if file is not None]
+        name = kwargs.get("name_or_path")
         if kwargs.get("vocab") is None:
             if not found:
-                raise OSError(
-                    f"{kwargs.get('name_or_path')} has no vocabulary: it needs a vocab.txt or a tokenizer.json."
-                )
-            if len(found) == 2 and _ordered(found[0], "") != found[1]:
+                raise OSError(f"{name} has no vocabulary: it needs a vocab.txt or a tokenizer.json.")
+            kwargs["vocab"] = _ordered(found[0], f" of {name}")
+            if found[1:] and kwargs["vocab"] != found[1]:
                 raise ValueError(
-                    f"The tokenizer.json and the vocab.txt of {kwargs.get('name_or_path')} hold different "
-                    f"vocabularies: please remove the one that isn't the model's."
+                    f"The tokenizer.json and the vocab.txt of {name} hold different vocabularies: please remove the "
+                    "one that isn't the model's."
                 )
-            kwargs["vocab"] = found[0]
         return kwargs
 
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
@@ -156,7 +155,7 @@ def _ordered(vocab: str | os.PathLike | list[str] | dict[str, int] | None, origi
     if isinstance(vocab, (str, os.PathLike)):
         vocab = _read_vocabulary(Path(vocab))
     if not vocab:
-        raise ValueError("A tokenizer needs a vocabulary, but `vocab` is missing or empty.")
+        raise ValueError(f"A tokenizer needs a vocabulary, but `vocab`{origin} is missing or empty.")
     if isinstance(vocab, list):
         twice = [piece for piece, times in Counter(vocab).items() if times > 1]
         if twice:
