@@ -174,7 +174,7 @@ def test_an_adapter_that_is_not_merged_is_refused_before_the_work() -> None:
     pipe = PaiPainterPipeline.from_pretrained(DEMO_MODEL)
     add_lora(pipe.model, 2)
     assert PaintingOptions.for_model(pipe).speed == "exact"
-    with pytest.raises(ValueError, match="Only `speed='exact'` goes with .*adapters that aren't merged"):
+    with pytest.raises(ValueError, match=r"Only `speed='exact'` goes with .*adapters that aren't merged"):
         PaintingOptions.for_model(pipe, speed="fastest")
 
 
