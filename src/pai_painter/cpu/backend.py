@@ -106,10 +106,16 @@ def _new_loop(model: PreTrainedModel, rows: int, speed: PaintingSpeed) -> Decodi
 def _stamp(*parts: nn.Module) -> tuple[tuple[int, float], ...]:
     """
     Another one as soon as weights are replaced or written to. PyTorch counts what is written, but not through `.data`,
-    as peft merges adapters; so their sum is looked at, in float32, in which half precision's last digit isn't lost.
+    as peft merges adapters; so they are summed up, in float32, in which half precision's last digit isn't lost, and
+    with factors, since the plain sum stays the same if rows are swapped.
     """
     parameters = (each.detach() for part in parts for each in part.parameters())
-    return tuple((each.data_ptr(), each.sum(dtype=torch.float32).item()) for each in parameters)
+    return tuple((each.data_ptr(), _checksum(each)) for each in parameters)
+
+
+def _checksum(weight: torch.Tensor) -> float:
+    rows = weight.float().reshape(len(weight), -1)
+    return float(torch.linspace(1, 2, len(rows)) @ (rows @ torch.linspace(1, 2, rows.shape[1])))
 
 
 def _rounded(vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:
