@@ -69,7 +69,7 @@ class Int8Linear:
             )
         # Without VNNI, x86 adds two products in 16 bits, which inputs of 8 bits may overflow, and those of 7 don't.
         processor = torch.cpu.get_capabilities()
-        self.reduce_range = processor["architecture"] == "x86_64" and not processor["avx512_vnni"]
+        self.reduce_range = processor.get("architecture") == "x86_64" and not processor.get("avx512_vnni")
         self.bias = torch.zeros_like(scales) if bias is None else bias.float()
         self.weight = torch.ops.quantized.linear_prepack(quantized, None)
         # The operator takes one scale for all rows from the smallest and largest number in them, so that a row would
