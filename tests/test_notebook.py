@@ -9,7 +9,7 @@ from PIL import Image
 from test_documents import ROOT, run
 
 NOTEBOOK = json.loads((ROOT / "examples" / "fine_tune.ipynb").read_text(encoding="utf-8"))
-STEPS, FEWER = "--max_train_steps 300", "--max_train_steps 2"
+STEPS, FEWER = "--max_train_steps 500", "--max_train_steps 2"
 
 
 def as_python(source: str) -> str:
