@@ -1,41 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the cells of a row mean: ids, captions and pictures in the ways that data sets write them."""
+"""What the cells of a row mean (ids, captions and pictures in the ways that data sets write them), and bad rows."""
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from ..printable import printable
 from .open_picture import BadPicture, decode_base64_picture
 
-__all__ = ["NOT_UTF8", "PATH_COLUMN", "Columns", "captions_of", "id_of", "is_base64", "picture_of"]
+__all__ = ["NOT_UTF8", "BadRow", "BadRows", "captions_of", "id_of", "picture_of"]
 
-PATH_COLUMN = "file_name"  # holds paths and nothing else, as the datasets library has it
 _MAX_CAPTION = 65_536  # characters of a cell: far more than any model reads
 # Halves of surrogate pairs: what Python makes of bytes that aren't UTF-8, and what JSON can spell but no file can hold.
 NOT_UTF8 = re.compile(r"[\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns mean what; see [`~data.sources.find_source`]."""
-
-    idx: str = "idx"
-    caption: str = "text"
-    image: str | None = None
-    caption_separator: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.caption_separator == "":
-            raise ValueError("caption_separator is empty: please give at least one character, or None.")
-
-    def check(self, name: str, there: list[str], image: str) -> None:
-        """A `ValueError` if `name` lacks captions, pictures, or ids in another column than the default."""
-        for column, option in ((self.caption, "caption_column"), (image, "image_column"), (self.idx, "id_column")):
-            if column not in there and (column, option) != (Columns.idx, "id_column"):
-                shown = ", ".join(map(repr, there)) or "none at all"
-                raise ValueError(f"{name} has no column {column!r}, but {shown}: please set `{option}`.")
 
 
 def id_of(value: Any, default: str) -> str:
@@ -80,6 +61,63 @@ def picture_of(value: Any) -> bytes:
     return value
 
 
-def is_base64(cell: str, column: str) -> bool:
-    """Whether a cell of a table is base64 and no path: base64 has no dot, and a path has one before its ending."""
-    return cell.startswith("data:") or (column != PATH_COLUMN and "." not in cell and "://" not in cell)
+@dataclass
+class BadRow:
+    """
+    A row that can't be used: the file or data set, the line (from 1; the number where rows are no lines), the id if it
+    could be read, and the reason.
+    """
+
+    file: str
+    line: int
+    idx: str | None
+    reason: str
+
+    def __post_init__(self) -> None:
+        self.reason = printable(self.reason)
+
+    def __str__(self) -> str:
+        return printable(f"{self.file}, line {self.line}: {self.reason}")
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+class BadRows:
+    """
+    The unusable rows of a source, each counted and listed once, however often it comes back.
+
+    Args:
+        name: the source in a sentence.
+        most: more rows than this are an error.
+        path: JSON lines file for the rows. An earlier run's is removed, or read first if this one resumes it.
+    """
+
+    def __init__(self, name: str, most: int, path: Path | None = None, resumes: bool = False) -> None:
+        self.name, self.most, self.path = name, most, path
+        self.found: dict[tuple[str, int], BadRow] = {}
+        if path is not None and path.exists():
+            # Its last line may have been cut off when the run ended.
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if resumes else []
+            path.unlink()
+            for line in lines:
+                self.add(BadRow(**json.loads(line)))
+
+    def add(self, bad: BadRow) -> None:
+        """Lists a row; a `ValueError` if it is one too many."""
+        if (bad.file, bad.line) in self.found:
+            return
+        self.found[bad.file, bad.line] = bad
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Names that aren't Unicode can be the very reason.
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(bad.as_json() + "\n")
+        if len(self.found) > self.most:
+            raise ValueError(f"{self.name} has {self}; at most {self.most} are allowed (`max_bad_rows`).")
+
+    def __str__(self) -> str:
+        if not self.found:
+            return "no unusable rows either"
+        rows = "1 unusable row" if len(self.found) == 1 else f"{len(self.found)} unusable rows"
+        return f"{rows}, the first {next(iter(self.found.values()))}".rstrip(".")

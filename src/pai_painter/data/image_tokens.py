@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,30 +73,21 @@ class ImageTokenCache:
             self._part(start)
 
     def load(self) -> datasets.Dataset:
-        """
-        The whole table; what isn't there yet is encoded.
-
-        Returns:
-            `datasets.Dataset` with `idx`, `captions` and `image_tokens` (variants lists of num_image_tokens tokens).
-        """
+        """`idx`, `captions` and `image_tokens` (variants lists of num_image_tokens) of all rows, encoded if need be."""
         table = datasets.concatenate_datasets([self._part(start) for start in self.starts])
         table._fingerprint = self.key
         return table
 
     def _part(self, start: int) -> datasets.Dataset:
-        return cached_table(self.folder / f"{start:09d}.arrow", lambda path: self._write(start, path), checksum=True)
+        return cached_table(self.folder / f"{start:09d}.arrow", _FEATURES, self._rows(start))
 
-    def _write(self, start: int, path: Path) -> None:
+    def _rows(self, start: int) -> Iterator[dict[str, Any]]:
         stop = min(start + _PART, len(self.rows))
         number = f" ({start + 1} to {stop} of {len(self.rows)})" if len(self.starts) > 1 else ""
-        batches = tqdm(range(start, stop, _BATCH), desc=f"Encoding pictures{number}", mininterval=1, disable=None)
-        with datasets.arrow_writer.ArrowWriter(features=_FEATURES, path=str(path)) as writer:
-            for first in batches:
-                batch = self.rows[first : min(first + _BATCH, stop)]
-                writer.write_batch(
-                    {"idx": batch["idx"], "captions": batch["captions"], "image_tokens": self._encode(batch, first)}
-                )
-            writer.finalize()
+        for first in tqdm(range(start, stop, _BATCH), desc=f"Encoding pictures{number}", mininterval=1, disable=None):
+            batch = self.rows[first : min(first + _BATCH, stop)]
+            for idx, captions, tokens in zip(batch["idx"], batch["captions"], self._encode(batch, first), strict=True):
+                yield {"idx": idx, "captions": captions, "image_tokens": tokens}
 
     @torch.no_grad()
     def _encode(self, batch: dict[str, list[Any]], first: int) -> list[list[list[int]]]:
