@@ -59,7 +59,7 @@ class PictureVQGAN:
         pixel_values = self.image_processor(picture, return_tensors="pt")["pixel_values"]
         encoded = {"file": path.name, "image_tokens": self.vqgan.encode(pixel_values).image_tokens[0].tolist()}
         (square,) = self.image_processor.postprocess(pixel_values)
-        loss = np.mean(np.subtract(square, self.decode(encoded), dtype=np.float64) ** 2)
+        loss = np.mean((np.asarray(square, dtype=float) - np.asarray(self.decode(encoded))) ** 2)
         return encoded, math.inf if loss == 0 else 10 * math.log10(255**2 / loss)
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from ..model_hash import hash_of_model
 from .augment import Augmentation
 from .open_picture import open_picture
 from .row_cache import cached_table
+from .sources import FEATURES
 
 __all__ = ["ImageTokenCache"]
 
@@ -26,28 +27,20 @@ _BATCH = 32
 # that a picture has the same neighbours in its batch whatever the number of rows.
 _PART = 128 * _BATCH
 
-_FEATURES = datasets.Features(
-    {
-        "idx": datasets.Value("string"),
-        "captions": datasets.List(datasets.Value("string")),
-        "image_tokens": datasets.List(datasets.List(datasets.Value("int32"))),
-    }
-)
+_TOKENS = datasets.List(datasets.List(datasets.Value("int32")))
+_FEATURES = datasets.Features({"idx": FEATURES["idx"], "captions": FEATURES["captions"], "image_tokens": _TOKENS})
 
 
 class ImageTokenCache:
     """
-    Rows with a column `image_tokens` in place of their pictures, kept on the disk.
-
-    The key is a hash of the rows' content, the VQGAN's weights and configuration and the image settings, so that
-    changing any of them never finds old tokens. The table is written in parts, which processes can share; what is
-    there isn't encoded again, and a damaged part is made anew.
+    Rows with a column `image_tokens` in place of their pictures, kept on the disk: in parts, which processes can share,
+    under a hash of all that decides about them (the rows' content, the VQGAN, the image settings).
 
     Args:
         rows: from [`~pai_painter.data.row_cache.load_rows`].
         variants: lists of image tokens per row: of the picture itself and of changed copies.
         augmentation: how the copies are changed; needed for more than one variant.
-        cache_dir: where the table is kept; the datasets library's cache by default.
+        cache_dir: where the table is kept, by default the datasets library's cache.
     """
 
     def __init__(

@@ -6,11 +6,11 @@ from array import array
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from ..model.processing_pai_painter import PaiPainterProcessor
-from .cells import BadRow
 from .open_picture import picture_format
 from .sources import DataSource, open_row
 
@@ -47,7 +47,7 @@ def inspect_rows(
             raise ValueError(f"{name} is {value}, but must be at least 1.")
     text_length, side = text_length or processor.text_length, processor.image_processor.size["shortest_edge"]
     reasons, formats, unknown = Counter[str](), Counter[str](), 0
-    first: dict[str, BadRow] = {}
+    first: dict[str, dict[str, Any]] = {}
     ids, lengths, widths, heights = array("q"), array("I"), array("I"), array("I")
     rows = source.rows()
     for number, row in enumerate(islice(rows, max_rows), 1):
@@ -72,7 +72,7 @@ def inspect_rows(
     ]
     for reason, count in reasons.most_common(_SHOWN_REASONS):
         bad = first[reason]
-        facts.append(("", f"{count:,} × {bad.reason} (first: {bad.file}, line {bad.line})"))
+        facts.append(("", f"{count:,} × {bad['reason']} (first: {bad['file']}, line {bad['line']})"))
     if len(reasons) > _SHOWN_REASONS:
         facts.append(("", f"and {len(reasons) - _SHOWN_REASONS} other reasons"))
     if ids:

@@ -48,13 +48,11 @@ def prepare_rows(
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """
-    Writes the rows of a source, each checked as training checks it, into shards. They are the same with any number of
-    processes. The checked rows are kept in the cache that training uses, too.
+    Writes the rows of a source, checked and cached as training does it, into shards.
 
     Args:
         output: a new folder, which is there when all of it is written.
         format: `"tsv"` (idx, text, imgbase64) or `"parquet"` (idx, text and the datasets library's Image).
-        shard_size: rows per shard.
         size: pictures whose shorter side has more pixels are shrunk to this, as JPEG if they were JPEG or WebP and as
             PNG otherwise. The files of all others are kept byte for byte.
         caption_separator: stands between several captions of one picture.

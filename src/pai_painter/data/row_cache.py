@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..whole_files import write_whole
-from .cells import BadRows
 from .open_picture import open_picture
 from .sources import FEATURES, DataSource, open_row
+from .table_files import BadRows
 
 __all__ = ["PictureRows", "cached_table", "load_rows", "mapped"]
 
@@ -48,16 +48,16 @@ def load_rows(
 
     Args:
         max_bad_rows: more unusable rows than this are an error, and reading stops there.
-        cache_dir: where the Arrow table is kept; the datasets library's cache by default. Its name is a hash of the
-            files' content and of the options, so that a changed file is never mistaken for the old one.
+        cache_dir: where the Arrow table is kept, by default the datasets library's cache. Its name is a hash of the
+            content and the options, so that a changed file is never mistaken for the old one.
         rejects: JSON lines file for unusable rows (`file`, `line`, `idx`, `reason`).
         workers: processes that open pictures.
 
     Returns:
-        `datasets.Dataset` with the columns `idx` (str), `captions` (list of str), `picture` (encoded bytes).
+        `idx` (str), `captions` (list of str) and `picture` (encoded bytes).
 
     Raises:
-        ValueError: if a file can't be used, holds no usable row or too many unusable ones.
+        ValueError: if a file can't be read, or holds no usable row or too many unusable ones.
     """
     identity = json.dumps([_LAYOUT, source.content_hash(), source.options])
     key = hashlib.sha256(identity.encode()).hexdigest()[:24]
@@ -71,8 +71,7 @@ def load_rows(
         raise ValueError(f"{source.name} has no usable row ({bad}).")
     if bad.found:
         logger.warning("%s has %s.%s", source.name, bad, "" if rejects is None else f" {rejects} lists all of them.")
-    rows = table.select_columns(["idx", "captions", "picture"])
-    rows = rows.select(np.flatnonzero(~is_bad)) if bad.found else rows
+    rows = table.select_columns(["idx", "captions", "picture"]).select(np.flatnonzero(~is_bad))
     rows._fingerprint = key  # named by its content, so that what is computed from it is found again by content, too
     return rows
 

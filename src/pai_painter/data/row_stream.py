@@ -10,8 +10,8 @@ from typing import NamedTuple
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .cells import BadRows
 from .sources import DataSource, Record, open_row
+from .table_files import BadRows
 
 __all__ = ["PictureStream", "StreamedRow", "list_of_process"]
 
@@ -43,8 +43,7 @@ class PictureStream(IterableDataset[StreamedRow]):
     Args:
         shuffle_buffer: rows, not yet unpacked, that are held to draw from; 1 for the files' order.
         rank, processes: this process and how many there are.
-        max_bad_rows: if this process meets more different unusable rows than this, it is an error.
-        rejects: JSON lines file for unusable rows, each once; see [`list_of_process`].
+        max_bad_rows, rejects: see [`~data.row_cache.load_rows`], but each process counts and lists those it meets.
     """
 
     def __init__(

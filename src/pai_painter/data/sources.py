@@ -11,25 +11,18 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import datasets
 from PIL import Image
 
-from .cells import BadRow, captions_of, id_of, picture_of
-from .open_picture import BadPicture, open_picture
-from .readers import (
-    NamedDataset,
-    check_archive,
-    columns_of_parquet,
-    numbered,
-    read_archive,
-    read_folder,
-    read_inside,
-    read_parquet,
-)
-from .table_files import Row, Schema, check_file, columns_of, read_table
+from ..printable import printable
+from . import readers
+from .open_picture import BadPicture, decode_base64_picture, open_picture
+from .table_files import NOT_UTF8, Row, Schema, check_file, read_table
 
 __all__ = ["FEATURES", "DataSource", "Record", "find_source", "open_row"]
 
@@ -43,6 +36,7 @@ FEATURES = datasets.Features(
         "reason": datasets.Value("string"),  # why it can't be used, or None
     }
 )
+_MAX_CAPTION = 65_536  # characters of a cell: far more than any model reads
 _KINDS = {
     **dict.fromkeys((".tsv", ".txt"), "tsv"),
     **dict.fromkeys((".csv", ".jsonl"), "table"),
@@ -67,7 +61,7 @@ class DataSource:
     caption_separator: str | None
     schema: Schema | None = None
     image_folder: Path | None = None
-    named: NamedDataset | None = field(default=None, repr=False)
+    named: readers.NamedDataset | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -81,7 +75,7 @@ class DataSource:
 
     @property
     def options(self) -> list[Any]:
-        """What decides about the rows beside the files' content, as JSON has it."""
+        """What decides about the rows besides the files' content."""
         columns = [self.id_column, self.caption_column, self.image_column, self.caption_separator]
         return [self.kind, *columns, self.schema and self.schema.columns, self.named and self.named.options]
 
@@ -116,7 +110,7 @@ class DataSource:
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in status]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows in order, good and bad, with the columns of `FEATURES`. Their pictures have not been opened yet."""
+        """The rows in order, good and bad, with the columns of `FEATURES`. Their pictures are not opened yet."""
         return map(self.read, self.records())
 
     def records(self, parts: Iterable[int] | None = None) -> Iterator[Record]:
@@ -138,44 +132,48 @@ class DataSource:
         try:
             if reason is None or path or self.id_column in cells:
                 own = path or str(line)
-                row["idx"] = id_of(cells.get(self.id_column), own if len(self.parts) == 1 else f"{part + 1}-{own}")
+                row["idx"] = _id_of(cells.get(self.id_column), own if len(self.parts) == 1 else f"{part + 1}-{own}")
             if reason is None:
-                row["captions"] = captions_of(cells.get(self.caption_column), self.caption_separator)
+                row["captions"] = _captions_of(cells.get(self.caption_column), self.caption_separator)
                 if path:
                     place = Path(self.parts[part])
                     folder = self.image_folder or (place if self.kind == "folder" else place.parent)
-                    row["picture"] = read_inside(folder, path)
+                    row["picture"] = readers.read_inside(folder, path)
                 else:
-                    row["picture"] = picture_of(cell if self.named is None else self.named.read_picture(cell))
+                    row["picture"] = _picture_of(cell if self.named is None else self.named.read_picture(cell))
         except ValueError as error:
             row["reason"] = str(error)
         return row
 
-    def bad_row(self, row: dict[str, Any]) -> BadRow:
-        """What is wrong with a row, and where it is."""
-        return BadRow(self.parts[row["part"]], row["line"], row["idx"], row["reason"])
+    def bad_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Where a row is (`file`, `line`), its `idx` if it could be read, and the `reason` why it can't be used."""
+        file, reason = self.parts[row["part"]], printable(row["reason"])
+        return {"file": file, "line": row["line"], "idx": row["idx"], "reason": reason}
 
-    def check_columns(self, name: str, there: list[str]) -> None:
-        """A `ValueError` if `name` lacks captions, pictures, or ids in another column than the default."""
+    def check_head(self, part: int) -> None:
+        """A `ValueError` if a part can't be read, or lacks captions, pictures, or ids in another column than `idx`."""
+        head = islice(self._records_of(part, everything=True), 100)
+        there = next((cells for _, cells, reason in head if reason is None), None)
         options = {"caption_column": (self.caption_column,), "image_column": self.image_columns}
         if self.id_column != "idx":
             options["id_column"] = (self.id_column,)
         for option, columns in options.items():
-            if not set(columns) & set(there):
+            if there is not None and not set(columns) & there.keys():
                 wanted, shown = " or ".join(map(repr, columns)), ", ".join(map(repr, there)) or "none at all"
-                raise ValueError(f"{name} has no column {wanted}, but {shown}: please set `{option}`.")
+                raise ValueError(f"{self.parts[part]} has no column {wanted}, but {shown}: please set `{option}`.")
 
-    def _records_of(self, part: int) -> Iterator[Row]:
-        path, wanted = Path(self.parts[part]), [self.caption_column, *self.image_columns, self.id_column]
+    def _records_of(self, part: int, everything: bool = False) -> Iterator[Row]:
+        path = Path(self.parts[part])
+        wanted = None if everything else [self.caption_column, *self.image_columns, self.id_column]
         if self.kind in ("tsv", "table"):
             return read_table(path, self.schema)
         if self.kind == "folder":
-            return read_folder(path, self.caption_column, self.image_columns[0])
+            return readers.read_folder(path, self.caption_column, self.image_columns[0])
         if self.named is not None:
             rows = self.named.read(part, wanted)
         else:
-            rows = read_archive(path) if self.kind == "tar" else read_parquet(path, wanted)
-        return numbered(rows, self.parts[part])
+            rows = readers.read_archive(path) if self.kind == "tar" else readers.read_parquet(path, wanted)
+        return readers.numbered(rows, self.parts[part])
 
 
 def open_row(row: dict[str, Any]) -> Image.Image | None:
@@ -186,6 +184,47 @@ def open_row(row: dict[str, Any]) -> Image.Image | None:
         except BadPicture as error:
             row["reason"] = str(error)
     return None
+
+
+def _id_of(value: Any, default: str) -> str:
+    """The id in a cell, or the default if there is none."""
+    if not isinstance(value, (str, int, float, NoneType)) or isinstance(value, bool):
+        raise ValueError(f"The id is neither text nor a number, but {type(value).__name__}.")
+    if value is None or value == "":
+        return NOT_UTF8.sub("?", default)
+    if isinstance(value, str) and NOT_UTF8.search(value):
+        raise ValueError("The id holds bytes that are not UTF-8.")
+    return str(value)
+
+
+def _captions_of(value: Any, separator: str | None) -> list[str]:
+    """The captions in a cell, stripped: one, or several if it is a list or is split at the `separator`."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if text is not None]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"The caption is not text, but {type(text).__name__}.")
+        if NOT_UTF8.search(text):
+            raise ValueError("The caption holds bytes that are not UTF-8.")
+    if sum(map(len, texts)) > _MAX_CAPTION:
+        raise ValueError(f"The caption is longer than {_MAX_CAPTION} characters.")
+    parts = [part.strip() for text in texts for part in ([text] if separator is None else text.split(separator))]
+    if not any(parts):
+        raise ValueError("The caption is empty.")
+    return [part for part in parts if part]
+
+
+def _picture_of(value: Any) -> bytes:
+    """The picture's file in a cell: bytes, base64, or the datasets library's struct of `bytes` and `path`."""
+    if isinstance(value, dict):
+        if value.get("bytes") is None and value.get("path") is not None:
+            raise BadPicture(f"The picture is not in the table: there is only its path {value['path']!r}.")
+        value = value.get("bytes")
+    if isinstance(value, str):
+        return decode_base64_picture(value)
+    if not isinstance(value, bytes):
+        what = "missing" if value is None else f"neither bytes nor base64, but {type(value).__name__}"
+        raise BadPicture(f"The picture is {what}.")
+    return value
 
 
 def find_source(
@@ -210,9 +249,9 @@ def find_source(
         files: files, patterns such as `data/*.tsv`, or folders of pictures with a metadata.csv or metadata.jsonl or
             with a text file beside each picture; all of one kind. Those of a pattern are sorted by name.
         dataset_name: instead of files, a data set on the Hub or a folder that the datasets library can read.
-        dataset_config_name, split: its configuration and split.
+        dataset_config_name, split, cache_dir: see `datasets.load_dataset`.
         streaming: read a data set on the Hub over the network instead of downloading it.
-        input_schema: the columns of TSV files, such as `idx:str:1,text:str:1,imgbase64:str:1`.
+        input_schema: the columns of TSV files.
         id_column: without a column `idx` (the default), rows have their numbers or the paths of their pictures as ids;
             with several files `2-17` is row 17 of the second.
         caption_column: holds a text or a list of texts. WebDataset shards have it in a file `.txt` or in the fields
@@ -221,21 +260,18 @@ def find_source(
             in CSV and JSON lines, the first picture in a sample of WebDataset shards, and `image` in all others.
         caption_separator: splits a cell with several captions of one picture.
         image_folder: what the paths in CSV and JSON lines start from; the folder of each file by default.
-        cache_dir: where the datasets library keeps what it downloads.
 
     Raises:
-        ValueError: if nothing or too much is named, a file isn't there, is empty, of another kind or damaged at its
-            head, the files are of several kinds, or a column is missing.
+        ValueError: if nothing or too much is named, files are of several kinds, or one isn't there, is empty, damaged
+            or of another kind, or lacks a column.
     """
-    if caption_separator == "":
-        raise ValueError("caption_separator is empty: please give at least one character, or None.")
     options = (id_column, caption_column, image_column, caption_separator)
     if dataset_name is not None:
         if files:
             raise ValueError("Both files and `dataset_name` are given: please give one of them.")
-        named = NamedDataset(dataset_name, dataset_config_name, split, cache_dir, streaming)
+        named = readers.NamedDataset(dataset_name, dataset_config_name, split, cache_dir, streaming)
         source = DataSource("dataset", named.parts, *options, named=named)
-        source.check_columns(f"The data set {named.parts[0]}", named.columns)
+        source.check_head(0)
         return source
     if isinstance(files, (str, Path)):  # a string is a sequence of strings, too
         raise ValueError(f"files is {str(files)!r}, but must be a list of files.")
@@ -252,11 +288,10 @@ def find_source(
         raise ValueError(f"image_folder is for the paths in CSV and JSON lines, and {paths[0]} is neither.")
     schema = Schema.parse(input_schema) if kind == "tsv" else None
     source = DataSource(kind, tuple(map(str, paths)), *options, schema, Path(image_folder) if image_folder else None)
-    for path in paths:
+    for part, path in enumerate(paths):
         if kind == "tar":
-            check_archive(path)
-        elif kind != "folder":
-            source.check_columns(str(path), columns_of_parquet(path) if kind == "parquet" else columns_of(path, schema))
+            readers.check_archive(path)
+        source.check_head(part)
     return source
 
 

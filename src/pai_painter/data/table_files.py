@@ -15,14 +15,18 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Row", "Schema", "check_file", "columns_of", "open_lines", "read_table"]
+from ..printable import printable
+
+__all__ = ["NOT_UTF8", "BadRows", "Row", "Schema", "check_file", "open_lines", "read_table"]
 
 MAX_ROW_BYTES = 256 * 1024 * 1024
 _SCHEMA_COLUMN = re.compile(r"\s*([^:]*?)\s*(:\s*(str|int|float)\s*:\s*\d+\s*)?")
+
+# Halves of surrogate pairs: what Python makes of bytes that aren't UTF-8, and what JSON can spell but no file can hold.
+NOT_UTF8 = re.compile(r"[\ud800-\udfff]")
 
 Row = tuple[int, dict[str, Any], str | None]  # line, cells by column, what is wrong with the row if anything
 
@@ -51,16 +55,13 @@ class Schema:
 
 def read_table(path: Path, schema: Schema | None = None) -> Iterator[Row]:
     """
-    The rows of a table: a TSV if a `schema` is given, else JSON lines or, by its name, CSV with a header.
-
-    Yields:
-        `(int, dict, str or None)`: the line, from 1, the cells by column, and what is wrong with the row, if anything.
-        Bytes of a CSV that are not UTF-8 come as halves of surrogate pairs.
+    The rows of a table: a TSV if a `schema` is given, else JSON lines or, by its name, CSV with a header, whose bytes
+    that are not UTF-8 come as halves of surrogate pairs.
 
     Raises:
         ValueError: If the file can't be such a table, or at the place where it is damaged.
     """
-    if schema is None and _is_csv(path):
+    if schema is None and path.name.lower().removesuffix(".gz").endswith(".csv"):
         yield from _read_csv(path)
         return
     for number, line in open_lines(path):
@@ -82,20 +83,6 @@ def read_table(path: Path, schema: Schema | None = None) -> Iterator[Row]:
             yield number, cells, reason
 
 
-def columns_of(path: Path, schema: Schema | None = None) -> list[str]:
-    """The columns of a TSV by its schema, the header of a CSV, or the fields of the first usable row of JSON lines."""
-    if schema is not None:
-        open_lines(path)
-        return list(schema.columns)
-    if _is_csv(path):
-        return _open_csv(path)[0]
-    return next((list(cells) for _, cells, reason in read_table(path) if reason is None), [])
-
-
-def _is_csv(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(".csv")
-
-
 def _by_column(cells: list[str], columns: tuple[str, ...] | list[str]) -> tuple[dict[str, Any], str | None]:
     """The cells, and what is wrong if they are too many or too few."""
     by_column = dict(zip(columns, cells))  # noqa: B905
@@ -113,9 +100,12 @@ def _json_cells(line: bytes) -> tuple[dict[str, Any], str | None]:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    header, reader = _open_csv(path)
+    # Pictures in base64 are long cells, and Python has one limit for the whole process.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
+    reader = csv.reader(_csv_lines(path), strict=True)
+    header = None
     while True:
-        number = reader.line_num + 1
+        number, cells, reason = reader.line_num + 1, [], None
         try:
             cells = next(reader)
         except StopIteration:
@@ -123,23 +113,15 @@ def _read_csv(path: Path) -> Iterator[Row]:
         except csv.Error as error:
             if "unexpected end" in str(error) or "larger than" in str(error):  # it would swallow all rows behind it
                 raise ValueError(f"{path}, line {number}: a quotation mark is never closed ({error}).") from error
-            yield number, {}, f"The row is not CSV: {error}."
+            reason = f"The row is not CSV: {error}."
+        if header is None:
+            header = cells
+            if not header or len(set(header)) < len(header):
+                raise ValueError(f"{path} needs a first line with a different name for every column.")
+        elif reason or not cells:
+            yield number, {}, reason or "The row is empty."
         else:
-            yield number, *(_by_column(cells, header) if cells else ({}, "The row is empty."))
-
-
-def _open_csv(path: Path) -> tuple[list[str], Any]:
-    """The header and a reader of the rows behind it."""
-    # Pictures in base64 are long cells, and Python has one limit for the whole process.
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
-    reader = csv.reader(_csv_lines(path), strict=True)
-    try:
-        header = next(reader, [])
-    except csv.Error:
-        header = []
-    if not header or len(set(header)) < len(header):
-        raise ValueError(f"{path} needs a first line with a different name for every column.")
-    return header, reader
+            yield number, *_by_column(cells, header)
 
 
 def _csv_lines(path: Path) -> Iterator[str]:
@@ -154,18 +136,10 @@ def open_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     Numbered lines of a text file, as they end; `None` for a line that is too long to be held.
 
     Raises:
-        ValueError: If the file isn't there, is empty or isn't text, which is found out right away, or at a place where
-            its archive is damaged.
+        ValueError: If the file isn't there, is empty or isn't text, or at a place where its archive is damaged.
     """
     check_file(path)
-    lines = _read_lines(path)
-    first = next(lines, None)
-    if first is None:
-        raise ValueError(f"{path} is empty.")
-    return chain([first], lines)
-
-
-def _read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    number = 0
     with path.open("rb") as raw:
         is_gzip = raw.peek(2).startswith(b"\x1f\x8b")  # known by its first bytes: archives get renamed
         stream: BufferedReader | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if is_gzip else raw
@@ -184,6 +158,8 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
             raise ValueError(f"{path} is not text in UTF-8: it begins with {head[:20]!r}.") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{path} is a damaged gzip archive: {error}.") from error
+    if not number:
+        raise ValueError(f"{path} is empty.")
 
 
 def check_file(path: Path) -> None:
@@ -199,3 +175,44 @@ def check_file(path: Path) -> None:
         raise ValueError(f"{path} is empty.")
     if head.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is not the file, but a pointer of Git LFS: please download it with `git lfs pull`.")
+
+
+class BadRows:
+    """
+    The unusable rows of a source, each counted and listed once, however often it comes back.
+
+    Args:
+        name: the source in a sentence.
+        most: more rows than this are an error.
+        path: JSON lines file for the rows. An earlier run's is removed, or read first if this one resumes it.
+    """
+
+    def __init__(self, name: str, most: int, path: Path | None = None, resumes: bool = False) -> None:
+        self.name, self.most, self.path = name, most, path
+        self.found: dict[tuple[str, int], dict[str, Any]] = {}
+        if path is not None and path.exists():
+            # Its last line may have been cut off when the run ended.
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if resumes else []
+            path.unlink()
+            for line in lines:
+                self.add(json.loads(line))
+
+    def add(self, bad: dict[str, Any]) -> None:
+        """Lists a row with `file`, `line`, `idx` and `reason`; a `ValueError` if it is one too many."""
+        if (bad["file"], bad["line"]) in self.found:
+            return
+        self.found[bad["file"], bad["line"]] = bad
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Names that aren't Unicode can be the very reason.
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(json.dumps(bad, ensure_ascii=False) + "\n")
+        if len(self.found) > self.most:
+            raise ValueError(f"{self.name} has {self}; at most {self.most} are allowed (`max_bad_rows`).")
+
+    def __str__(self) -> str:
+        if not self.found:
+            return "no unusable rows either"
+        first = next(iter(self.found.values()))
+        rows = "1 unusable row" if len(self.found) == 1 else f"{len(self.found)} unusable rows"
+        return printable(f"{rows}, the first {first['file']}, line {first['line']}: {first['reason'].rstrip('.')}")
