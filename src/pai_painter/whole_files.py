@@ -97,11 +97,11 @@ def _check_output(output: Path, inputs: Sequence[Path], force: bool | None, file
             raise ValueError(f"The output {output} and {path} must be different folders, neither inside the other.")
     if not output.exists():
         return
-    if force is None and not (output.is_dir() and not any(output.iterdir())):
+    held = sorted(output.iterdir()) if output.is_dir() else []
+    if force is None and (held or not output.is_dir()):
         raise FileExistsError(f"{output} exists already: please name a new folder, or an empty one.")
     if not output.is_dir():
         raise FileExistsError(f"{output} is a file: please name a new folder.")
-    held = sorted(output.iterdir())
     if held and not force:
         raise FileExistsError(f"{output} isn't empty: please name a new folder, or --force to replace what is in it.")
     replaced = files_of(output)

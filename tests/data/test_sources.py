@@ -177,10 +177,7 @@ def test_bad_rows_of_tables(tmp_path: Path) -> None:
         ({"file_name": 3}, "The picture is neither bytes nor base64, but int."),
         ({"file_name": " "}, "The picture is empty."),
         ({"file_name": None}, "The picture is missing."),
-        (
-            {"file_name": "\ud800"},
-            f"'utf-8' codec can't encode character '\\ud800' in position {len(str(tmp_path)) + 1}: surrogates not allowed",
-        ),
+        ({"file_name": "\ud800"}, "surrogates not allowed"),
         ({"file_name": "a\0b"}, "embedded null byte"),
         ({"file_name": "none\x1b[0m.png"}, "There is no file none\\x1b[0m.png."),
         ({"file_name": "pipe.png"}, "There is no file pipe.png."),
@@ -196,7 +193,8 @@ def test_bad_rows_of_tables(tmp_path: Path) -> None:
     source = find_source([tmp_path])
     assert plain(source) == [("a.png", ["红", "绿"], picture(1))]
     reasons = [reason for _, _, reason in bad(source)]
-    assert [reason for reason in reasons if "loop" not in reason] == [r for _, r in changes if "loop" not in r]
+    for reason, (_, wanted) in zip(reasons, changes, strict=True):
+        assert reason.endswith(wanted) or "loop" in wanted
     assert source.content_hash()
 
 
@@ -273,9 +271,10 @@ def test_files_of_another_kind(name: str, tmp_path: Path) -> None:
     ]
     for content, message in contents:
         (tmp_path / name).write_bytes(content)
-        message = {"x.parquet": "can't be read after row 0: .*not a parquet file", "x.tar": "is not a tar archive"}.get(
-            name, message
-        )
+        message = {
+            "x.parquet": "can't be read after row 0: .*not a parquet file",
+            "x.tar": "can't be read after row 0: it is not a tar archive",
+        }.get(name, message)
         with pytest.raises(ValueError, match=f"{name} {message}"):
             find_source([tmp_path / name])
     (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
@@ -331,7 +330,7 @@ def test_what_can_not_be_meant(tmp_path: Path) -> None:
 def test_damaged_files(tmp_path: Path) -> None:
     content = write_shard(tmp_path, samples(50)).read_bytes()
     (tmp_path / "x.tar").write_bytes(content[:40_960])  # behind a file
-    with pytest.raises(ValueError, match=r"x\.tar is truncated"):
+    with pytest.raises(ValueError, match=r"x\.tar can't be read after row 0: the end of the tar archive is missing"):
         find_source([tmp_path / "x.tar"])
     archive = gzip.compress(content)
     (tmp_path / "x.tar.gz").write_bytes(archive[: len(archive) * 3 // 4])

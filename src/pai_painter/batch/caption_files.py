@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast, get_args
 
-from ..data.table_files import NOT_UTF8, Schema, read_table
+from ..data.cells import NOT_UTF8
+from ..data.table_files import Schema, read_table
 
 __all__ = ["CaptionFile", "CaptionKind", "CaptionRow", "find_captions", "from_stream"]
 

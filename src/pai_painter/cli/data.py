@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands that look at captions and pictures, and that prepare them for training."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -84,19 +82,17 @@ def prepare(
             caption_separator=caption_separator,
             image_folder=image_folder,
         )
-        with _progress() as progress:
-            done = prepare_rows(
-                found,
-                output,
-                format=format,
-                shard_size=shard_size,
-                size=size,
-                caption_separator=caption_separator,
-                workers=workers,
-                max_bad_rows=max_bad_rows,
-                force=force,
-                progress=progress,
-            )
+        done = prepare_rows(
+            found,
+            output,
+            format=format,
+            shard_size=shard_size,
+            size=size,
+            caption_separator=caption_separator,
+            workers=workers,
+            max_bad_rows=max_bad_rows,
+            force=force,
+        )
         echo(f"{output}: {counted(done['rows'], 'row')} in {counted(-(-done['rows'] // shard_size), 'shard')}")
         if done["rejected"]:
             echo(f"{counted(done['rejected'], 'row')} can't be used: {output / 'rejected_rows.jsonl'} says why.")
@@ -149,18 +145,7 @@ def inspect(
             image_folder=image_folder,
         )
         processor = PaiPainterProcessor.from_pretrained(model_or_demo(model), revision=revision)
-        with _progress() as progress:
-            facts = inspect_rows(source, processor, text_length=text_length, max_rows=max_rows, progress=progress)
         table = Table(show_header=False, title=Text(printable(source.name)))
-        for name, fact in facts:
+        for name, fact in inspect_rows(source, processor, text_length=text_length, max_rows=max_rows):
             table.add_row(name, Text(printable(fact)))  # Text: what looks like markup in a file's name is none
         Console().print(table)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """Rows and rows per second, on a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(unit=" rows", disable=None, leave=False) as bar:
-        yield lambda done: bar.update(done - bar.n) and None

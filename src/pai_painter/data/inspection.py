@@ -4,11 +4,11 @@
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ..model.processing_pai_painter import PaiPainterProcessor
 from .open_picture import picture_format
@@ -25,7 +25,6 @@ def inspect_rows(
     processor: PaiPainterProcessor,
     text_length: int | None = None,
     max_rows: int | None = None,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[str, str]]:
     """
     Reads a source once, with a few numbers per row in memory.
@@ -34,7 +33,6 @@ def inspect_rows(
         processor: of the model that is to read the captions.
         text_length: word pieces that the model reads, if not what the processor says.
         max_rows: look at no more than the first so many rows, good and bad.
-        progress: called with the number of rows read so far.
 
     Returns:
         Names and values, to be shown. Reasons of bad rows that differ only in numbers and names are one.
@@ -50,8 +48,7 @@ def inspect_rows(
     first: dict[str, dict[str, Any]] = {}
     ids, lengths, widths, heights = array("q"), array("I"), array("I"), array("I")
     rows = source.rows()
-    for number, row in enumerate(islice(rows, max_rows), 1):
-        progress(number)
+    for row in tqdm(islice(rows, max_rows), unit=" rows", disable=None, leave=False):
         picture = open_row(row)
         if picture is None:
             reason = _PARTICULARS.sub("…", row["reason"])

@@ -5,7 +5,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -16,6 +16,7 @@ import datasets
 import pyarrow
 from PIL import Image
 from pyarrow.parquet import ParquetWriter
+from tqdm import trange
 
 from ..whole_files import new_folder
 from .open_picture import open_picture, picture_format
@@ -45,7 +46,6 @@ def prepare_rows(
     max_bad_rows: int = 100,
     force: bool = False,
     cache_dir: str | Path | None = None,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """
     Writes the rows of a source, checked and cached as training does it, into shards.
@@ -58,7 +58,6 @@ def prepare_rows(
         caption_separator: stands between several captions of one picture.
         workers, max_bad_rows, cache_dir: see [`~data.row_cache.load_rows`].
         force: replace a folder that holds nothing but what its own manifest names.
-        progress: called with the number of rows written so far.
 
     Returns:
         The manifest: `files`, `rows` in them, `rejected` rows (listed in rejected_rows.jsonl), and `joined_lines`, the
@@ -83,10 +82,9 @@ def prepare_rows(
         joined = _check_captions(rows, caption_separator)
         shrunk = rows if size is None else mapped(partial(_shrink, size=size), rows, workers)
         cells = (_cells_of(row, caption_separator or "") for row in shrunk)
-        for number, start in enumerate(range(0, len(rows), shard_size)):
+        for number in trange(-(-len(rows) // shard_size), desc="Writing shards", disable=None, leave=False):
             files.append(f"shard-{number:05d}.{format}")
             _write_shard(islice(cells, shard_size), folder / files[-1], format)
-            progress(min(start + shard_size, len(rows)))
         made = {"rows": len(rows), "rejected": rejected, "joined_lines": joined, "files": files}
         manifest = {"layout": _LAYOUT, "source": rows._fingerprint, **options, **made}
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

@@ -107,21 +107,16 @@ def read_parquet(path: Path, wanted: list[str] | None) -> Iterator[dict[str, Any
             yield from batch.to_pylist()
 
 
-def check_archive(path: Path) -> None:
-    """A `ValueError` if this is no tar archive, or was truncated: tarfile takes one without its end for whole."""
-    with open(path, "rb") as archive:
-        head = archive.read(512)
-        archive.seek(max(0, path.stat().st_size - 512))
-        if head.startswith(b"\x1f\x8b"):  # gzip, which has checks of its own
-            return
-        if head[257:262] != b"ustar":
-            raise ValueError(f"{path} is not a tar archive.")
-        if any(archive.read()):
-            raise ValueError(f"{path} is truncated: the end of the tar archive is missing. Please copy it again.")
-
-
 def read_archive(path: Path) -> Iterator[dict[str, Any]]:
     """The samples of a WebDataset shard, with `idx`, `text` and `image` where they have other names for these."""
+    with open(path, "rb") as archive:
+        head = archive.read(512)
+        if head[257:262] == b"ustar":
+            archive.seek(-512, os.SEEK_END)
+            if any(archive.read()):  # tarfile takes it for whole
+                raise ValueError("the end of the tar archive is missing. Please copy it again.")
+        elif not head.startswith(b"\x1f\x8b"):
+            raise ValueError("it is not a tar archive.")
     builder = WebDataset(data_files={"train": [glob.escape(str(path))]})
     for sample in _undecoded(builder.as_streaming_dataset("train")):
         in_json = sample.get("json")

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import datasets
@@ -21,28 +20,19 @@ from PIL import Image
 
 from ..printable import printable
 from . import readers
-from .open_picture import BadPicture, decode_base64_picture, open_picture
-from .table_files import NOT_UTF8, Row, Schema, check_file, read_table
+from .cells import captions_of, id_of, picture_of
+from .open_picture import BadPicture, open_picture
+from .table_files import Row, Schema, check_file, read_table
 
 __all__ = ["FEATURES", "DataSource", "Record", "find_source", "open_row"]
 
+_TEXT, _NUMBER = datasets.Value("string"), datasets.Value("int64")
+# A row's `picture` is its file, `part` its place in the source's `parts`, `line` its place there, and `reason` says why
+# it can't be used.
 FEATURES = datasets.Features(
-    {
-        "idx": datasets.Value("string"),
-        "captions": datasets.List(datasets.Value("string")),
-        "picture": datasets.Value("binary"),  # its file
-        "part": datasets.Value("int32"),  # where the row is: its file's place in `parts`, and its line there
-        "line": datasets.Value("int64"),
-        "reason": datasets.Value("string"),  # why it can't be used, or None
-    }
+    idx=_TEXT, captions=datasets.List(_TEXT), picture=datasets.Value("binary"), part=_NUMBER, line=_NUMBER, reason=_TEXT
 )
-_MAX_CAPTION = 65_536  # characters of a cell: far more than any model reads
-_KINDS = {
-    **dict.fromkeys((".tsv", ".txt"), "tsv"),
-    **dict.fromkeys((".csv", ".jsonl"), "table"),
-    ".parquet": "parquet",
-    **dict.fromkeys((".tar", ".tgz"), "tar"),
-}
+_SUFFIXES = {"tsv": (".tsv", ".txt"), "table": (".csv", ".jsonl"), "parquet": (".parquet",), "tar": (".tar", ".tgz")}
 _PATHS = "file_name"  # the column that holds paths and nothing else, as the datasets library has it
 _IMAGE_COLUMNS = {"tsv": ("imgbase64",), "table": (_PATHS, "image", "imgbase64", "base64"), "folder": (_PATHS,)}
 
@@ -132,15 +122,15 @@ class DataSource:
         try:
             if reason is None or path or self.id_column in cells:
                 own = path or str(line)
-                row["idx"] = _id_of(cells.get(self.id_column), own if len(self.parts) == 1 else f"{part + 1}-{own}")
+                row["idx"] = id_of(cells.get(self.id_column), own if len(self.parts) == 1 else f"{part + 1}-{own}")
             if reason is None:
-                row["captions"] = _captions_of(cells.get(self.caption_column), self.caption_separator)
+                row["captions"] = captions_of(cells.get(self.caption_column), self.caption_separator)
                 if path:
                     place = Path(self.parts[part])
                     folder = self.image_folder or (place if self.kind == "folder" else place.parent)
                     row["picture"] = readers.read_inside(folder, path)
                 else:
-                    row["picture"] = _picture_of(cell if self.named is None else self.named.read_picture(cell))
+                    row["picture"] = picture_of(cell if self.named is None else self.named.read_picture(cell))
         except ValueError as error:
             row["reason"] = str(error)
         return row
@@ -184,47 +174,6 @@ def open_row(row: dict[str, Any]) -> Image.Image | None:
         except BadPicture as error:
             row["reason"] = str(error)
     return None
-
-
-def _id_of(value: Any, default: str) -> str:
-    """The id in a cell, or the default if there is none."""
-    if not isinstance(value, (str, int, float, NoneType)) or isinstance(value, bool):
-        raise ValueError(f"The id is neither text nor a number, but {type(value).__name__}.")
-    if value is None or value == "":
-        return NOT_UTF8.sub("?", default)
-    if isinstance(value, str) and NOT_UTF8.search(value):
-        raise ValueError("The id holds bytes that are not UTF-8.")
-    return str(value)
-
-
-def _captions_of(value: Any, separator: str | None) -> list[str]:
-    """The captions in a cell, stripped: one, or several if it is a list or is split at the `separator`."""
-    texts = [text for text in (value if isinstance(value, list) else [value]) if text is not None]
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"The caption is not text, but {type(text).__name__}.")
-        if NOT_UTF8.search(text):
-            raise ValueError("The caption holds bytes that are not UTF-8.")
-    if sum(map(len, texts)) > _MAX_CAPTION:
-        raise ValueError(f"The caption is longer than {_MAX_CAPTION} characters.")
-    parts = [part.strip() for text in texts for part in ([text] if separator is None else text.split(separator))]
-    if not any(parts):
-        raise ValueError("The caption is empty.")
-    return [part for part in parts if part]
-
-
-def _picture_of(value: Any) -> bytes:
-    """The picture's file in a cell: bytes, base64, or the datasets library's struct of `bytes` and `path`."""
-    if isinstance(value, dict):
-        if value.get("bytes") is None and value.get("path") is not None:
-            raise BadPicture(f"The picture is not in the table: there is only its path {value['path']!r}.")
-        value = value.get("bytes")
-    if isinstance(value, str):
-        return decode_base64_picture(value)
-    if not isinstance(value, bytes):
-        what = "missing" if value is None else f"neither bytes nor base64, but {type(value).__name__}"
-        raise BadPicture(f"The picture is {what}.")
-    return value
 
 
 def find_source(
@@ -273,47 +222,48 @@ def find_source(
         source = DataSource("dataset", named.parts, *options, named=named)
         source.check_head(0)
         return source
-    if isinstance(files, (str, Path)):  # a string is a sequence of strings, too
-        raise ValueError(f"files is {str(files)!r}, but must be a list of files.")
-    paths = [path for name in files or () for path in _find_files(str(name))]
-    if not paths:
-        raise ValueError("There are no data: please give files (`train_file`) or a `dataset_name`.")
-    if len(set(paths)) < len(paths):
-        raise ValueError(f"{max(paths, key=paths.count)} is named twice: please name every file once.")
-    kinds = {_kind_of(path): path for path in reversed(paths)}
-    if len(kinds) > 1:
-        raise ValueError(f"{' and '.join(map(str, kinds.values()))} are of different kinds: please give files of one.")
-    (kind,) = kinds
+    kind, paths = _find_files(files)
     if image_folder is not None and kind != "table":
         raise ValueError(f"image_folder is for the paths in CSV and JSON lines, and {paths[0]} is neither.")
     schema = Schema.parse(input_schema) if kind == "tsv" else None
     source = DataSource(kind, tuple(map(str, paths)), *options, schema, Path(image_folder) if image_folder else None)
-    for part, path in enumerate(paths):
-        if kind == "tar":
-            readers.check_archive(path)
+    for part in range(len(paths)):
         source.check_head(part)
     return source
 
 
-def _find_files(name: str) -> Iterator[Path]:
-    """A name as it stands if there is such a file, else a pattern; of a folder, its table if it has one."""
-    is_pattern = glob.has_magic(name) and not os.path.exists(name)
-    found = sorted(glob.glob(name, recursive=True)) if is_pattern else [name]
-    if not found:
-        raise ValueError(f"No file matches {name}.")
-    for path in map(Path, found):
-        tables = [path / table for table in ("metadata.csv", "metadata.jsonl") if (path / table).is_file()]
-        if len(tables) == 2:
-            raise ValueError(f"The folder {path} has both metadata.csv and metadata.jsonl: please name the one to use.")
-        yield tables[0] if tables else path
+def _find_files(names: Sequence[str | Path] | None) -> tuple[str, list[Path]]:
+    """Their kind and paths: a name as it stands if there is such a file, else a pattern; of a folder, its table."""
+    if isinstance(names, (str, Path)):  # a string is a sequence of strings, too
+        raise ValueError(f"files is {str(names)!r}, but must be a list of files.")
+    kinds: dict[Path, str] = {}
+    for name in map(str, names or ()):
+        is_pattern = glob.has_magic(name) and not os.path.exists(name)
+        found = sorted(glob.glob(name, recursive=True)) if is_pattern else [name]
+        if not found:
+            raise ValueError(f"No file matches {name}.")
+        for path in map(Path, found):
+            tables = [path / table for table in ("metadata.csv", "metadata.jsonl") if (path / table).is_file()]
+            if len(tables) == 2:
+                raise ValueError(f"The folder {path} has both {tables[0].name} and {tables[1].name}: please name one.")
+            path = tables[0] if tables else path
+            if path in kinds:
+                raise ValueError(f"{path} is named twice: please name every file once.")
+            kinds[path] = _kind_of(path)
+    if not kinds:
+        raise ValueError("There are no data: please give files (`train_file`) or a `dataset_name`.")
+    if len({*kinds.values()}) > 1:
+        raise ValueError(f"{' and '.join(map(str, kinds))} are of different kinds: please give files of one.")
+    return next(iter(kinds.values())), list(kinds)
 
 
 def _kind_of(path: Path) -> str:
     if path.is_dir():
         return "folder"
     check_file(path)
-    kind = _KINDS.get(Path(path.name.lower().removesuffix(".gz")).suffix)
-    if kind is None:
-        known = ", ".join(_KINDS)
-        raise ValueError(f"The kind of {path} is not known by its name; allowed are folders of pictures and {known}.")
-    return kind
+    name = path.name.lower().removesuffix(".gz")
+    for kind, suffixes in _SUFFIXES.items():
+        if name.endswith(suffixes):
+            return kind
+    known = ", ".join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+    raise ValueError(f"The kind of {path} is not known by its name; allowed are folders of pictures and {known}.")

@@ -20,13 +20,10 @@ from typing import Any
 
 from ..printable import printable
 
-__all__ = ["NOT_UTF8", "BadRows", "Row", "Schema", "check_file", "open_lines", "read_table"]
+__all__ = ["BadRows", "Row", "Schema", "check_file", "open_lines", "read_table"]
 
 MAX_ROW_BYTES = 256 * 1024 * 1024
 _SCHEMA_COLUMN = re.compile(r"\s*([^:]*?)\s*(:\s*(str|int|float)\s*:\s*\d+\s*)?")
-
-# Halves of surrogate pairs: what Python makes of bytes that aren't UTF-8, and what JSON can spell but no file can hold.
-NOT_UTF8 = re.compile(r"[\ud800-\udfff]")
 
 Row = tuple[int, dict[str, Any], str | None]  # line, cells by column, what is wrong with the row if anything
 
@@ -53,15 +50,17 @@ class Schema:
         return cls(tuple(column[1] for column in columns if column))
 
 
-def read_table(path: Path, schema: Schema | None = None) -> Iterator[Row]:
+def read_table(path: Path, schema: Schema | None = None, is_csv: bool | None = None) -> Iterator[Row]:
     """
-    The rows of a table: a TSV if a `schema` is given, else JSON lines or, by its name, CSV with a header, whose bytes
-    that are not UTF-8 come as halves of surrogate pairs.
+    The rows of a table: a TSV if a `schema` is given, else JSON lines or CSV with a header, by default as it is named.
+    Bytes of a CSV that are not UTF-8 come as halves of surrogate pairs.
 
     Raises:
         ValueError: If the file can't be such a table, or at the place where it is damaged.
     """
-    if schema is None and path.name.lower().removesuffix(".gz").endswith(".csv"):
+    if is_csv is None:
+        is_csv = path.name.lower().removesuffix(".gz").endswith(".csv")
+    if is_csv and schema is None:
         yield from _read_csv(path)
         return
     for number, line in open_lines(path):
