@@ -104,7 +104,7 @@ def test_every_control_character_comes_back(format: str, tmp_path) -> None:
 def test_captions_of_several_lines_and_several_captions(tmp_path) -> None:
     rows = [{"text": ["黑猫\n\n在桌上", "红| 苹果"], "image": base64.b64encode(picture()).decode()}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(ValueError, match="has 2 captions: please say what stands between them"):
+    with pytest.raises(ValueError, match="has 2 captions: please give a --caption-separator"):
         prepare(tmp_path / "rows.jsonl", tmp_path / "out")
     done = prepare(tmp_path / "rows.jsonl", tmp_path / "out", caption_separator="|")
     assert rows_of(tmp_path / "out") == [("1", "黑猫 在桌上|红|苹果", picture())]

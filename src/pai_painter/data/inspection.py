@@ -62,14 +62,10 @@ def inspect_rows(
         for pieces in map(processor.word_pieces, row["captions"]):
             lengths.append(len(pieces))
             unknown += processor.tokenizer.unk_token in pieces[:text_length]
-    is_all = next(rows, None) is None
-    facts = [
-        ("rows", f"{len(ids):,}" + ("" if is_all else " (only the first rows were checked)")),
-        ("bad rows", f"{reasons.total():,}"),
-    ]
+    note = "" if next(rows, None) is None else " (only the first rows were checked)"
+    facts = [("rows", f"{len(ids):,}{note}"), ("bad rows", f"{reasons.total():,}")]
     for reason, count in reasons.most_common(_SHOWN_REASONS):
-        bad = first[reason]
-        facts.append(("", f"{count:,} × {bad['reason']} (first: {bad['file']}, line {bad['line']})"))
+        facts.append(("", "{:,} × {reason} (first: {file}, line {line})".format(count, **first[reason])))
     if len(reasons) > _SHOWN_REASONS:
         facts.append(("", f"and {len(reasons) - _SHOWN_REASONS} other reasons"))
     if ids:

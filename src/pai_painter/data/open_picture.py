@@ -20,8 +20,7 @@ __all__ = ["MAX_PICTURE_BYTES", "BadPicture", "decode_base64_picture", "open_pic
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS, MAX_PICTURE_BYTES, _MAX_PROFILE = 1 << 26, 1 << 27, 1 << 24
 
-_MOST_SCANS = 200  # of a JPEG; each of them is a walk over all pixels
-_MOST_EXTENSIONS = 1 << 20  # bytes in front of a GIF's first frame, which Pillow reads in quadratic time
+_MOST_SCANS, _MOST_EXTENSIONS = 200, 1 << 20  # of a JPEG; bytes in front of a GIF's first frame
 # What Pillow makes of PNG's chunks that tell the orientation.
 _PNG_ORIENTATION = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}
 # All that baseline and extended TIFF and its JPEG need to unpack pixels, the orientation and the colour profile.
@@ -94,7 +93,7 @@ def picture_format(data: bytes) -> str | None:
 
 
 def _refuse_endless(data: bytes) -> None:
-    """Small files over which Pillow would work for minutes."""
+    """Small files over which Pillow would work for minutes: a scan is a walk over all pixels, and comments add up."""
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MOST_SCANS:
         raise BadPicture(f"The picture (JPEG) has more than {_MOST_SCANS} scans.")
     if data.startswith(b"GIF8") and len(data) > _MOST_EXTENSIONS:

@@ -21,7 +21,7 @@ from tqdm import trange
 from ..whole_files import new_folder
 from .open_picture import open_picture, picture_format
 from .row_cache import load_rows, mapped
-from .sources import DataSource
+from .sources import FEATURES, DataSource
 
 __all__ = ["prepare_rows"]
 
@@ -30,8 +30,7 @@ _MANIFEST, _REJECTED = "manifest.json", "rejected_rows.jsonl"
 _LINE_BREAK = re.compile(r" *[\t\r\n]+ *")
 _JPEG_QUALITY = 95
 _ROW_GROUP = 64  # readers hold one row group of Parquet in memory at a time
-_STRING = datasets.Value("string")
-_SCHEMA = datasets.Features({"idx": _STRING, "text": _STRING, "image": datasets.Image()}).arrow_schema
+_SCHEMA = datasets.Features(idx=FEATURES["idx"], text=FEATURES["idx"], image=datasets.Image()).arrow_schema
 
 
 def prepare_rows(
@@ -105,10 +104,8 @@ def _check_captions(rows: datasets.Dataset, separator: str | None) -> int:
     joined = 0
     for row in rows.select_columns(["idx", "captions"]):
         if len(row["captions"]) > 1 and separator is None:
-            raise ValueError(
-                f"The row {row['idx']!r} has {len(row['captions'])} captions: please say what stands between them in "
-                "the shards with --caption-separator."
-            )
+            count = len(row["captions"])
+            raise ValueError(f"The row {row['idx']!r} has {count} captions: please give a --caption-separator.")
         joined += any(_LINE_BREAK.search(caption) for caption in row["captions"])
     return joined
 

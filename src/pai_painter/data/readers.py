@@ -35,8 +35,8 @@ def read_inside(folder: Path, name: str) -> bytes:
     The content of a file in a folder, named by a stranger. Nothing is downloaded.
 
     Raises:
-        ValueError: If no file can have this name, it isn't there or can't be read, is no regular file, is too large, or
-            lies outside of the folder, be it by a symbolic link.
+        ValueError: If it isn't there or can't be read, is no regular file, is too large, or lies outside of the folder,
+            be it by a symbolic link.
         OSError: If the machine is in trouble.
     """
     shown = printable(name)[:80]
@@ -73,13 +73,12 @@ def read_folder(folder: Path, caption: str, image: str) -> Iterator[Row]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         linked |= {(here / name).as_posix() for name in folders if Path(place, name).is_symlink()}
         files |= {(here / name).as_posix() for name in names if not name.startswith(".")}
-    texts = {
-        name: Path(name).with_suffix(".txt").as_posix() for name in files if name.lower().endswith(_PICTURE_SUFFIXES)
-    }
-    others = printable(", ".join(sorted(files - texts.keys() - {*texts.values()})), 200)
+    pictures = {name for name in files if name.lower().endswith(_PICTURE_SUFFIXES)}
+    texts = {name: Path(name).with_suffix(".txt").as_posix() for name in pictures}
+    others = printable(", ".join(sorted(files - pictures - {*texts.values()})), 200)
     if others:
         logger.warning_once(f"Neither pictures nor their texts, and left out of {folder}: {others}")
-    for number, name in enumerate(sorted(linked | texts.keys()), 1):
+    for number, name in enumerate(sorted(linked | pictures), 1):
         cells, reason = {image: name}, _LINKED if name in linked else None
         try:
             if reason is None:
@@ -132,27 +131,20 @@ class NamedDataset:
     A split of a data set on the Hub, or of a folder of this machine as the datasets library reads it. A folder is
     always read where it is: the library's cache of it goes by the files' times and would miss a change.
 
-    Attributes:
-        parts: names of its shards.
-        fingerprint: of what was downloaded; `None` if the rows themselves must be looked at.
-
     Raises:
         ValueError: If it can't be loaded, or names files outside of its folder.
     """
 
     def __init__(self, name: str, config_name: str | None, split: str, cache_dir: Any, streaming: bool) -> None:
         self.options = [config_name, split]
-        self.folder = Path(name) if os.path.isdir(name) else None
-        is_streamed = streaming or self.folder is not None
+        self.folder = folder = Path(name) if os.path.isdir(name) else None
+        is_streamed = streaming or folder is not None
         try:
             builder = datasets.load_dataset_builder(name, config_name, cache_dir=cache_dir and str(cache_dir))
-            for path in (str(path) for files in (builder.config.data_files or {}).values() for path in files):
-                # Its card may name any file. Pictures are looked at when they are read.
-                if (
-                    self.folder
-                    and not _is_inside(self.folder, Path(path))
-                    and not path.lower().endswith(_PICTURE_SUFFIXES)
-                ):
+            files = [str(path) for paths in (builder.config.data_files or {}).values() for path in paths]
+            # A folder's card may name any file. Pictures are looked at when they are read.
+            for path in files:
+                if folder and not (_is_inside(folder, Path(path)) or path.lower().endswith(_PICTURE_SUFFIXES)):
                     raise ValueError(f"its card or a link names {path!r}, which lies outside of the folder.")
             if not is_streamed:
                 builder.download_and_prepare()
@@ -161,6 +153,7 @@ class NamedDataset:
         except Exception as error:  # as above
             raise ValueError(f"The data set {name} ({split}) can't be loaded: {printable(error, 500)}") from error
         self._rows, self._is_image_folder = _undecoded(rows), builder.info.builder_name == "imagefolder"
+        # Of what was downloaded, or else the rows themselves must be looked at.
         self.fingerprint = None if is_streamed else str(rows._fingerprint)
         count = rows.num_shards if is_streamed else 1
         numbers = [f", shard {part + 1} of {count}" for part in range(count)] if count > 1 else [""]

@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -29,9 +30,7 @@ __all__ = ["PictureRows", "cached_table", "load_rows", "mapped"]
 
 logger = logging.getLogger(__name__)
 
-# Raised whenever the table's columns, the checks of a row or the reading of pictures change, so that old caches are
-# left alone.
-_LAYOUT = 7
+_LAYOUT = 7  # raised when the table's columns or the checks of a row change, so that old caches are left alone
 _BATCH = 32  # rows written at a time: a thousand pictures, the default, are not little memory
 _CHECKED_BYTES = 1 << 27
 
@@ -40,7 +39,7 @@ def load_rows(
     source: DataSource,
     max_bad_rows: int = 100,
     cache_dir: str | Path | None = None,
-    rejects: str | Path | None = None,
+    rejects: Path | None = None,
     workers: int = 1,
 ) -> datasets.Dataset:
     """
@@ -62,7 +61,7 @@ def load_rows(
     identity = json.dumps([_LAYOUT, source.content_hash(), source.options])
     key = hashlib.sha256(identity.encode()).hexdigest()[:24]
     path = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "pai_painter_rows" / f"{key}.arrow"
-    bad = BadRows(source.name, max_bad_rows, None if rejects is None else Path(rejects))
+    bad = BadRows(source.name, max_bad_rows, rejects)
     table = cached_table(path, FEATURES, _checked_rows(source, bad, workers))
     is_bad = table.data["reason"].is_valid().to_numpy()
     for row in table.select_columns(["idx", "part", "line", "reason"]).select(np.flatnonzero(is_bad)):
@@ -103,9 +102,7 @@ def cached_table(path: Path, features: datasets.Features, rows: Iterable[dict[st
     checksum = path.with_suffix(".sha256")
 
     def write(partial: Path) -> None:
-        with datasets.arrow_writer.ArrowWriter(
-            features=features, path=str(partial), writer_batch_size=_BATCH
-        ) as writer:
+        with ArrowWriter(features=features, path=str(partial), writer_batch_size=_BATCH) as writer:
             for row in rows:
                 writer.write(row)
             writer.finalize()

@@ -54,14 +54,14 @@ class PictureStream(IterableDataset[StreamedRow]):
         rank: int = 0,
         processes: int = 1,
         max_bad_rows: int = 100,
-        rejects: str | Path | None = None,
+        rejects: Path | None = None,
     ) -> None:
         super().__init__()
         if shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer is {shuffle_buffer}, but at least one row must be held.")
         self.source, self.seed, self.shuffle_buffer = source, seed, shuffle_buffer
         self.rank, self.processes, self.max_bad_rows = rank, processes, max_bad_rows
-        self.rejects = None if rejects is None else list_of_process(Path(rejects), rank)
+        self.rejects = None if rejects is None else list_of_process(rejects, rank)
         self._epoch = self._position = 0
 
     def start_at(self, epoch: int, position: int) -> None:
@@ -72,9 +72,8 @@ class PictureStream(IterableDataset[StreamedRow]):
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
             raise ValueError(f"A stream is read by one worker, but there are {worker.num_workers}.")
-        name, resumes = self.source.name, bool(self._epoch or self._position)
-        rejected = BadRows(name, self.max_bad_rows, self.rejects, resumes)
-        start = self._position
+        resumes, start = bool(self._epoch or self._position), self._position
+        rejected = BadRows(self.source.name, self.max_bad_rows, self.rejects, resumes)
         for epoch in itertools.count(self._epoch):
             usable = 0
             for position, record in enumerate(self._shuffled(epoch)):
@@ -89,21 +88,15 @@ class PictureStream(IterableDataset[StreamedRow]):
                     yield StreamedRow(row["idx"], row["captions"], picture, epoch, position + 1)
             # Of an epoch that was joined in its middle nothing may be left.
             if not usable and not start:
-                raise ValueError(f"{name} has no usable row for this process ({rejected}).")
+                raise ValueError(f"{self.source.name} has no usable row for this process ({rejected}).")
             start = 0
 
     def _shuffled(self, epoch: int) -> Iterator[Record]:
-        """
-        All records of an epoch.
-
-        Of Python's generators only the sequence of `random()` is promised never to change, so all is made of that.
-        """
+        # Of Python's generators only the sequence of `random()` is promised never to change, so all is made of that.
         draw = random.Random(f"{self.seed} {epoch}").random
-        if self.shuffle_buffer == 1:
-            yield from self.source.records()
-            return
         buffer: list[Record] = []
-        for record in self.source.records(sorted(range(len(self.source.parts)), key=lambda part: draw())):
+        parts = range(len(self.source.parts))
+        for record in self.source.records(sorted(parts, key=lambda part: draw()) if self.shuffle_buffer > 1 else parts):
             if len(buffer) < self.shuffle_buffer:
                 buffer.append(record)
                 continue
