@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-From whatever the user names (files, patterns, folders, a data set) to rows with the columns `idx, captions, picture`.
-
-TSV, CSV and JSON lines are read by `table_files`, everything else by libraries.
-"""
+"""From whatever the user names (files, patterns, folders, a data set) to rows with `idx`, `captions` and `picture`."""
 
 import glob
 import hashlib
