@@ -90,7 +90,7 @@ def prepare_rows(
 
 def _files_of(output: Path) -> list[str]:
     """The files of an earlier run, by its manifest."""
-    with suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is another program's
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or not ours
         manifest = json.loads((output / _MANIFEST).read_bytes())
         if manifest["layout"] == _LAYOUT:
             return list(manifest["files"])
