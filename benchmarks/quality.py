@@ -92,7 +92,7 @@ def _load(
         found = list(islice(source.rows(), rows))
         for row in found:
             if row["reason"] is not None:
-                raise source.bad_row(row)
+                raise ValueError("{file}, line {line}: {reason}".format(**source.bad_row(row)))
         opened = [open_picture(row["picture"]) for row in found]
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error

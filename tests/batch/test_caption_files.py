@@ -103,8 +103,8 @@ def test_standard_input_may_be_read_twice() -> None:
     [
         ("a.tsv", None, {}, "There is no file"),
         ("a.tsv", "", {}, "is empty"),
-        ("a.tsv", b"\xff\xfea\0", {}, "looks like UTF-16 text .please save it as UTF-8"),
-        ("a.txt", b"\x89PNG\r\n", {}, "PNG"),
+        ("a.tsv", b"\xff\xfea\0", {}, "UTF-16|not text in UTF-8"),
+        ("a.txt", b"\x89PNG\r\n\x1a\n\0\0", {}, "PNG"),
         ("a.dat", "x", {}, "set the input format of .*a.dat to one of tsv, csv, jsonl, parquet, text"),
         ("a.tsv", "x", {"kind": "xml"}, "got 'xml'"),
         ("a.tsv", "x", {"caption_column": "c"}, "has no column 'c'"),

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands that look at captions and pictures, and that prepare them for training."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,12 +18,7 @@ from .common import (
     quieten,
 )
 
-if TYPE_CHECKING:
-    from ..data.inspection import Inspection, Spread
-
 __all__ = ["inspect", "prepare"]
-
-_SHOWN_REASONS = 5
 
 SchemaOption = Annotated[str, typer.Option(help="Columns of a TSV, which has no header.")]
 IdOption = Annotated[str, typer.Option(help="The column of ids.")]
@@ -60,14 +53,14 @@ def prepare(
     caption_separator: SeparatorOption = None,
     image_folder: FolderOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Start over; removes only the shards that the folder's manifest names.")
+        bool, typer.Option("--force", help="Replace a folder that `prepare` has written, if it holds nothing else.")
     ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """
     Check captions and pictures, and write them as shards to train on.
 
-    If it is stopped, rerun the command to resume. Rows that can't be used are listed in rejected_rows.jsonl.
+    The folder is there when all of it is written. Rows that can't be used are listed in its rejected_rows.jsonl.
 
     Examples:
 
@@ -75,9 +68,9 @@ def prepare(
 
     pai-painter prepare captions.csv data --format parquet --size 256 --workers 4
     """
-    with one_sentence_errors(verbose, "Stopped; rerun the command to resume after the last complete shard."):
+    with one_sentence_errors(verbose, "Stopped; nothing was written."):
         quieten(verbose)
-        from ..data.prepare import PrepareOptions, prepare_rows
+        from ..data.prepare import prepare_rows
         from ..data.sources import find_source
 
         found = find_source(
@@ -89,16 +82,22 @@ def prepare(
             caption_separator=caption_separator,
             image_folder=image_folder,
         )
-        options = PrepareOptions(format, shard_size, size, caption_separator)
-        with _progress() as progress:
-            done = prepare_rows(
-                found, output, options, workers=workers, max_bad_rows=max_bad_rows, force=force, progress=progress
-            )
-        echo(f"{output}: {counted(done.rows, 'row')} in {counted(len(done.shards), 'shard')}")
-        if done.rejected_file is not None:
-            echo(f"{counted(done.rejected, 'row')} can't be used: {done.rejected_file} says why.")
-        if done.joined_lines:
-            echo(f"{counted(done.joined_lines, 'row')}: line breaks and tabs in the caption became spaces.")
+        done = prepare_rows(
+            found,
+            output,
+            format=format,
+            shard_size=shard_size,
+            size=size,
+            caption_separator=caption_separator,
+            workers=workers,
+            max_bad_rows=max_bad_rows,
+            force=force,
+        )
+        echo(f"{output}: {counted(done['rows'], 'row')} in {counted(-(-done['rows'] // shard_size), 'shard')}")
+        if done["rejected"]:
+            echo(f"{counted(done['rejected'], 'row')} can't be used: {output / 'rejected_rows.jsonl'} says why.")
+        if done["joined_lines"]:
+            echo(f"{counted(done['joined_lines'], 'row')}: line breaks and tabs in the caption became spaces.")
 
 
 def inspect(
@@ -128,6 +127,10 @@ def inspect(
     """
     with one_sentence_errors(verbose, "Stopped; nothing was written."):
         quieten(verbose)
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
         from ..data.inspection import inspect_rows
         from ..data.sources import find_source
         from ..model.processing_pai_painter import PaiPainterProcessor
@@ -142,52 +145,7 @@ def inspect(
             image_folder=image_folder,
         )
         processor = PaiPainterProcessor.from_pretrained(model_or_demo(model), revision=revision)
-        with _progress() as progress:
-            found = inspect_rows(source, processor, text_length=text_length, max_rows=max_rows, progress=progress)
-        _show(found)
-
-
-def _show(found: "Inspection") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    facts = [
-        ("rows", f"{found.rows:,}" + ("" if found.complete else " (only the first rows were checked)")),
-        ("bad rows", f"{found.bad_rows:,}"),
-    ]
-    for kind, count in found.reasons.most_common(_SHOWN_REASONS):
-        first = found.examples[kind]
-        facts.append(("", f"{count:,} × {first.reason} (first: {first.path}, line {first.line_number})"))
-    if len(found.reasons) > _SHOWN_REASONS:
-        facts.append(("", f"and {len(found.reasons) - _SHOWN_REASONS} other reasons"))
-    if found.rows:
-        facts += [
-            ("repeated ids", f"{found.repeated_ids:,}"),
-            ("captions", f"{found.caption_lengths.total():,}"),
-            ("their word pieces", _spread(found.caption_lengths)),
-            (f"truncated at {found.text_length}", f"{found.cut:,}"),
-            ("with unknown words", f"{found.unknown:,}"),
-            ("widths in pixels", _spread(found.widths)),
-            ("heights in pixels", _spread(found.heights)),
-            (f"a side below {found.resolution}", f"{found.small:,}"),
-            ("formats", ", ".join(f"{name} {count:,}" for name, count in found.formats.most_common())),
-        ]
-    table = Table(show_header=False, title=Text(printable(found.name)))
-    for name, fact in facts:
-        table.add_row(name, Text(printable(fact)))  # Text: what looks like markup in a file's name is none
-    Console().print(table)
-
-
-def _spread(spread: "Spread") -> str:
-    smallest, median, most, largest = (spread.quantile(share) for share in (0, 0.5, 0.95, 1))
-    return f"{smallest} to {largest}, median {median}, 95 % up to {most}"
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """Rows and rows per second, on a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(unit=" rows", disable=None, leave=False) as bar:
-        yield lambda done: bar.update(done - bar.n) and None
+        table = Table(show_header=False, title=Text(printable(source.name)))
+        for name, fact in inspect_rows(source, processor, text_length=text_length, max_rows=max_rows):
+            table.add_row(name, Text(printable(fact)))  # Text: what looks like markup in a file's name is none
+        Console().print(table)
