@@ -20,7 +20,7 @@ def build_accelerator(training: TrainingArguments) -> Accelerator:
     """
     forget_empty_ranks()
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    wanted = training.mixed_precision = training.mixed_precision or told
+    wanted = training.mixed_precision = training.mixed_precision or told  # type: ignore[assignment]
     if wanted not in ("no", "bf16", "fp16") or told not in ("no", wanted):
         raise ValueError(
             f"accelerate was launched with mixed precision {told}, but `mixed_precision` is {wanted}: please set one "
@@ -59,21 +59,17 @@ def _asked_for(name: str) -> bool:
 
 
 def _check_launch(accelerator: Accelerator, training: TrainingArguments) -> None:
-    steps, device = accelerator.gradient_accumulation_steps, accelerator.device.type
-    if steps != training.gradient_accumulation_steps:
-        raise ValueError(
-            f"accelerate was launched with gradient_accumulation_steps {steps}, but `gradient_accumulation_steps` is "
-            f"{training.gradient_accumulation_steps}: please give both the same."
-        )
+    told, wanted = accelerator.gradient_accumulation_steps, training.gradient_accumulation_steps
+    if told != wanted:
+        raise ValueError(f"accelerate was launched with {told} `gradient_accumulation_steps`, but here it is {wanted}.")
     # torchrun on a machine without accelerators gives accelerate no hint.
     if (started := int(os.environ.get("WORLD_SIZE", "1"))) != accelerator.num_processes:
         raise ValueError(f"{started} processes would each train alone: on the CPU, set ACCELERATE_USE_CPU=true.")
+    device = accelerator.device.type
     if device == "cpu" and training.mixed_precision == "fp16":
         raise ValueError("fp16 needs an accelerator; on the CPU please set `mixed_precision` to bf16 or no.")
     for name in ("FSDP", "DEEPSPEED"):
         if _asked_for(name) and accelerator.distributed_type != DistributedType[name]:
-            raise ValueError(
-                f"{name} needs accelerators, and this machine trains on {device}; please launch without it."
-            )
+            raise ValueError(f"{name} needs accelerators, and this machine trains on {device}: please launch without.")
     if training.use_ema and is_sharded(accelerator):
         raise ValueError("`use_ema` needs the whole weights in each process; please launch without FSDP or DeepSpeed.")

@@ -2,7 +2,6 @@
 """What is asked at every step: whether a signal ends the run, and whether the model is the best so far."""
 
 import math
-import shutil
 import signal
 import threading
 from contextlib import ExitStack
@@ -57,9 +56,8 @@ class StopSignals(ExitStack):
 
 class BestModel:
     """
-    Remembers the lowest validation loss, and keeps its model in `output_dir/best`.
-
-    After `patience` validations in a row without a lower loss, `exhausted` is true.
+    Remembers the lowest validation loss and its step, and keeps its model in `output_dir/best`. `worse` counts the
+    validations since then that weren't lower.
     """
 
     def __init__(self, output_dir: Path, patience: int | None):
@@ -74,18 +72,8 @@ class BestModel:
 
     @property
     def exhausted(self) -> bool:
-        """Whether it is time to stop."""
+        """Whether `patience` validations in a row weren't lower."""
         return self.patience is not None and self.worse >= self.patience
-
-    @property
-    def is_missing(self) -> bool:
-        """Whether the folder no longer holds the model that is remembered."""
-        return math.isfinite(self.loss) and not any(self.folder.glob("*.safetensors"))
-
-    def copy_to(self, folder: Path) -> None:
-        """Copies the kept model's files."""
-        for file in self.folder.iterdir():
-            shutil.copy2(file, folder / file.name)
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints. The kept model isn't in them: a resumed run keeps it again."""

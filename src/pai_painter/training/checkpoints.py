@@ -10,10 +10,11 @@ Nothing in a checkpoint is executed: accelerate reads its own files with safeten
 registered with it would be unpickled, so our states are in a file of their own.
 """
 
+import hashlib
 import json
 import logging
 import shutil
-import zlib
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,18 +23,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import SAFE_WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_model
 from torch import nn
 
 from ..whole_files import sync
 from .output_folder import all_checkpoints
 
-__all__ = ["FAILED_SAVES", "all_well", "find_checkpoint", "hold_only_trained", "load_checkpoint", "save_checkpoint"]
+__all__ = ["attempt", "find_checkpoint", "hold_only_trained", "load_checkpoint", "save_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-FAILED_SAVES = (OSError, RuntimeError, SafetensorError)  # torch.save and safetensors have their own for a full disk
-_UNREADABLE = (*FAILED_SAVES, UnpicklingError, EOFError, KeyError)  # other shapes, damage
+_FAILED_SAVES = (OSError, RuntimeError, SafetensorError)  # torch.save and safetensors have their own for a full disk
+_UNREADABLE = (*_FAILED_SAVES, UnpicklingError, EOFError, KeyError)  # other shapes, damage
 _MANIFEST, _STATES = "manifest.json", "states.pt"
 
 
@@ -54,37 +55,33 @@ def save_checkpoint(
     """
     final, main = folder / f"checkpoint-{step}", accelerator.is_main_process
     partial = folder / f".{final.name}.partial"
-    if main:
-        shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    problem: Exception | None = None
-    try:
+
+    def write() -> None:
         accelerator.save_state(str(partial))
         if main:
             torch.save({name: state.state_dict() for name, state in states.items()}, partial / _STATES)
-    except FAILED_SAVES as error:
-        problem = error
-    written = all_well(accelerator, problem)  # all files of all processes, before they are listed
-    try:
-        if written and main:
+
+    def publish() -> None:
+        if main:
             _publish(partial, final, {"step": step, "processes": accelerator.num_processes, "settings": settings})
-    except OSError as error:
-        problem = error
-    written = all_well(accelerator, problem) and written
+
+    if main:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    problem = attempt(accelerator, write) or attempt(accelerator, publish)  # all files, before they are listed
     if main:
         found = all_checkpoints(folder)
         whole = [path for path in found if _damage(path, contents=False) is None]
-        if written:  # later ones are left from a run that was resumed at an earlier step
+        if problem is None:  # later ones are left from a run that was resumed at an earlier step
             oldest = whole[: whole.index(final) + 1][-keep:][0]
             for old in found[: found.index(oldest)]:
                 shutil.rmtree(old, ignore_errors=True)
         else:
             shutil.rmtree(partial, ignore_errors=True)
-            reason = " ".join(str(problem or "another process failed").split())
             newest = f"the newest is {whole[-1].name}" if whole else "there is none yet"
-            logger.warning("%s could not be saved (%s); %s.", final, reason, newest)
+            logger.warning("%s could not be saved (%s); %s.", final, " ".join(str(problem).split()), newest)
     accelerator.wait_for_everyone()
-    return final if written else None
+    return final if problem is None else None
 
 
 def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
@@ -99,32 +96,36 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     sync(final.parent)
 
 
-def all_well(accelerator: Accelerator, problem: Exception | None) -> bool:
-    """Whether no process has a problem. All call it: they must not wait for each other at different places."""
-    flag = torch.tensor(int(problem is not None), device=accelerator.device)
-    return not accelerator.reduce(flag, "sum").item()
+def attempt(accelerator: Accelerator, save: Callable[..., None], *arguments: Any) -> Exception | None:
+    """
+    Calls `save`, and gives the reason if that failed on any process. All call it, so that none of them waits for
+    another one that has failed.
+    """
+    problem: Exception | None = None
+    try:
+        save(*arguments)
+    except _FAILED_SAVES as error:
+        problem = error
+    failed = torch.tensor(int(problem is not None), device=accelerator.device)
+    return problem or (OSError("another process failed") if accelerator.reduce(failed, "sum").item() else None)
 
 
 def hold_only_trained(accelerator: Accelerator, trained: list[nn.Parameter]) -> None:
-    """From now on, checkpoints leave out weights that aren't among `trained`, such as an adapter's large base."""
+    """From now on, checkpoints leave out parameters that aren't among `trained`, such as an adapter's large base."""
     wanted = {id(parameter) for parameter in trained}
 
-    def held(model: nn.Module) -> dict[str, torch.Tensor]:
-        frozen = {name for name, parameter in model.named_parameters() if id(parameter) not in wanted}
-        return {name: weight for name, weight in model.state_dict().items() if name not in frozen}
+    def frozen(model: nn.Module) -> set[str]:
+        return {name for name, parameter in model.named_parameters() if id(parameter) not in wanted}
 
     def leave_out(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
-        for name in weights[0].keys() - held(models[0]).keys():
+        for name in frozen(models[0]):
             del weights[0][name]
 
     def put_back(models: list[nn.Module], folder: str) -> None:
-        own = held(models.pop())  # accelerate would want all weights for it
-        state = load_file(Path(folder) / SAFE_WEIGHTS_NAME)
-        if state.keys() != own.keys():
+        model = models.pop()  # accelerate would want all weights for it
+        missing, unexpected = load_model(model, Path(folder) / SAFE_WEIGHTS_NAME, strict=False)
+        if unexpected or set(missing) != frozen(model):
             raise ValueError(f"{folder} holds other weights than this run trains; please take a new output folder.")
-        with torch.no_grad():
-            for name, weight in own.items():
-                weight.copy_(state[name])
 
     accelerator.register_save_state_pre_hook(leave_out)
     accelerator.register_load_state_pre_hook(put_back)
@@ -206,10 +207,6 @@ def _damage(checkpoint: Path, contents: bool = True) -> str | None:
     return None
 
 
-def _checksum(path: Path) -> int:
-    """CRC-32: against bytes that flip, not against people, and several times as fast as a hash."""
-    checksum = 0
+def _checksum(path: Path) -> str:
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,7 +25,6 @@ from .output_folder import all_checkpoints
 
 __all__ = ["parse_arguments", "run_from_command_line"]
 
-_FILES = (".yaml", ".yml", ".json")
 _HEAD_START = 5.0  # seconds that the first process has to say what is wrong, and its launcher to end the others
 _ABOUT = "The settings may be in a YAML or JSON file, given first; flags after it override its lines. For example: "
 _ABOUT += "%(prog)s settings.yaml --learning_rate 2e-5"
@@ -43,11 +42,8 @@ def parse_arguments(
     types: tuple[type, ...], argv: list[str] | None = None, program: str | None = None
 ) -> tuple[Any, ...]:
     """
-    Fills the dataclasses `types` from flags, or from one YAML or JSON file that holds them and flags that override it.
-
-    Args:
-        argv: the words of the command line; `sys.argv[1:]` if not given.
-        program: what the help calls the program; the script's name if not given.
+    Fills the dataclasses `types` from flags (`sys.argv[1:]` by default), or from one YAML or JSON file that holds them
+    and flags that override it. The help calls the program `program`.
 
     Raises:
         ValueError: if a setting is unknown, missing or not allowed, or if the file can't be read.
@@ -56,15 +52,15 @@ def parse_arguments(
     parser = _load_parser_class()(types, prog=program, description=_ABOUT, allow_abbrev=False)
     parser.error = _refuse
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv and argv[0].endswith(_FILES):
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv[:1] = _flags_of_file(os.path.expanduser(argv[0]))
-    known = parser._option_string_actions
+    known = [option.lstrip("-").replace("-", "_") for option in parser._option_string_actions]
     for word in argv:  # before argparse complains that a required setting, perhaps this one misspelt, is missing
-        flag = word.partition("=")[0]
-        if flag.startswith("--") and flag not in known:
-            similar = difflib.get_close_matches(flag.replace("-", "_").replace("__", "--", 1), known, 1)
-            hint = f"did you mean `{similar[0].lstrip('-')}`?" if similar else "--help lists all settings."
-            raise ValueError(f"There is no setting `{flag.lstrip('-').replace('-', '_')}`; {hint}")
+        name = word.partition("=")[0].lstrip("-").replace("-", "_")
+        if word.startswith("--") and name not in known:
+            similar = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean `{similar[0]}`?" if similar else "--help lists all settings."
+            raise ValueError(f"There is no setting `{name}`; {hint}")
     *arguments, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
     if unknown:
         raise ValueError(f"{unknown[0]!r} belongs to no setting; a settings file must be the first word.")

@@ -1,61 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's folder: one run at a time, no other model overwritten, and a model that is whole or not there."""
 
-import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .arguments import TrainingArguments
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 __all__ = ["all_checkpoints", "check_folder", "held_folder", "save_whole"]
 
-logger = logging.getLogger(__name__)
-
-_WAIT = 10  # seconds: the loader workers of a killed run hold its lock a little longer
 _MODELS = ("config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 
 
 @contextmanager
 def held_folder(folder: Path) -> Iterator[None]:
     """
-    While it lasts, no other run trains in `folder`, by a lock on the folder itself that ends with the process. What a
-    killed run left half-written is removed. Raises `ValueError` if another run trains there.
+    While it lasts, no other run trains in `folder`: that would be a `ValueError`. What a killed run left half-written
+    is removed.
     """
-    descriptor, deadline = os.open(folder, os.O_RDONLY) if fcntl else -1, time.monotonic() + _WAIT
     try:
-        while fcntl:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ValueError(
-                        f"Another training runs in {folder}: please stop it (processes can outlive a launcher that was "
-                        f"killed), or take another `output_dir`."
-                    ) from None
-                time.sleep(0.2)
-            except OSError as error:
-                logger.warning("%s can't be locked (%s): please run only one training there.", folder, error)
-                break
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"Another training runs in {folder}: please stop it (processes can outlive a launcher that was killed), or "
+            f"take another `output_dir`."
+        ) from None
+    with lock:
         for pattern in (".model-*", "best/.model-*", ".checkpoint-*.partial"):
             for left_over in folder.glob(pattern):
                 shutil.rmtree(left_over, ignore_errors=True)
         yield
-    finally:
-        if fcntl:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # forked workers have the descriptor, too
-            os.close(descriptor)
 
 
 def check_folder(training: TrainingArguments, adapter: bool) -> None:
@@ -96,7 +75,7 @@ def all_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def save_whole(save: Callable[[Path], None], folder: Path) -> None:
+def save_whole(save: Callable[[Path], object], folder: Path) -> None:
     """Saves beside and moves into place, weights last: a folder with weights has all of the model."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as scratch:

@@ -22,11 +22,8 @@ __all__ = ["build_painter", "naming_damaged_files", "take_vqgan", "with_vqgan"]
 
 def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     """
-    The painter, in float32, and its processor.
-
-    Raises:
-        ValueError: if configuration, VQGAN and vocabulary are damaged or don't fit each other.
-        OSError: if one of them isn't there.
+    The painter, in float32, and its processor. Raises `ValueError` if configuration, VQGAN and vocabulary are damaged
+    or don't fit each other, and `OSError` if one of them isn't there.
     """
     with naming_damaged_files(str(model.model_name_or_path or model.config_name)):
         painter, processor = _new(model) if model.model_name_or_path is None else _trained(model)

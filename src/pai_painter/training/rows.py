@@ -30,21 +30,16 @@ def find_training_source(data: DataArguments) -> DataSource:
 
 
 def load_training_rows(
-    data: DataArguments, source: DataSource, output_dir: str | Path, accelerator: Accelerator
+    data: DataArguments, source: DataSource, output_dir: str, accelerator: Accelerator
 ) -> datasets.Dataset:
     """
     Checked training rows. The first process of a machine builds the cache. What can't be used is listed in
-    rejected_rows.jsonl.
-
-    Raises:
-        ValueError: if a file can't be used, holds no usable row or too many unusable ones.
+    rejected_rows.jsonl. Raises `ValueError` if a file can't be used, holds no usable row or too many unusable ones.
     """
     return _load(data, source, Path(output_dir) / _REJECTED_TRAIN, accelerator)
 
 
-def load_validation_rows(
-    data: DataArguments, output_dir: str | Path, accelerator: Accelerator
-) -> datasets.Dataset | None:
+def load_validation_rows(data: DataArguments, output_dir: str, accelerator: Accelerator) -> datasets.Dataset | None:
     """Checked rows to validate on, if there are any; see [`load_training_rows`]."""
     if not data.validates:
         return None
@@ -53,18 +48,12 @@ def load_validation_rows(
 
 
 def open_stream(
-    data: DataArguments, source: DataSource, output_dir: str | Path, accelerator: Accelerator, seed: int
+    data: DataArguments, source: DataSource, output_dir: str, accelerator: Accelerator, seed: int
 ) -> PictureStream:
     """This process's share of the training rows, as they come."""
-    return PictureStream(
-        source,
-        seed=seed,
-        shuffle_buffer=data.shuffle_buffer,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        max_bad_rows=data.max_bad_rows,
-        rejects=Path(output_dir) / _REJECTED_TRAIN,
-    )
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    rejects = Path(output_dir) / _REJECTED_TRAIN
+    return PictureStream(source, seed, data.shuffle_buffer, rank, processes, data.max_bad_rows, rejects)
 
 
 def encode_together(cache: ImageTokenCache, accelerator: Accelerator) -> datasets.Dataset:
@@ -75,9 +64,9 @@ def encode_together(cache: ImageTokenCache, accelerator: Accelerator) -> dataset
         return cache.load()
 
 
-def rejected_rows(output_dir: str | Path, processes: int) -> int:
+def rejected_rows(output_dir: Path, processes: int) -> int:
     """How many training rows couldn't be used, by the lists of all processes in the output folder."""
-    lists = [list_of_process(Path(output_dir) / _REJECTED_TRAIN, rank) for rank in range(processes)]
+    lists = [list_of_process(output_dir / _REJECTED_TRAIN, rank) for rank in range(processes)]
     return sum(path.read_bytes().count(b"\n") for path in lists if path.is_file())
 
 

@@ -15,13 +15,12 @@ from ..model_hash import architecture_of, hash_of_model
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
 from .callbacks import BestModel
 from .command_line import run_from_command_line
-from .model_card import describe_run
 from .painter_data import PainterData
 from .painter_model import build_painter, take_vqgan, with_vqgan
 from .painter_objective import PainterObjective
 from .painter_rows import sequences
-from .publishing import check_push, push_model
-from .training_run import TrainingRun
+from .publishing import check_push, describe_run, push_model
+from .training_run import begin_run
 
 __all__ = ["main", "train_painter"]
 
@@ -37,25 +36,22 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
         Stopped: if SIGTERM or Ctrl-C came while it trained; there is a checkpoint then.
     """
     check_push(model, training)
-    with TrainingRun(training, adapter=model.lora_rank is not None) as run:
+    with begin_run(training, adapter=model.lora_rank is not None) as run:
         painter, processor = build_painter(model)
         vqgan = take_vqgan(painter).to(run.accelerator.device)
         rows = PainterData(run, vqgan, processor, data, training)
-        settings = {**_settings_of(painter, vqgan, processor, model), "data": rows.identity}
-        best = None
-        if training.keeps_best:
-            best = BestModel(Path(training.output_dir), training.early_stopping_patience)
-            settings["validation_data"] = rows.validation_identity
+        settings = {**_settings_of(painter, vqgan, processor, model), **rows.identities}
         if model.lora_rank is not None:
             targets = model.lora_target_modules or None
             add_lora(painter, model.lora_rank, model.lora_alpha, model.lora_dropout, targets, model.revision)
         trained = [parameter for parameter in painter.parameters() if parameter.requires_grad]
+        best = BestModel(run.folder, training.early_stopping_patience) if training.keeps_best else None
         run.prepare(PainterObjective(painter, training.pkeep), trained, rows.count, settings, rows.stateful, best)
 
-        run.evaluate, run.sample = partial(rows.validate, run), partial(rows.sample, painter)
+        run.evaluate, run.sample = rows.validate, partial(rows.sample, painter)
         run.save = partial(_save, painter, vqgan, processor)
         with run.signals:
-            for step, batch in rows.batches(run):
+            for step, batch in rows.batches():
                 input_ids, labels = sequences(batch, run.accelerator.device, rows.encoder)
                 loss = run.objective(input_ids, labels)
                 run.update(loss)
@@ -66,7 +62,7 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
             with with_vqgan(painter, vqgan):
                 describe_run(run, painter, rows, model, data, training)
             push_model(training)
-    return Path(training.output_dir)
+    return run.folder
 
 
 def _settings_of(

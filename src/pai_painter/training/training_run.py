@@ -3,9 +3,10 @@
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,15 @@ from transformers import get_scheduler
 from .accelerator import build_accelerator, is_sharded
 from .arguments import TrainingArguments
 from .callbacks import BestModel, Stopped, StopSignals
-from .checkpoints import FAILED_SAVES, all_well, find_checkpoint, hold_only_trained, load_checkpoint, save_checkpoint
+from .checkpoints import attempt, find_checkpoint, hold_only_trained, load_checkpoint, save_checkpoint
 from .metrics import Metrics
-from .optimizer import build_optimizer
 from .order import read_batches, seed_of, step_batches
 from .output_folder import all_checkpoints, check_folder, held_folder, save_whole
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
 
-__all__ = ["TrainingRun"]
+__all__ = ["TrainingRun", "begin_run", "build_optimizer"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +41,29 @@ _HARMLESS = {
 }
 
 
+@contextmanager
+def begin_run(training: TrainingArguments, adapter: bool = False) -> Iterator["TrainingRun"]:
+    """
+    A run, which holds the output folder while it lasts and ends with an `adapter` or a whole model. Raises `ValueError`
+    if `accelerate launch` contradicts the arguments, or if the folder can't be written to, holds what this run would
+    overwrite, or is another run's.
+    """
+    run = TrainingRun(training)
+    accelerator = run.accelerator
+    check_folder(training, adapter)
+    with held_folder(run.folder) if accelerator.is_main_process else nullcontext():
+        yield run
+        accelerator.wait_for_everyone()
+        # DDP's reducer must go before its process group: the other way round, its end, which holds the interpreter's
+        # lock, can wait forever for a gloo thread that wants that lock.
+        run.objective = nn.Identity()
+        accelerator.free_memory()
+        accelerator.end_training()
+
+
 class TrainingRun:
     """
-    One training run, on one process or many; as a context it holds the output folder.
-
-    Args:
-        training: its arguments.
-        adapter: whether it ends with an adapter rather than a whole model.
+    One training run, on one process or many, made by [`begin_run`].
 
     Attributes:
         accelerator: accelerate's handle on processes and devices.
@@ -57,14 +73,10 @@ class TrainingRun:
         sample: draws pictures, on the first process; takes the number of steps done.
         save: writes the model into a folder, with its gathered weights if no process has all of them.
         start, done, steps: updates when the run was resumed, so far, and of the whole run.
-
-    Raises:
-        ValueError: if `accelerate launch` contradicts the arguments, or if the folder can't be written to, holds what
-            this run would overwrite, or is another run's.
     """
 
-    def __init__(self, training: TrainingArguments, adapter: bool = False):
-        self.training, self.adapter, self.folder = training, adapter, Path(training.output_dir)
+    def __init__(self, training: TrainingArguments):
+        self.training, self.folder = training, Path(training.output_dir)
         self.accelerator = build_accelerator(training)
         set_seed(training.seed)
         self.signals, self.metrics = StopSignals(), Metrics(self.accelerator, self.folder)
@@ -76,24 +88,6 @@ class TrainingRun:
         self.best: BestModel | None = None
         self.done = 0
         self._recent: list[torch.Tensor] = []
-        self._held = ExitStack()
-
-    def __enter__(self) -> "TrainingRun":
-        check_folder(self.training, self.adapter)
-        if self.accelerator.is_main_process:
-            self._held.enter_context(held_folder(self.folder))
-        return self
-
-    def __exit__(self, kind: type | None, *_: Any) -> None:
-        """Ends the run on all processes, unless this one failed."""
-        with self._held:
-            if kind is None:
-                self.accelerator.wait_for_everyone()
-                # DDP's reducer must go before its process group: the other way round, its end, which holds the
-                # interpreter's lock, can wait forever for a gloo thread that wants that lock.
-                self.objective = nn.Identity()
-                self.accelerator.free_memory()
-                self.accelerator.end_training()
 
     def prepare(
         self,
@@ -101,7 +95,7 @@ class TrainingRun:
         trained: list[nn.Parameter],
         rows: int | None,
         settings: dict[str, Any],
-        stateful: list[Any],
+        stateful: dict[str, Any],
         best: BestModel | None = None,
     ) -> None:
         """
@@ -111,7 +105,7 @@ class TrainingRun:
             objective, trained: the module that is called in the loop, and its parameters that training moves.
             rows: number of training rows, `None` if it isn't known.
             settings: what the run depends on beside its arguments; kept in checkpoints and compared on resuming.
-            stateful: further objects with `state_dict` and `load_state_dict` for checkpoints.
+            stateful: by name, further objects with `state_dict` and `load_state_dict` for checkpoints.
             best: keeps the model of the lowest validation loss.
         """
         training, accelerator = self.training, self.accelerator
@@ -133,8 +127,7 @@ class TrainingRun:
 
             # With a least decay as large as the decay there is no warm-up; the first update copies the weights.
             self.ema = EMAModel(trained, decay=training.ema_decay, min_decay=training.ema_decay)
-        states = {"schedule": self.schedule, "ema": self.ema, "best": best}
-        states |= {f"data{number}": each for number, each in enumerate(stateful)}
+        states = {"schedule": self.schedule, "ema": self.ema, "best": best, **stateful}
         self._states = {name: state for name, state in states.items() if state is not None}
         harmless = _HARMLESS if best is not None else _HARMLESS | {"eval_steps"}  # when the best is looked for counts
         chosen = {name: value for name, value in vars(training).items() if name not in harmless}
@@ -144,20 +137,19 @@ class TrainingRun:
 
     def _resume(self) -> int:
         """Loads the checkpoint that was asked for, and gives the number of steps done."""
-        which, best = self.training.resume_from_checkpoint, self.best
+        training, best = self.training, self.best
+        which = training.resume_from_checkpoint
         checkpoint = None if which is None else find_checkpoint(self.folder, which)
         if checkpoint is None:
             return 0
-        ignore = self.training.ignore_changed_settings
+        ignore = training.ignore_changed_settings
         start = load_checkpoint(self.accelerator, checkpoint, self.settings, self._states, ignore)
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
         if start > self.steps:
             raise ValueError(f"{checkpoint} is beyond the {self.steps} steps of this run: please make it longer.")
-        if best is not None and best.is_missing:
-            raise ValueError(
-                f"The best model so far, of step {best.step}, isn't in {best.folder}: please copy it there."
-            )
+        if best is not None and math.isfinite(best.loss) and not any(best.folder.glob("*.safetensors")):
+            raise ValueError(f"The best model, of step {best.step}, isn't in {best.folder}: please copy it there.")
         self.accelerator.step = 0  # a window of accumulation begins here, whatever its length was before
         logger.info("Resuming from %s, %d of %d steps are done.", checkpoint, start, self.steps)
         return start
@@ -240,29 +232,29 @@ class TrainingRun:
         Saves the model first, so that nothing after it can lose the run; then validates, puts the best model in its
         place if that is kept, and samples. Raises `OSError` if it can't be saved, with the checkpoint that was.
         """
-        problem: Exception | None = None
-        try:
-            self._save(self.folder)
-        except FAILED_SAVES as error:
-            problem = error
-        if not all_well(self.accelerator, problem):
+        problem = attempt(self.accelerator, self._save, self.folder)
+        if problem is not None:
             self._save_checkpoint()
             kept = all_checkpoints(self.folder)
-            reason, instead = problem or "another process failed", "there is no checkpoint either"
-            instead = f"fix this and resume from {kept[-1]}" if kept else instead
-            raise OSError(f"The trained model can't be saved in {self.folder} ({reason}); {instead}.") from problem
+            instead = f"fix this and resume from {kept[-1]}" if kept else "there is no checkpoint either"
+            raise OSError(f"The trained model can't be saved in {self.folder} ({problem}); {instead}.") from problem
         if not self.ended_early:
             self._evaluate()
-        if self.best is not None and math.isfinite(self.best.loss):
-            logger.info("The best model is that of step %d (loss %.4f).", self.best.step, self.best.loss)
+        best = self.best
+        if best is not None and math.isfinite(best.loss):
+            logger.info("The best model is that of step %d (loss %.4f).", best.step, best.loss)
             if self.accelerator.is_main_process:
-                save_whole(self.best.copy_to, self.folder)
+                save_whole(lambda scratch: shutil.copytree(best.folder, scratch, dirs_exist_ok=True), self.folder)
         self._sample()
         logger.info("The trained model is in %s.", self.folder)
 
     @contextmanager
     def finished_model(self) -> Iterator[None]:
-        """While it lasts, the weights are those to be saved, averaged if asked for. Training isn't disturbed."""
+        """
+        While it lasts, the weights are those to be saved, averaged if asked for. Training isn't disturbed, and the
+        clock of `rows_per_second` stands still.
+        """
+        paused = time.monotonic()
         if self.ema is not None:
             self.ema.store(self._trained)
             self.ema.copy_to(self._trained)
@@ -273,6 +265,7 @@ class TrainingRun:
             self.objective.train()
             if self.ema is not None:
                 self.ema.restore(self._trained)
+            self._since += time.monotonic() - paused
 
     def _save(self, folder: Path) -> None:
         """All processes call it, to give their part of sharded weights."""
@@ -292,9 +285,9 @@ class TrainingRun:
         """Looks at the mean since the last line; with `logs` it becomes a line."""
         mean = self.accelerator.reduce(torch.stack(self._recent).mean(), "mean").item()
         if not math.isfinite(mean):
-            advice = "please lower `learning_rate` or raise `warmup_steps`"
             raise ValueError(
-                f"The loss became {mean} in the {len(self._recent)} batches before step {self.done}; {advice}."
+                f"The loss became {mean} in the {len(self._recent)} batches before step {self.done}; please lower "
+                f"`learning_rate` or raise `warmup_steps`."
             )
         if logs:
             rows = len(self._recent) * self.training.per_device_train_batch_size * self.accelerator.num_processes
@@ -306,24 +299,19 @@ class TrainingRun:
             self._since = now
 
     def _evaluate(self) -> None:
-        paused, best, problem = time.monotonic(), self.best, None
         with self.finished_model():
             metrics = self.evaluate()
         if metrics:
             self.metrics.write(self.done, metrics)
-        if best is not None:
-            loss, better = metrics["validation_loss"], metrics["validation_loss"] < best.loss
-            try:
-                if better:
-                    self._save(best.folder)
-            except FAILED_SAVES as error:
-                problem = error
-                logger.warning("The best model, of step %d, can't be saved (%s). Training continues.", self.done, error)
-            best.take(loss, self.done, better and all_well(self.accelerator, problem))
-        self._since += time.monotonic() - paused
+        if self.best is not None:
+            loss = metrics["validation_loss"]
+            better = loss < self.best.loss
+            problem = attempt(self.accelerator, self._save, self.best.folder) if better else None
+            if problem is not None:
+                logger.warning("The best model, of step %d, can't be saved (%s). Training continues.", self.done, problem)
+            self.best.take(loss, self.done, better and problem is None)
 
     def _sample(self) -> None:
-        paused = time.monotonic()
         if self.accelerator.is_main_process and not is_sharded(self.accelerator):
             try:
                 with self.finished_model():
@@ -331,4 +319,18 @@ class TrainingRun:
             except (OSError, RuntimeError) as error:  # a full disk, or a full device
                 logger.warning("The samples of step %d can't be drawn (%s). Training continues.", self.done, error)
         self.accelerator.wait_for_everyone()
-        self._since += time.monotonic() - paused
+
+
+def build_optimizer(model: nn.Module, training: TrainingArguments) -> torch.optim.AdamW:
+    """AdamW with minGPT's groups: matrices and kernels decay; embeddings, norms and biases don't."""
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if id(parameter) in matrices]
+    others = [parameter for parameter in trained if id(parameter) not in matrices]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        fused=True,
+    )
