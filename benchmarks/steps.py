@@ -21,10 +21,10 @@ from pai_painter import (
 )
 from pai_painter.lora import add_lora
 from pai_painter.training.arguments import PainterTrainingArguments
-from pai_painter.training.optimizer import build_optimizer
 from pai_painter.training.painter_model import take_vqgan
 from pai_painter.training.painter_objective import PainterObjective
 from pai_painter.training.painter_rows import CaptionedTokens, collate_rows, sequences
+from pai_painter.training.training_run import build_optimizer
 
 __all__ = [
     "CONFIGS",

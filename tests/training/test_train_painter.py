@@ -28,10 +28,9 @@ from pai_painter.data.sources import find_source
 from pai_painter.model import modeling_pai_painter
 from pai_painter.training.arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
 from pai_painter.training.painter_model import build_painter
-from pai_painter.training.painter_objective import PainterObjective
+from pai_painter.training.painter_objective import PainterObjective, validation_loss
 from pai_painter.training.painter_rows import CaptionedTokens, collate_rows, sequences
 from pai_painter.training.train_painter import main, train_painter
-from pai_painter.training.validation import validation_loss
 
 
 @pytest.fixture

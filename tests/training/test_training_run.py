@@ -4,6 +4,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from pai_painter.training.arguments import TrainingArguments
-from pai_painter.training.training_run import TrainingRun
+from pai_painter.training.training_run import TrainingRun, begin_run
 
 
 class Numbers(Dataset[torch.Tensor]):
@@ -53,22 +54,14 @@ def run(tmp_path: Path) -> Iterator[Callable[..., tuple[TrainingRun, Model]]]:
             "eval_steps": 2,
         }
         training = TrainingArguments(output_dir=str(tmp_path / "out"), **{**settings, **options})
-        end()
-        run = TrainingRun(training)
-        run.__enter__()
-        started.append(run)
+        held.close()
+        run = held.enter_context(begin_run(training))
         model = Model().eval()  # as `from_pretrained` gives it
-        run.prepare(model, list(model.layer.parameters()), 5, {}, [])
+        run.prepare(model, list(model.layer.parameters()), 5, {}, {})
         return run, model
 
-    started: list[TrainingRun] = []
-
-    def end() -> None:
-        while started:
-            started.pop().__exit__(KeyboardInterrupt)
-
-    yield make
-    end()
+    with ExitStack() as held:
+        yield make
 
 
 def no_sample(step: int) -> None:
@@ -156,7 +149,7 @@ def test_a_model_that_cannot_be_saved_leaves_a_checkpoint(run: Callable, tmp_pat
         OSError, match=r"can't be saved in \S+out \(.*No space left.*\); fix this and resume from \S+-6\."
     ):
         train(running, keep=save_half)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoint-6", "metrics.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "checkpoint-6", "metrics.jsonl"]
     assert model.training
     running, model = run(resume_from_checkpoint="latest")
     train(running, keep=partial(save, model))
@@ -242,13 +235,13 @@ def test_the_launcher_must_not_contradict(run: Callable, monkeypatch: pytest.Mon
     [
         ({}, {"mixed_precision": "fp16"}, "fp16 needs an accelerator; on the CPU please set `mixed_precision` to bf16"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "fp16 needs an accelerator"),
-        ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP needs accelerators, and this machine trains on cpu; please launch"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP needs accelerators, and this machine trains on cpu: please launch"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed isn't installed: please launch with DDP or FSDP"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "Megatron-LM isn't supported"),
         (
             {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
             {"gradient_accumulation_steps": 2},
-            "launched with gradient_accumulation_steps 4, but `gradient_accumulation_steps` is 2: please give both the",
+            "launched with 4 `gradient_accumulation_steps`, but here it is 2.",
         ),
         ({}, {"report_to": ["tensorbord"]}, "The tracker tensorbord .*; accelerate knows aim, clearml"),
         ({}, {"report_to": ["wandb"]}, "The tracker wandb .* isn't installed"),

@@ -10,10 +10,9 @@ from ..data.image_tokens import ImageTokenCache
 from ..data.row_cache import load_rows
 from ..lora import load_painter
 from ..training.arguments import DataArguments
-from ..training.painter_objective import PainterObjective
+from ..training.painter_objective import PainterObjective, validation_loss
 from ..training.painter_rows import CaptionedTokens
 from ..training.rows import encode_together, find_training_source
-from ..training.validation import validation_loss
 
 __all__ = ["Likelihood", "evaluate_painter"]
 

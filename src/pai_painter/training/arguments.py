@@ -24,28 +24,23 @@ _PATHS = (
     *("train_file", "validation_file", "dataset_name", "cache_dir", "output_dir", "resume_from_checkpoint"),
     *("model_name_or_path", "config_name", "vqgan", "tokenizer_name"),
 )
-# The values that settings can have, whichever class they are in. All comparisons are false for nan.
-_AT_LEAST_1 = (
+# What numbers must be, whichever class they are in; others are at least 0. All comparisons are false for nan.
+_LEAST_1 = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "max_train_steps", "logging_steps", "save_steps"),
     *("save_total_limit", "eval_steps", "sample_steps", "num_samples", "shuffle_buffer", "lora_rank", "lora_alpha"),
     "early_stopping_patience",
 )
-_AT_LEAST_0 = (
-    *("warmup_steps", "weight_decay", "seed", "dataloader_num_workers", "max_bad_rows", "max_shift", "num_crops"),
-    *("l2_weight", "gradient_weight", "commitment_weight", "codebook_start_step"),
-)
 _SHARES = (
-    *("adam_beta1", "adam_beta2", "ema_decay", "codebook_decay", "restart_below", "dropout", "lora_dropout"),
-    "caption_dropout",
+    *("adam_beta1", "adam_beta2", "ema_decay", "codebook_decay", "restart_below", "caption_dropout", "dropout"),
+    "lora_dropout",
 )
 _POSITIVE = ("num_train_epochs", "learning_rate", "max_grad_norm", "adam_epsilon")
-_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-    (_AT_LEAST_1, lambda value: value >= 1, "be at least 1"),
-    (_AT_LEAST_0, lambda value: value >= 0, "be at least 0"),
-    (_SHARES, lambda value: 0 <= value < 1, "lie in [0, 1)"),
-    (_POSITIVE, lambda value: 0 < value < math.inf, "be a number above 0"),
-    (("pkeep",), lambda value: 0 < value <= 1, "lie in (0, 1]"),
-)
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(_LEAST_1, ("be at least 1", lambda number: number >= 1)),
+    **dict.fromkeys(_SHARES, ("lie in [0, 1)", lambda number: 0 <= number < 1)),
+    **dict.fromkeys(_POSITIVE, ("be a number above 0", lambda number: 0 < number < math.inf)),
+    "pkeep": ("lie in (0, 1]", lambda number: 0 < number <= 1),
+}
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -55,16 +50,18 @@ def _setting(default: Any, help: str) -> Any:
 
 
 class _Checked:
-    """Settings whose ranges are checked, and whose paths may begin with `~`: no shell expands it in a file."""
+    """Settings whose numbers are checked, and whose paths may begin with `~`, which no shell expands in a file."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name in _PATHS and value is not None:
-                expanded = os.path.expanduser(value) if isinstance(value, str) else [*map(os.path.expanduser, value)]
-                setattr(self, name, expanded)
-            for names, allows, what in _RANGES:
-                if name in names and value is not None and not allows(value):
+            if isinstance(value, int | float):
+                what, allows = _RANGES.get(name, ("be at least 0", lambda number: number >= 0))
+                if not allows(value):
                     raise ValueError(f"`{name}` must {what}, got {value}.")
+            elif name in _PATHS and isinstance(value, str):
+                setattr(self, name, os.path.expanduser(value))
+            elif name in _PATHS and value is not None:
+                setattr(self, name, [os.path.expanduser(path) for path in value])
 
 
 @dataclass

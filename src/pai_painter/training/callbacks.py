@@ -6,12 +6,9 @@ import signal
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..signals import ended_by_signals
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 __all__ = ["BestModel", "StopSignals", "Stopped"]
 
@@ -26,9 +23,9 @@ class Stopped(KeyboardInterrupt):
 
 class StopSignals(ExitStack):
     """
-    While it lasts, the first SIGTERM or Ctrl-C is only noted, for the loop to ask about; the second raises [`Stopped`],
-    or ends the process if native code is waiting, for another process for example. In threads other than the main one,
-    signals stay as they are.
+    While it lasts, the first SIGTERM or Ctrl-C is only noted as `number`, for the loop to look at; the second raises
+    [`Stopped`], or ends the process if native code is waiting, for another process for example. In threads other than
+    the main one, signals stay as they are.
     """
 
     number = 0
@@ -39,14 +36,6 @@ class StopSignals(ExitStack):
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.callback(signal.signal, number, signal.signal(number, self._note))
         return self
-
-    def anywhere(self, accelerator: "Accelerator") -> int:
-        """The signal that this or another process got, or 0. All processes ask at the same step."""
-        if accelerator.num_processes == 1:
-            return self.number
-        import torch
-
-        return int(accelerator.gather(torch.tensor([self.number], device=accelerator.device)).max())
 
     def _note(self, number: int, frame: Any) -> None:
         if self.number:

@@ -40,26 +40,24 @@ _MANIFEST, _STATES = "manifest.json", "states.pt"
 
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, step: int, settings: dict[str, Any], states: dict[str, Any], keep: int
-) -> Path | None:
+) -> None:
     """
     Saves everything that `accelerator` holds as `folder/checkpoint-<step>`. All processes call it. A full disk doesn't
     end the run: it is warned about, and older checkpoints stay.
 
     Args:
         settings: what the run depends on; compared on resuming.
-        states: further objects with a `state_dict` of tensors and plain values, equal on all processes.
+        states: further objects with a `state_dict` of tensors and plain values, which the first process writes.
         keep: number of newest checkpoints that stay.
-
-    Returns:
-        the checkpoint, or `None` if it could not be written.
     """
     final, main = folder / f"checkpoint-{step}", accelerator.is_main_process
     partial = folder / f".{final.name}.partial"
+    held = {name: state.state_dict() for name, state in states.items()}  # on all processes: some gather it from all
 
     def write() -> None:
         accelerator.save_state(str(partial))
         if main:
-            torch.save({name: state.state_dict() for name, state in states.items()}, partial / _STATES)
+            torch.save(held, partial / _STATES)
 
     def publish() -> None:
         if main:
@@ -71,17 +69,14 @@ def save_checkpoint(
     problem = attempt(accelerator, write) or attempt(accelerator, publish)  # all files, before they are listed
     if main:
         found = all_checkpoints(folder)
-        whole = [path for path in found if _damage(path, contents=False) is None]
         if problem is None:  # later ones are left from a run that was resumed at an earlier step
-            oldest = whole[: whole.index(final) + 1][-keep:][0]
-            for old in found[: found.index(oldest)]:
+            for old in found[: found.index(final) + 1][:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
         else:
             shutil.rmtree(partial, ignore_errors=True)
-            newest = f"the newest is {whole[-1].name}" if whole else "there is none yet"
+            newest = f"the newest is {found[-1].name}" if found else "there is none yet"
             logger.warning("%s could not be saved (%s); %s.", final, " ".join(str(problem).split()), newest)
     accelerator.wait_for_everyone()
-    return final if problem is None else None
 
 
 def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
@@ -131,13 +126,13 @@ def hold_only_trained(accelerator: Accelerator, trained: list[nn.Parameter]) -> 
     accelerator.register_load_state_pre_hook(put_back)
 
 
-def find_checkpoint(folder: Path, which: str) -> Path | None:
+def find_checkpoint(folder: Path, which: str | None) -> Path | None:
     """
     The checkpoint that `which` names: a path, or `latest` for the newest whole one (`None` if there is none at all).
-
-    Raises:
-        ValueError: if it isn't there or is damaged, or if all of the folder's are.
+    Raises `ValueError` if it isn't there or is damaged, or if all of the folder's are.
     """
+    if which is None:
+        return None
     found = all_checkpoints(folder) if which == "latest" else [Path(which)]
     for checkpoint in reversed(found):
         reason = _damage(checkpoint)
@@ -156,10 +151,8 @@ def load_checkpoint(
     accelerator: Accelerator, checkpoint: Path, settings: dict[str, Any], states: dict[str, Any], ignore: bool = False
 ) -> int:
     """
-    Restores everything and returns the number of steps done. With `ignore`, changed settings are only warned about.
-
-    Raises:
-        ValueError: if the run that wrote it had other settings or another number of processes, or if it doesn't fit.
+    Restores everything and returns the number of steps done. Raises `ValueError` if it doesn't fit, or if the run that
+    wrote it had other settings or another number of processes; with `ignore`, the latter is only warned about.
     """
     manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
     then = _flat({**manifest["settings"], "processes": manifest["processes"]})
@@ -194,13 +187,13 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _damage(checkpoint: Path, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint's files, as far as its manifest tells; `contents` reads all of them."""
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, as far as its manifest tells."""
     try:
         files = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, (size, checksum) in files.items():
             path = checkpoint / name
-            if path.stat().st_size != size or (contents and _checksum(path) != checksum):
+            if path.stat().st_size != size or _checksum(path) != checksum:
                 return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "a file is missing, or its manifest is damaged"

@@ -25,9 +25,6 @@ class CodebookLearner:
 
     All processes must call it with the same gathered latents; they then stay equal without talking. For that the
     running means are kept on the CPU: a GPU adds up in any order, and the processes would drift apart.
-
-    Of `training` it reads `codebook_decay` of the running means; `restart_below`, the share of the mean use under which
-    an entry is moved; `blank_code`, which keeps entry 0 for plain white patches; and `seed`.
     """
 
     def __init__(self, codebook: PaiPainterVQCodebook, training: VQGANTrainingArguments):

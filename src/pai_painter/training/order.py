@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which rows a step sees: a function of (seed, step, process) alone, so that a resumed run continues exactly."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 __all__ = ["read_batches", "seed_of", "step_batches"]
 
@@ -36,7 +35,7 @@ def step_batches(
         yield batch
 
 
-def read_batches(loader: DataLoader) -> Iterator[Any]:
+def read_batches(loader: Iterable[Any]) -> Iterator[Any]:
     """The batches of a loader. Of errors in a worker, torch puts the stack into the message: it is cut off again."""
     try:
         yield from loader

@@ -3,36 +3,29 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from ..data.augment import Augmentation
 from ..data.image_tokens import ImageTokenCache
 from ..data.open_picture import open_picture
-from ..data.row_stream import PictureStream
 from ..imaging.grids import draw_grid
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from .arguments import DataArguments, PainterTrainingArguments
-from .order import read_batches
 from .painter_objective import validation_loss
 from .painter_rows import CaptionedPictures, CaptionedTokens, StreamedPictures, collate_rows
-from .rows import encode_together, find_training_source, load_training_rows, load_validation_rows, open_stream
+from .rows import encode_together, find_training_source, load_run_rows, load_validation_rows, open_stream
 from .training_run import TrainingRun
 
 __all__ = ["PainterData"]
-
-logger = logging.getLogger(__name__)
 
 _SAMPLED_TOGETHER = 8
 _COLUMNS = ("原图", "编解码", "生成")  # the original, through the VQGAN, painted
@@ -49,7 +42,6 @@ class PainterData:
         validation_rows: those to validate on, if there are any.
         name: of the source, for messages.
         encoder: the VQGAN if batches hold pixels, else `None`.
-        stateful: what checkpoints hold of the data.
     """
 
     def __init__(
@@ -71,23 +63,21 @@ class PainterData:
         self._cache_dir = data.cache_dir
         source = find_training_source(data)
         self.name = source.name
-        self.validation_rows = load_validation_rows(data, training.output_dir, run.accelerator)
+        self.validation_rows = load_validation_rows(data, run.folder, run.accelerator)
         changes = Augmentation(training.random_crop, training.random_flip, training.max_shift)
         draw = (training.seed, training.caption_dropout)
         self.count: int | None = None
         self.encoder: PaiPainterVQModel | None = vqgan
-        self.stateful: dict[str, Any] = {}
+        self._place = torch.zeros(2, dtype=torch.long)  # how far this process has read its share of a stream
         self._dataset: CaptionedTokens | CaptionedPictures | StreamedPictures
         if data.streaming:
-            stream = open_stream(data, source, training.output_dir, run.accelerator, training.seed)
+            stream = open_stream(source, data, run.folder, run.accelerator, training.seed)
             # Names, sizes and times of the files: to read what is streamed because it is large takes too long.
             stamp = json.dumps([source.stamp(), source.options, data.shuffle_buffer])
             self.identities = {"data": hashlib.sha256(stamp.encode()).hexdigest()[:24]}
-            self._place = StreamPlace(stream, run.accelerator)
-            self.stateful["stream"] = self._place
             self._dataset = StreamedPictures(stream, processor, *draw, changes)
         else:
-            rows = load_training_rows(data, source, training.output_dir, run.accelerator)
+            rows = load_run_rows(source, data, run.folder, run.accelerator)
             self.count, self.identities = len(rows), {"data": rows._fingerprint}
             if training.num_crops:
                 self.encoder = None
@@ -95,8 +85,6 @@ class PainterData:
                 self._dataset = CaptionedTokens(encoded, processor, *draw)
             else:
                 self._dataset = CaptionedPictures(rows, processor, *draw, changes)
-        if self.encoder is not None:
-            logger.info("Every step encodes its pictures: image tokens are not cached.")
         self._validation = None
         if self.validation_rows is not None:
             self._validation = CaptionedTokens(self._encoded(self.validation_rows), processor)
@@ -131,7 +119,9 @@ class PainterData:
         for start in range(0, len(captions), _SAMPLED_TOGETHER):
             batch = self.processor(text=captions[start : start + _SAMPLED_TOGETHER], return_tensors="pt")
             input_ids = batch["input_ids"].to(device)
-            painted += self._decoded(painter.generate_images(input_ids, seed=training.seed, decode=False)["image_tokens"])
+            painted += self._decoded(
+                painter.generate_images(input_ids, seed=training.seed, decode=False)["image_tokens"]
+            )
         cells: list[Image.Image] = []
         for picture, image in zip_longest(rows.get("picture", []), painted):
             if picture is None:
@@ -141,10 +131,23 @@ class PainterData:
                 cells += cast(list[Image.Image], images.postprocess(pixels))
                 cells += self._decoded(self.vqgan.encode(pixels.to(device))["image_tokens"])
             cells.append(image)
-        path = Path(training.output_dir) / "samples" / f"step-{step:06d}.png"
+        path = self.run.folder / "samples" / f"step-{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         texts = [caption for caption in captions for _ in _COLUMNS]
         draw_grid(cells, captions=texts, columns=len(_COLUMNS), column_labels=_COLUMNS).save(path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints: where all processes are. They all call it."""
+        accelerator = self.run.accelerator
+        return {"places": accelerator.gather(self._place[None].to(accelerator.device)).tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Moves a stream to where the checkpoint was."""
+        places = state["places"]
+        # Another number of processes, which must have been asked for, begins near there.
+        self._place = torch.tensor(places[self.run.accelerator.process_index % len(places)])
+        if isinstance(self._dataset, StreamedPictures):
+            self._dataset.rows.start_at(*self._place.tolist())
 
     def _decoded(self, image_tokens: torch.Tensor) -> list[Image.Image]:
         pixel_values = self.vqgan.decode(cast(torch.LongTensor, image_tokens)).cpu()
@@ -163,32 +166,6 @@ class PainterData:
         # More workers than one would each read all of the stream.
         workers = min(training.dataloader_num_workers, 1)
         loader = DataLoader(dataset, training.per_device_train_batch_size, collate_fn=collate_rows, num_workers=workers)
-        for batch in read_batches(loader):
-            self._place.now = batch.pop("place")[-1]
+        for batch in loader:
+            self._place = batch.pop("place")[-1]
             yield batch
-
-
-class StreamPlace:
-    """How far each process has read its share of a stream."""
-
-    def __init__(self, stream: PictureStream, accelerator: Accelerator):
-        self.stream, self.accelerator = stream, accelerator
-        self.now = torch.zeros(2, dtype=torch.long)
-        self._places = [self.now.tolist()]
-        # All processes meet before the first of them writes: on a full disk, only some of them come as far as here.
-        accelerator.register_save_state_pre_hook(self._gather)
-
-    def _gather(self, *_: Any) -> None:
-        self._places = self.accelerator.gather(self.now[None].to(self.accelerator.device)).tolist()
-
-    def state_dict(self) -> dict[str, Any]:
-        """For checkpoints, of which the first process writes it."""
-        return {"places": self._places}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Moves the stream to where the checkpoint was."""
-        places = state["places"]
-        # Another number of processes, which must have been asked for, begins near there.
-        epoch, position = places[self.accelerator.process_index % len(places)]
-        self.now = torch.tensor([epoch, position])
-        self.stream.start_at(epoch, position)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the painter learns, and how well: to predict each image token from the caption and the image tokens before it."""
+"""What the painter learns, and how well: each image token, from the caption and the image tokens before it."""
 
 import math
 from typing import Any

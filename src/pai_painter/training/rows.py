@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows that a run's arguments name."""
+"""The rows that a run's arguments name, found and cached by all processes together."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from .arguments import DataArguments
 __all__ = [
     "encode_together",
     "find_training_source",
-    "load_training_rows",
+    "load_run_rows",
     "load_validation_rows",
     "open_stream",
     "rejected_rows",
 ]
 
-_REJECTED_TRAIN, _REJECTED_VALIDATION = "rejected_rows.jsonl", "rejected_validation_rows.jsonl"
+_REJECTED = "rejected_rows.jsonl"
 
 
 def find_training_source(data: DataArguments) -> DataSource:
@@ -29,30 +29,32 @@ def find_training_source(data: DataArguments) -> DataSource:
     return _find(data, data.train_file, data.train_split, data.streaming)
 
 
-def load_training_rows(
-    data: DataArguments, source: DataSource, output_dir: str, accelerator: Accelerator
+def load_run_rows(
+    source: DataSource, data: DataArguments, folder: Path, accelerator: Accelerator, rejected: str = _REJECTED
 ) -> datasets.Dataset:
     """
-    Checked training rows. The first process of a machine builds the cache. What can't be used is listed in
-    rejected_rows.jsonl. Raises `ValueError` if a file can't be used, holds no usable row or too many unusable ones.
+    Checked rows. The first process of a machine builds the cache. What can't be used is listed in `folder/rejected`.
+    Raises `ValueError` if a file can't be used, holds no usable row or too many unusable ones.
     """
-    return _load(data, source, Path(output_dir) / _REJECTED_TRAIN, accelerator)
+    with accelerator.local_main_process_first():
+        listed = folder / rejected if accelerator.is_main_process else None
+        return load_rows(source, data.max_bad_rows, data.cache_dir, listed)
 
 
-def load_validation_rows(data: DataArguments, output_dir: str, accelerator: Accelerator) -> datasets.Dataset | None:
-    """Checked rows to validate on, if there are any; see [`load_training_rows`]."""
+def load_validation_rows(data: DataArguments, folder: Path, accelerator: Accelerator) -> datasets.Dataset | None:
+    """Checked rows to validate on, if there are any; see [`load_run_rows`]."""
     if not data.validates:
         return None
     source = _find(data, data.validation_file, data.validation_split)
-    return _load(data, source, Path(output_dir) / _REJECTED_VALIDATION, accelerator)
+    return load_run_rows(source, data, folder, accelerator, "rejected_validation_rows.jsonl")
 
 
 def open_stream(
-    data: DataArguments, source: DataSource, output_dir: str, accelerator: Accelerator, seed: int
+    source: DataSource, data: DataArguments, folder: Path, accelerator: Accelerator, seed: int
 ) -> PictureStream:
     """This process's share of the training rows, as they come."""
     rank, processes = accelerator.process_index, accelerator.num_processes
-    rejects = Path(output_dir) / _REJECTED_TRAIN
+    rejects = folder / _REJECTED
     return PictureStream(source, seed, data.shuffle_buffer, rank, processes, data.max_bad_rows, rejects)
 
 
@@ -64,9 +66,9 @@ def encode_together(cache: ImageTokenCache, accelerator: Accelerator) -> dataset
         return cache.load()
 
 
-def rejected_rows(output_dir: Path, processes: int) -> int:
+def rejected_rows(folder: Path, processes: int) -> int:
     """How many training rows couldn't be used, by the lists of all processes in the output folder."""
-    lists = [list_of_process(output_dir / _REJECTED_TRAIN, rank) for rank in range(processes)]
+    lists = [list_of_process(folder / _REJECTED, rank) for rank in range(processes)]
     return sum(path.read_bytes().count(b"\n") for path in lists if path.is_file())
 
 
@@ -80,9 +82,3 @@ def _find(data: DataArguments, files: list[str], split: str | None, streaming: b
         cache_dir=data.cache_dir,
         **{name: getattr(data, name) for name in same},
     )
-
-
-def _load(data: DataArguments, source: DataSource, rejects: Path, accelerator: Accelerator) -> datasets.Dataset:
-    with accelerator.local_main_process_first():
-        listed = rejects if accelerator.is_main_process else None
-        return load_rows(source, data.max_bad_rows, data.cache_dir, listed)

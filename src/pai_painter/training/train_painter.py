@@ -46,7 +46,7 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
             add_lora(painter, model.lora_rank, model.lora_alpha, model.lora_dropout, targets, model.revision)
         trained = [parameter for parameter in painter.parameters() if parameter.requires_grad]
         best = BestModel(run.folder, training.early_stopping_patience) if training.keeps_best else None
-        run.prepare(PainterObjective(painter, training.pkeep), trained, rows.count, settings, rows.stateful, best)
+        run.prepare(PainterObjective(painter, training.pkeep), trained, rows.count, settings, {"data": rows}, best)
 
         run.evaluate, run.sample = rows.validate, partial(rows.sample, painter)
         run.save = partial(_save, painter, vqgan, processor)

@@ -26,7 +26,7 @@ from .codebook import CodebookLearner
 from .command_line import run_from_command_line
 from .order import seed_of
 from .painter_model import naming_damaged_files
-from .rows import find_training_source, load_training_rows, load_validation_rows
+from .rows import find_training_source, load_run_rows, load_validation_rows
 from .training_run import TrainingRun, begin_run
 
 __all__ = ["VQGANObjective", "blank_patches", "main", "train_vqgan", "validate_vqgan"]
@@ -48,8 +48,8 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
         accelerator = run.accelerator
         vqgan = _build_vqgan(model).to(accelerator.device)
         processor = PaiPainterImageProcessor(size=vqgan.config.resolution)
-        train_rows = load_training_rows(data, find_training_source(data), training.output_dir, accelerator)
-        valid_rows = load_validation_rows(data, training.output_dir, accelerator)
+        train_rows = load_run_rows(find_training_source(data), data, run.folder, accelerator)
+        valid_rows = load_validation_rows(data, run.folder, accelerator)
         pictures = PictureRows(train_rows, processor)
         learner = CodebookLearner(vqgan.quantize, training)
         if model.model_name_or_path is not None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -24,9 +24,6 @@ from .checkpoints import attempt, find_checkpoint, hold_only_trained, load_check
 from .metrics import Metrics
 from .order import read_batches, seed_of, step_batches
 from .output_folder import all_checkpoints, check_folder, held_folder, save_whole
-
-if TYPE_CHECKING:
-    from diffusers.training_utils import EMAModel
 
 __all__ = ["TrainingRun", "begin_run", "build_optimizer"]
 
@@ -44,9 +41,8 @@ _HARMLESS = {
 @contextmanager
 def begin_run(training: TrainingArguments, adapter: bool = False) -> Iterator["TrainingRun"]:
     """
-    A run, which holds the output folder while it lasts and ends with an `adapter` or a whole model. Raises `ValueError`
-    if `accelerate launch` contradicts the arguments, or if the folder can't be written to, holds what this run would
-    overwrite, or is another run's.
+    A run that ends with a whole model or an `adapter`, and holds the output folder while it lasts. Raises `ValueError`
+    if the launcher contradicts the arguments, or if the folder can't be written to, holds another model, or is in use.
     """
     run = TrainingRun(training)
     accelerator = run.accelerator
@@ -84,9 +80,6 @@ class TrainingRun:
         self.evaluate: Callable[[], dict[str, float]] = dict
         self.sample: Callable[[int], None]
         self.save: Callable[[Path, dict[str, torch.Tensor] | None], None]
-        self.ema: EMAModel | None = None
-        self.best: BestModel | None = None
-        self.done = 0
         self._recent: list[torch.Tensor] = []
 
     def prepare(
@@ -104,8 +97,8 @@ class TrainingRun:
         Args:
             objective, trained: the module that is called in the loop, and its parameters that training moves.
             rows: number of training rows, `None` if it isn't known.
-            settings: what the run depends on beside its arguments; kept in checkpoints and compared on resuming.
-            stateful: by name, further objects with `state_dict` and `load_state_dict` for checkpoints.
+            settings: what the run depends on beside its arguments; compared on resuming.
+            stateful: by name, further objects whose `state_dict` is in checkpoints.
             best: keeps the model of the lowest validation loss.
         """
         training, accelerator = self.training, self.accelerator
@@ -122,6 +115,7 @@ class TrainingRun:
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         if not is_sharded(accelerator):
             hold_only_trained(accelerator, trained)
+        self.ema: Any = None
         if training.use_ema:
             from diffusers.training_utils import EMAModel  # takes seconds to import
 
@@ -138,8 +132,7 @@ class TrainingRun:
     def _resume(self) -> int:
         """Loads the checkpoint that was asked for, and gives the number of steps done."""
         training, best = self.training, self.best
-        which = training.resume_from_checkpoint
-        checkpoint = None if which is None else find_checkpoint(self.folder, which)
+        checkpoint = find_checkpoint(self.folder, training.resume_from_checkpoint)
         if checkpoint is None:
             return 0
         ignore = training.ignore_changed_settings
@@ -164,17 +157,16 @@ class TrainingRun:
         rank, processes = accelerator.process_index, accelerator.num_processes
         order = step_batches(rows, size, accumulation, rank, processes, training.seed, self.start, self.steps)
         workers = training.dataloader_num_workers
-        loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=workers)
-        return self.count(read_batches(loader))
+        return self.count(DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=workers))
 
     def count(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """The same for batches from elsewhere, perhaps endless."""
+        """The same for a loader of batches from elsewhere, perhaps endless."""
         accumulation, accelerator = self.training.gradient_accumulation_steps, self.accelerator
         off = not accelerator.is_main_process
         self._bar = tqdm(total=self.steps, initial=self.start, disable=off, unit="step", mininterval=1)
         self._since = time.monotonic()
         with self._bar:
-            for number, batch in enumerate(batches, self.start * accumulation):
+            for number, batch in enumerate(read_batches(batches), self.start * accumulation):
                 step, part = divmod(number, accumulation)
                 if step >= self.steps or self.ended_early:
                     return
@@ -221,7 +213,9 @@ class TrainingRun:
             return
         if self.done % training.sample_steps == 0:
             self._sample()
-        asked = self.signals.anywhere(self.accelerator)
+        asked = self.signals.number
+        if self.accelerator.num_processes > 1:  # all of them end at the same step, whichever got the signal
+            asked = int(self.accelerator.gather(torch.tensor([asked], device=loss.device)).max())
         if saves or asked:
             self._save_checkpoint()
         if asked:
@@ -282,7 +276,7 @@ class TrainingRun:
         save_checkpoint(self.accelerator, self.folder, self.done, self.settings, self._states, keep)
 
     def _log_loss(self, logs: bool) -> None:
-        """Looks at the mean since the last line; with `logs` it becomes a line."""
+        """Raises `ValueError` if the mean since the last line is no number; with `logs` it becomes a line."""
         mean = self.accelerator.reduce(torch.stack(self._recent).mean(), "mean").item()
         if not math.isfinite(mean):
             raise ValueError(
@@ -291,12 +285,11 @@ class TrainingRun:
             )
         if logs:
             rows = len(self._recent) * self.training.per_device_train_batch_size * self.accelerator.num_processes
-            now, rate = time.monotonic(), self.schedule.get_last_lr()[0]
+            rate, seconds = self.schedule.get_last_lr()[0], time.monotonic() - self._since
             self._bar.set_postfix(loss=f"{mean:.4f}")
-            line = {"loss": mean, "learning_rate": rate, "rows_per_second": rows / (now - self._since)}
-            self.metrics.write(self.done, line)
+            self.metrics.write(self.done, {"loss": mean, "learning_rate": rate, "rows_per_second": rows / seconds})
             self._recent.clear()
-            self._since = now
+            self._since += seconds
 
     def _evaluate(self) -> None:
         with self.finished_model():
@@ -308,7 +301,9 @@ class TrainingRun:
             better = loss < self.best.loss
             problem = attempt(self.accelerator, self._save, self.best.folder) if better else None
             if problem is not None:
-                logger.warning("The best model, of step %d, can't be saved (%s). Training continues.", self.done, problem)
+                logger.warning(
+                    "The best model, of step %d, can't be saved (%s). Training continues.", self.done, problem
+                )
             self.best.take(loss, self.done, better and problem is None)
 
     def _sample(self) -> None:
@@ -323,14 +318,11 @@ class TrainingRun:
 
 def build_optimizer(model: nn.Module, training: TrainingArguments) -> torch.optim.AdamW:
     """AdamW with minGPT's groups: matrices and kernels decay; embeddings, norms and biases don't."""
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    matrices = {module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if id(parameter) in matrices]
-    others = [parameter for parameter in trained if id(parameter) not in matrices]
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=training.learning_rate,
-        betas=(training.adam_beta1, training.adam_beta2),
-        eps=training.adam_epsilon,
-        fused=True,
-    )
+    groups = [
+        {"params": [weight for weight in trained if weight in matrices], "weight_decay": training.weight_decay},
+        {"params": [weight for weight in trained if weight not in matrices], "weight_decay": 0.0},
+    ]
+    betas = (training.adam_beta1, training.adam_beta2)
+    return torch.optim.AdamW(groups, training.learning_rate, betas, training.adam_epsilon, fused=True)
