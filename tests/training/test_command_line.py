@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from tiny_world import ROOT, launch
+from torch.utils.data import DataLoader, Dataset
 
 from pai_painter.training.arguments import (
     DataArguments,
@@ -296,6 +297,24 @@ def test_another_process_speaks_if_the_first_says_nothing(
     assert time.monotonic() - before >= 0.3
     assert stop.value.code == 2
     assert capsys.readouterr().err == "train.py: process 1: Only my share is bad.\n"
+
+
+class Spoilt(Dataset[torch.Tensor]):
+    """The second row can't be used."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        if row:
+            raise ValueError("rows.tsv, line 2: no picture (a ValueError: yes).")
+        return torch.zeros(1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_workers_stack_is_not_told(workers: int, said: Callable) -> None:
+    status, sentence = said(*ENOUGH, train=lambda *_: list(DataLoader(Spoilt(), num_workers=workers)))
+    assert (status, sentence) == (2, "rows.tsv, line 2: no picture (a ValueError: yes).")
 
 
 def test_what_was_called_is_named(capsys: pytest.CaptureFixture) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from pai_painter.training.arguments import DataArguments, PainterModelArguments, TrainingArguments
-from pai_painter.training.callbacks import BestModel
-from pai_painter.training.output_folder import check_folder, held_folder, save_whole
+from pai_painter.training.output_folder import BestModel, check_folder, held_folder, save_whole
 from pai_painter.training.train_painter import train_painter
 
 HOLDER = """
@@ -118,12 +117,12 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
         (
             "adapter_config.json",
             None,
-            r"holds an adapter \(adapter_config\.json\), but this run ends with a whole model: ",
+            r"holds an adapter \(adapter_config\.json\) already: ",
         ),
         (
             "config.json",
             2,
-            r"holds a whole model \(config\.json\), but this run ends with an adapter: please take anot",
+            r"holds a whole model \(config\.json\) already: please take anot",
         ),
     ],
 )

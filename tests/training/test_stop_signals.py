@@ -18,9 +18,9 @@ from kill_driver import POINTS
 from safetensors.torch import load_file
 from tiny_world import launch
 
+from pai_painter.signals import Stopped, StopSignals
 from pai_painter.training import train_painter as painter_module
 from pai_painter.training.arguments import DataArguments, PainterModelArguments
-from pai_painter.training.callbacks import Stopped, StopSignals
 from pai_painter.training.train_painter import train_painter
 
 

@@ -236,8 +236,8 @@ def test_the_launcher_must_not_contradict(run: Callable, monkeypatch: pytest.Mon
         ({}, {"mixed_precision": "fp16"}, "fp16 needs an accelerator; on the CPU please set `mixed_precision` to bf16"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "fp16 needs an accelerator"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP needs accelerators, and this machine trains on cpu: please launch"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed isn't installed: please launch with DDP or FSDP"),
-        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "Megatron-LM isn't supported"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed is not installed"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "Megatron is not installed"),
         (
             {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
             {"gradient_accumulation_steps": 2},
@@ -252,7 +252,7 @@ def test_what_would_be_ignored_in_silence_is_refused(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, ImportError), match=message):
         run(**options)
 
 

@@ -12,7 +12,7 @@ from ..lora import load_painter
 from ..training.arguments import DataArguments
 from ..training.painter_objective import PainterObjective, validation_loss
 from ..training.painter_rows import CaptionedTokens
-from ..training.rows import encode_together, find_training_source
+from ..training.rows import encode_together, find_rows
 
 __all__ = ["Likelihood", "evaluate_painter"]
 
@@ -57,7 +57,7 @@ def evaluate_painter(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     accelerator = accelerator or Accelerator()
-    source = find_training_source(data)
+    source = find_rows(data)
     painter, processor = load_painter(model, revision=revision)
     painter.to(accelerator.device)
     with accelerator.local_main_process_first():

@@ -4,6 +4,7 @@
 import json
 import logging
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The whole lines of a metrics.jsonl with their finite numbers; a line that a kill cut off is left out."""
     lines: list[dict[str, float]] = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
-            lines.append({name: value for name, value in numbers.items() if math.isfinite(value)})
+        with suppress(ValueError, AttributeError, TypeError):
+            line = {name: value for name, value in json.loads(text).items() if math.isfinite(value)}
+            lines += [line] if "step" in line else []
     return lines
 
 
@@ -68,13 +65,11 @@ def draw_loss_curve(metrics: list[dict[str, float]], path: Path) -> None:
 
     if not any("loss" in line or "validation_loss" in line for line in metrics):
         return
-    figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(9, 5), dpi=120, layout="constrained").subplots()
     for name, label in (("loss", "training"), ("validation_loss", "validation")):
         points = [(line["step"], line[name]) for line in metrics if name in line]
         if points:
-            axes.plot(*zip(*points, strict=True), marker="o" if len(points) <= 20 else None, markersize=4, label=label)
+            axes.plot(*zip(*points, strict=True), marker="o" if len(points) <= 20 else None, label=label)
     axes.set(xlabel="step", ylabel="cross-entropy (nats per token)")
-    axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, format="png")
+    axes.figure.savefig(path, format="png")

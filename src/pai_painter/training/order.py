@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which rows a step sees: a function of (seed, step, process) alone, so that a resumed run continues exactly."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-__all__ = ["read_batches", "seed_of", "step_batches"]
+__all__ = ["seed_of", "step_batches"]
 
 
 def seed_of(*numbers: int) -> int:
@@ -33,13 +32,3 @@ def step_batches(
                 order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed_of(seed, epoch)))
             batch.append((epoch, int(order[offset])))
         yield batch
-
-
-def read_batches(loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches of a loader. Of errors in a worker, torch puts the stack into the message: it is cut off again."""
-    try:
-        yield from loader
-    except (ValueError, OSError) as error:
-        if not str(error).startswith(f"Caught {type(error).__name__} in DataLoader worker"):
-            raise
-        raise ValueError(str(error).rstrip().rpartition("\n")[2].partition(": ")[2]) from error

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's folder: one run at a time, no other model overwritten, and a model that is whole or not there."""
+"""A run's folder: one run at a time, no other model overwritten, and models that are whole or not there."""
 
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from .arguments import TrainingArguments
 
-__all__ = ["all_checkpoints", "check_folder", "held_folder", "save_whole"]
+__all__ = ["BestModel", "all_checkpoints", "check_folder", "held_folder", "save_whole"]
 
 _MODELS = ("config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 
@@ -49,13 +52,10 @@ def check_folder(training: TrainingArguments, adapter: bool) -> None:
             file.write(b"?")
     except OSError as error:
         raise ValueError(f"Nothing can be written to {folder} (`output_dir`): {error.strerror}.") from error
-    other, kinds = "config.json" if adapter else "adapter_config.json", ["an adapter", "a whole model"]
+    other, kind = ("config.json", "a whole model") if adapter else ("adapter_config.json", "an adapter")
     for place in (folder, folder / "best"):
-        if (place / other).exists():
-            raise ValueError(
-                f"{place} holds {kinds[adapter]} ({other}), but this run ends with {kinds[not adapter]}: please take "
-                f"another `output_dir`."
-            )
+        if (place / other).exists():  # both kinds in one folder are a model that can't be loaded
+            raise ValueError(f"{place} holds {kind} ({other}) already: please take another `output_dir`.")
     checkpoints, models = all_checkpoints(folder), [name for name in _MODELS if os.path.lexists(folder / name)]
     if checkpoints and training.resume_from_checkpoint is None:
         raise ValueError(
@@ -82,3 +82,36 @@ def save_whole(save: Callable[[Path], object], folder: Path) -> None:
         save(Path(scratch))
         for file in sorted(Path(scratch).iterdir(), key=lambda path: path.suffix == ".safetensors"):
             file.replace(folder / file.name)
+
+
+@dataclass
+class BestModel:
+    """
+    Remembers the lowest validation `loss` and its `step`, and how many validations since then were `worse`. Its model
+    is kept in `folder`.
+    """
+
+    folder: Path
+    patience: int | None
+    loss: float = math.inf
+    step: int = 0
+    worse: int = 0
+
+    def take(self, loss: float, step: int, kept: bool) -> None:
+        """Takes a validation into account; `kept` says that its model is now in the folder."""
+        self.worse = 0 if loss < self.loss else self.worse + 1
+        if kept:
+            self.loss, self.step = loss, step
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` validations in a row weren't lower."""
+        return self.patience is not None and self.worse >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints. The kept model isn't in them: a resumed run keeps it again."""
+        return {"loss": self.loss, "step": self.step, "worse": self.worse}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores a checkpoint's state."""
+        self.loss, self.step, self.worse = state["loss"], state["step"], state["worse"]

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from ..data.augment import Augmentation
 from ..data.image_tokens import ImageTokenCache
 from ..data.open_picture import open_picture
+from ..data.row_stream import PictureStream
 from ..imaging.grids import draw_grid
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
@@ -22,7 +23,7 @@ from ..model.processing_pai_painter import PaiPainterProcessor
 from .arguments import DataArguments, PainterTrainingArguments
 from .painter_objective import validation_loss
 from .painter_rows import CaptionedPictures, CaptionedTokens, StreamedPictures, collate_rows
-from .rows import encode_together, find_training_source, load_run_rows, load_validation_rows, open_stream
+from .rows import REJECTED, encode_together, find_rows, load_run_rows, load_validation_rows
 from .training_run import TrainingRun
 
 __all__ = ["PainterData"]
@@ -61,7 +62,7 @@ class PainterData:
             raise ValueError("A stream keeps no image tokens: please set `num_crops` to 0 with `streaming`.")
         self.run, self.vqgan, self.processor, self.training = run, vqgan, processor, training
         self._cache_dir = data.cache_dir
-        source = find_training_source(data)
+        source = find_rows(data)
         self.name = source.name
         self.validation_rows = load_validation_rows(data, run.folder, run.accelerator)
         changes = Augmentation(training.random_crop, training.random_flip, training.max_shift)
@@ -71,7 +72,9 @@ class PainterData:
         self._place = torch.zeros(2, dtype=torch.long)  # how far this process has read its share of a stream
         self._dataset: CaptionedTokens | CaptionedPictures | StreamedPictures
         if data.streaming:
-            stream = open_stream(source, data, run.folder, run.accelerator, training.seed)
+            share = (run.accelerator.process_index, run.accelerator.num_processes)
+            rejects = run.folder / REJECTED
+            stream = PictureStream(source, training.seed, data.shuffle_buffer, *share, data.max_bad_rows, rejects)
             # Names, sizes and times of the files: to read what is streamed because it is large takes too long.
             stamp = json.dumps([source.stamp(), source.options, data.shuffle_buffer])
             self.identities = {"data": hashlib.sha256(stamp.encode()).hexdigest()[:24]}

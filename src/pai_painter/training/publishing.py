@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-What a painter's run tells about itself (loss.png, training_summary.json and README.md, a model card), and its way to
-the Hub.
-"""
+"""What a painter's run tells about itself: loss.png, training_summary.json and a model card; and its way to the Hub."""
 
 import hashlib
 import json
@@ -28,7 +25,7 @@ from ..whole_files import write_whole
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
 from .metrics import draw_loss_curve, read_metrics
 from .painter_data import PainterData
-from .rows import rejected_rows
+from .rows import REJECTED
 from .training_run import TrainingRun
 
 __all__ = ["check_push", "describe_run", "push_model", "write_model_card"]
@@ -52,9 +49,7 @@ def check_push(model: PainterModelArguments, training: PainterTrainingArguments)
     if base is not None and not (is_adapter and re.fullmatch(r"[\w.-]+/[\w.-]+", base)):
         raise ValueError(f"`hub_base_model` is for adapters (`lora_rank`), and must be owner/name, got {base!r}.")
     if is_adapter and base is None and os.path.isabs(portable_base_name(str(folder))):
-        raise ValueError(
-            f"The base {folder} is a folder: please set `hub_base_model` to its name on the Hub, owner/name."
-        )
+        raise ValueError(f"The base {folder} is a folder: please set `hub_base_model` to its name on the Hub.")
 
 
 def push_model(training: PainterTrainingArguments) -> None:
@@ -96,7 +91,7 @@ def describe_run(
         "data": _public(rows.name),
         "data_hash": rows.identities["data"],
         "rows": rows.count,
-        "rejected_rows": rejected_rows(folder, processes),
+        "rejected_rows": sum(path.read_bytes().count(b"\n") for path in folder.glob(f"{Path(REJECTED).stem}*.jsonl")),
         "validation_rows": None if rows.validation_rows is None else len(rows.validation_rows),
         "steps": run.done,
         "epochs": None if rows.count is None else run.done * rows_per_step / rows.count,
@@ -150,12 +145,11 @@ def write_model_card(folder: Path, facts: dict[str, Any]) -> None:
 
 def _losses(metrics: list[dict[str, float]]) -> dict[str, float | None]:
     """The last and the best ones."""
-    losses = [line["loss"] for line in metrics if "loss" in line]
     validations = [line for line in metrics if "validation_loss" in line]
+    last = {name: value for line in metrics for name, value in line.items()}
     best = min(validations, key=lambda line: line["validation_loss"], default={})
-    last = validations[-1] if validations else {}
     return {
-        "loss": losses[-1] if losses else None,
+        "loss": last.get("loss"),
         "validation_loss": last.get("validation_loss"),
         "perplexity": last.get("validation_perplexity"),
         "best_validation_loss": best.get("validation_loss"),

@@ -3,18 +3,14 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..lora import add_lora, has_lora, save_lora
-from ..model.modeling_pai_painter import PaiPainterForImageGeneration
-from ..model.modeling_vqgan import PaiPainterVQModel
-from ..model.processing_pai_painter import PaiPainterProcessor
 from ..model_hash import architecture_of, hash_of_model
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
-from .callbacks import BestModel
 from .command_line import run_from_command_line
+from .output_folder import BestModel
 from .painter_data import PainterData
 from .painter_model import build_painter, take_vqgan, with_vqgan
 from .painter_objective import PainterObjective
@@ -40,16 +36,33 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
         painter, processor = build_painter(model)
         vqgan = take_vqgan(painter).to(run.accelerator.device)
         rows = PainterData(run, vqgan, processor, data, training)
-        settings = {**_settings_of(painter, vqgan, processor, model), **rows.identities}
+        settings = {  # beside the arguments of the training; weights that are trained are in checkpoints
+            "config": architecture_of(painter.config),
+            "vqgan": hash_of_model(vqgan),
+            "vocabulary": processor.tokenizer.fingerprint,
+            "image_processor": processor.image_processor.to_dict(),
+            "base": None if model.lora_rank is None else hash_of_model(painter),
+            **{name: value for name, value in vars(model).items() if name.startswith(("lora_", "attn_", "gradient_"))},
+            **rows.identities,
+        }
         if model.lora_rank is not None:
             targets = model.lora_target_modules or None
             add_lora(painter, model.lora_rank, model.lora_alpha, model.lora_dropout, targets, model.revision)
         trained = [parameter for parameter in painter.parameters() if parameter.requires_grad]
-        best = BestModel(run.folder, training.early_stopping_patience) if training.keeps_best else None
+        best = BestModel(run.folder / "best", training.early_stopping_patience) if training.keeps_best else None
         run.prepare(PainterObjective(painter, training.pkeep), trained, rows.count, settings, {"data": rows}, best)
 
-        run.evaluate, run.sample = rows.validate, partial(rows.sample, painter)
-        run.save = partial(_save, painter, vqgan, processor)
+        def save(folder: Path, gathered: dict[str, torch.Tensor] | None) -> None:
+            if has_lora(painter):
+                save_lora(painter, folder, gathered)
+                return
+            if gathered is not None:  # of a sharded painter: its weights without the VQGAN's
+                gathered |= {f"vqgan.{name}": weight for name, weight in vqgan.state_dict().items()}
+            with with_vqgan(painter, vqgan):
+                painter.save_pretrained(folder, state_dict=gathered)
+            processor.save_pretrained(folder)
+
+        run.evaluate, run.sample, run.save = rows.validate, partial(rows.sample, painter), save
         with run.signals:
             for step, batch in rows.batches():
                 input_ids, labels = sequences(batch, run.accelerator.device, rows.encoder)
@@ -63,44 +76,6 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
                 describe_run(run, painter, rows, model, data, training)
             push_model(training)
     return run.folder
-
-
-def _settings_of(
-    painter: PaiPainterForImageGeneration,
-    vqgan: PaiPainterVQModel,
-    processor: PaiPainterProcessor,
-    model: PainterModelArguments,
-) -> dict[str, Any]:
-    """What of the model a run depends on, beside the weights that checkpoints hold."""
-    names = ["attn_implementation", "gradient_checkpointing"]
-    if model.lora_rank is not None:
-        names += ["lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"]
-    return {
-        "config": architecture_of(painter.config),
-        "vqgan": hash_of_model(vqgan),
-        "vocabulary": processor.tokenizer.fingerprint,
-        "image_processor": processor.image_processor.to_dict(),
-        "base": None if model.lora_rank is None else hash_of_model(painter),
-        **{name: getattr(model, name) for name in names},
-    }
-
-
-def _save(
-    painter: PaiPainterForImageGeneration,
-    vqgan: PaiPainterVQModel,
-    processor: PaiPainterProcessor,
-    folder: Path,
-    gathered: dict[str, torch.Tensor] | None,
-) -> None:
-    """The painter with its processor, or its adapter; `gathered` are its weights without the VQGAN's, if sharded."""
-    if has_lora(painter):
-        save_lora(painter, folder, gathered)
-        return
-    if gathered is not None:
-        gathered |= {f"vqgan.{name}": weight for name, weight in vqgan.state_dict().items()}
-    with with_vqgan(painter, vqgan):
-        painter.save_pretrained(folder, state_dict=gathered)
-    processor.save_pretrained(folder)
 
 
 def main(argv: list[str] | None = None, program: str | None = None) -> None:

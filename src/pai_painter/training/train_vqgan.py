@@ -4,7 +4,7 @@
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import datasets
 import torch
@@ -26,7 +26,7 @@ from .codebook import CodebookLearner
 from .command_line import run_from_command_line
 from .order import seed_of
 from .painter_model import naming_damaged_files
-from .rows import find_training_source, load_run_rows, load_validation_rows
+from .rows import find_rows, load_run_rows, load_validation_rows
 from .training_run import TrainingRun, begin_run
 
 __all__ = ["VQGANObjective", "blank_patches", "main", "train_vqgan", "validate_vqgan"]
@@ -37,10 +37,8 @@ _WHITE = 0.995  # of 1.0: an 8-bit picture's next level is 0.992
 
 def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGANTrainingArguments) -> Path:
     """
-    Trains a VQGAN and saves it, with its image processor, into `training.output_dir`, which is returned.
-
-    Raises:
-        ValueError, OSError, Stopped: see [`~train_painter.train_painter`].
+    Trains a VQGAN and saves it, with its image processor, into `training.output_dir`, which is returned. Raises what
+    [`~train_painter.train_painter`] raises.
     """
     if data.streaming:
         raise ValueError("The VQGAN can't be trained on a stream: please leave `streaming` out.")
@@ -48,7 +46,7 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
         accelerator = run.accelerator
         vqgan = _build_vqgan(model).to(accelerator.device)
         processor = PaiPainterImageProcessor(size=vqgan.config.resolution)
-        train_rows = load_run_rows(find_training_source(data), data, run.folder, accelerator)
+        train_rows = load_run_rows(find_rows(data), data, run.folder, accelerator)
         valid_rows = load_validation_rows(data, run.folder, accelerator)
         pictures = PictureRows(train_rows, processor)
         learner = CodebookLearner(vqgan.quantize, training)
@@ -56,26 +54,30 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
             learner.go_on_from(learner.entries)
         settings = {"config": architecture_of(vqgan.config), "data": train_rows._fingerprint}
         objective, stateful = VQGANObjective(vqgan, training), {"codebook": learner}
-        run.prepare(objective, list(vqgan.parameters()), len(train_rows), settings, stateful)
-        start, entries = training.codebook_start_step, vqgan.config.num_embeddings
-        # Said at once rather than hundreds of steps later.
-        if not learner.started and start >= run.steps:
-            raise ValueError(f"`codebook_start_step` ({start}) must be below the {run.steps} steps of the run.")
-        if not learner.started and len(train_rows) * vqgan.config.num_image_tokens < entries:
-            raise ValueError(
-                f"{len(train_rows)} training pictures have too few patches for {entries} `num_embeddings`."
-            )
+        run.prepare(objective, list(vqgan.parameters()), len(pictures), settings, stateful)
+        start, count = training.codebook_start_step, len(pictures)
+        if not learner.started:  # what is wrong is said now rather than hundreds of steps later
+            if start >= run.steps:
+                raise ValueError(f"`codebook_start_step` ({start}) must be below the {run.steps} steps of the run.")
+            if count * vqgan.config.num_image_tokens < (entries := vqgan.config.num_embeddings):
+                raise ValueError(f"{count} training pictures have too few patches for {entries} `num_embeddings`.")
 
-        if valid_rows is not None and accelerator.is_main_process:
-            run.evaluate = partial(validate_vqgan, vqgan, valid_rows, processor)
-        run.sample = partial(_draw_samples, vqgan, valid_rows, processor, training)
-        run.save = partial(_save, vqgan, processor)
+        def save(folder: Path, gathered: dict[str, torch.Tensor] | None) -> None:
+            vqgan.save_pretrained(folder, state_dict=gathered)
+            processor.save_pretrained(folder)
+
+        run.save = save
+        if valid_rows is not None:
+            shown = PictureRows(valid_rows, processor)
+            run.sample = partial(_draw_samples, vqgan, shown, training.num_samples, run.folder)
+            if accelerator.is_main_process:
+                run.evaluate = partial(validate_vqgan, vqgan, valid_rows, processor)
         with run.signals:
-            for step, pixel_values in run.batches(pictures, len(pictures), torch.stack):
+            for step, pixel_values in run.batches(pictures, count, torch.stack):
                 # The generator that the run has set for this batch.
                 pixel_values = shift_and_flip(pixel_values, training.max_shift, training.flip, torch.default_generator)
                 pixel_values = pixel_values.to(accelerator.device)
-                if not learner.started and step >= training.codebook_start_step:
+                if not learner.started and step >= start:
                     _start_codebook(run, learner, vqgan, pictures)
                 outputs = run.objective(pixel_values, quantise=learner.started)
                 if learner.started:
@@ -194,31 +196,14 @@ def _start_codebook(run: TrainingRun, learner: CodebookLearner, vqgan: PaiPainte
 
 
 @torch.no_grad()
-def _draw_samples(
-    vqgan: PaiPainterVQModel,
-    rows: datasets.Dataset | None,
-    processor: PaiPainterImageProcessor,
-    training: VQGANTrainingArguments,
-    step: int,
-) -> None:
+def _draw_samples(vqgan: PaiPainterVQModel, rows: PictureRows, count: int, output_dir: Path, step: int) -> None:
     """Originals beside reconstructions as samples/step-N.png."""
-    if rows is None:
-        return
-    shown = PictureRows(rows, processor)
-    pictures = torch.stack([shown[row] for row in range(min(training.num_samples, len(rows)))])
+    pictures = torch.stack([rows[row] for row in range(min(count, len(rows)))])
     painted = vqgan(pictures.to(vqgan.device)).pixel_values.cpu()
     pairs = torch.stack([pictures, painted], dim=1).flatten(0, 1)  # original, reconstruction, original, …
-    folder = Path(training.output_dir) / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    images = cast(list[Image.Image], processor.postprocess(pairs, output_type="pil"))
-    draw_grid(images, columns=8).save(folder / f"step-{step:06d}.png")
-
-
-def _save(
-    vqgan: PaiPainterVQModel, processor: PaiPainterImageProcessor, folder: Path, gathered: dict[str, Any] | None
-) -> None:
-    vqgan.save_pretrained(folder, state_dict=gathered)
-    processor.save_pretrained(folder)
+    path = output_dir / "samples" / f"step-{step:06d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_grid(cast(list[Image.Image], rows.processor.postprocess(pairs)), columns=8).save(path)
 
 
 def main(argv: list[str] | None = None, program: str | None = None) -> None:

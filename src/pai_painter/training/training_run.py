@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from ..signals import Stopped, StopSignals
 from .accelerator import build_accelerator, is_sharded
 from .arguments import TrainingArguments
-from .callbacks import BestModel, Stopped, StopSignals
 from .checkpoints import attempt, find_checkpoint, hold_only_trained, load_checkpoint, save_checkpoint
 from .metrics import Metrics
-from .order import read_batches, seed_of, step_batches
-from .output_folder import all_checkpoints, check_folder, held_folder, save_whole
+from .order import seed_of, step_batches
+from .output_folder import BestModel, all_checkpoints, check_folder, held_folder, save_whole
 
 __all__ = ["TrainingRun", "begin_run", "build_optimizer"]
 
@@ -78,7 +78,7 @@ class TrainingRun:
         self.signals, self.metrics = StopSignals(), Metrics(self.accelerator, self.folder)
         self.objective: nn.Module = nn.Identity()
         self.evaluate: Callable[[], dict[str, float]] = dict
-        self.sample: Callable[[int], None]
+        self.sample: Callable[[int], None] = lambda step: None
         self.save: Callable[[Path, dict[str, torch.Tensor] | None], None]
         self._recent: list[torch.Tensor] = []
 
@@ -160,13 +160,13 @@ class TrainingRun:
         return self.count(DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=workers))
 
     def count(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """The same for a loader of batches from elsewhere, perhaps endless."""
+        """The same for batches from elsewhere, perhaps endless."""
         accumulation, accelerator = self.training.gradient_accumulation_steps, self.accelerator
         off = not accelerator.is_main_process
         self._bar = tqdm(total=self.steps, initial=self.start, disable=off, unit="step", mininterval=1)
         self._since = time.monotonic()
         with self._bar:
-            for number, batch in enumerate(read_batches(batches), self.start * accumulation):
+            for number, batch in enumerate(batches, self.start * accumulation):
                 step, part = divmod(number, accumulation)
                 if step >= self.steps or self.ended_early:
                     return
