@@ -86,7 +86,7 @@ def train(
 ) -> None:
     run.evaluate, run.sample, run.save = evaluate, sample, keep
     with run.signals:
-        for step, numbers in run.batches(Numbers(), 5, torch.stack):
+        for step, numbers in run.batches(Numbers(), 5):
             loss = run.objective(numbers) * factor
             run.update(loss)
             run.after_batch(step, loss)
@@ -260,7 +260,7 @@ def test_noise_of_a_step_is_a_function_of_seed_step_and_process(run: Callable, m
     def drawn(**options: Any) -> list[float]:
         running, _ = run(**options)
         found = []
-        for _ in running.batches(Numbers(), 5, torch.stack):
+        for _ in running.batches(Numbers(), 5):
             found.append(torch.rand(()).item())
             torch.rand(len(found))  # what a step draws doesn't matter to the next
         return found
@@ -280,7 +280,7 @@ def test_a_line_of_the_log_is_the_mean_since_the_last(run: Callable, tmp_path: P
     running, _ = run(gradient_accumulation_steps=2, logging_steps=3, save_steps=2)
     running.sample = no_sample
     losses = []
-    for step, _numbers in running.batches(Numbers(), 5, torch.stack):
+    for step, _numbers in running.batches(Numbers(), 5):
         losses.append(float(len(losses)))
         loss = torch.tensor(losses[-1], requires_grad=True)
         running.update(loss)
@@ -291,7 +291,7 @@ def test_a_line_of_the_log_is_the_mean_since_the_last(run: Callable, tmp_path: P
 def test_a_step_that_fp16_skips_moves_nothing(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     running, _ = run(use_ema=True, lr_scheduler_type="linear")
     seen = []
-    for step, numbers in running.batches(Numbers(), 5, torch.stack):
+    for step, numbers in running.batches(Numbers(), 5):
         with monkeypatch.context() as patch:
             patch.setattr(Accelerator, "optimizer_step_was_skipped", step == 1)
             running.update(running.objective(numbers))
@@ -342,7 +342,7 @@ def test_a_window_of_another_length_begins_at_the_checkpoint(run: Callable, capl
     running, _ = run(gradient_accumulation_steps=3, save_steps=5, **options)
     assert "gradient_accumulation_steps was 2 and is now 3" in caplog.text
     updates = []
-    for number, (step, numbers) in enumerate(running.batches(Numbers(), 5, torch.stack)):
+    for number, (step, numbers) in enumerate(running.batches(Numbers(), 5)):
         running.update(running.objective(numbers))
         if running.accelerator.sync_gradients:
             updates.append((number, step))
@@ -356,4 +356,4 @@ def test_a_checkpoint_beyond_the_end(run: Callable) -> None:
         run(max_train_steps=3, **options)
     running, _ = run(max_train_steps=4, **options)
     assert list(running.count(iter([torch.zeros(1)] * 3))) == []
-    assert list(running.batches(Numbers(), 5, torch.stack)) == []
+    assert list(running.batches(Numbers(), 5)) == []

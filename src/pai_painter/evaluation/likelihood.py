@@ -11,7 +11,7 @@ from ..data.row_cache import load_rows
 from ..lora import load_painter
 from ..training.arguments import DataArguments
 from ..training.painter_objective import PainterObjective, validation_loss
-from ..training.painter_rows import CaptionedTokens
+from ..training.painter_rows import CaptionedRows
 from ..training.rows import encode_together, find_rows
 
 __all__ = ["Likelihood", "evaluate_painter"]
@@ -63,7 +63,7 @@ def evaluate_painter(
     with accelerator.local_main_process_first():
         rows = load_rows(source, data.max_bad_rows, data.cache_dir)
     table = ImageTokenCache(rows, painter.vqgan, processor.image_processor, cache_dir=data.cache_dir)
-    encoded = CaptionedTokens(encode_together(table, accelerator), processor)
+    encoded = CaptionedRows(encode_together(table, accelerator), processor)
     loss = validation_loss(PainterObjective(painter).eval(), encoded, accelerator, batch_size)["validation_loss"]
     if not math.isfinite(loss):
         raise ValueError(f"The loss of {model} is {loss}: its weights are damaged.")

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Checkpoints that are whole or not there.
-
-`Accelerator.save_state` writes several files one after the other; killed in between, it leaves new weights beside an
-old optimizer, and loading doesn't notice. So a checkpoint is written under a temporary name, synced, given a manifest
-with sizes and checksums, and only then renamed; old ones are removed after the new one is whole.
+Checkpoints that are whole or not there: written under a temporary name, synced, given a manifest with sizes and
+checksums, and only then renamed; old ones are removed afterwards. `Accelerator.save_state` alone, when it is killed,
+leaves new weights beside an old optimizer, and loading doesn't notice.
 
 Nothing in a checkpoint is executed: accelerate reads its own files with safetensors and `weights_only=True`. What is
 registered with it would be unpickled, so our states are in a file of their own.
@@ -42,13 +40,9 @@ def save_checkpoint(
     accelerator: Accelerator, folder: Path, step: int, settings: dict[str, Any], states: dict[str, Any], keep: int
 ) -> None:
     """
-    Saves everything that `accelerator` holds as `folder/checkpoint-<step>`. All processes call it. A full disk doesn't
-    end the run: it is warned about, and older checkpoints stay.
-
-    Args:
-        settings: what the run depends on; compared on resuming.
-        states: further objects with a `state_dict` of tensors and plain values, which the first process writes.
-        keep: number of newest checkpoints that stay.
+    Saves everything that `accelerator` holds as `folder/checkpoint-<step>`, with the `settings` that the run depends on
+    and the first process's `state_dict`s, of tensors and plain values, of `states`. The `keep` newest checkpoints stay.
+    All processes call it. A full disk doesn't end the run: it is warned about, and older checkpoints stay.
     """
     final, main = folder / f"checkpoint-{step}", accelerator.is_main_process
     partial = folder / f".{final.name}.partial"
@@ -141,8 +135,8 @@ def find_checkpoint(folder: Path, which: str | None) -> Path | None:
         logger.warning("%s is damaged: %s.", checkpoint, reason)
     if found:
         raise ValueError(
-            f"{found[-1]} is no whole checkpoint: {_damage(found[-1])}. Please use `latest` to resume from the newest "
-            f"whole one in `output_dir`, or take another folder to start from the beginning."
+            f"{found[-1]} is no whole checkpoint: {_damage(found[-1])}. Please use `latest`, or take another folder to "
+            f"start from the beginning."
         )
     return None
 

@@ -60,7 +60,7 @@ def check_folder(training: TrainingArguments, adapter: bool) -> None:
     if checkpoints and training.resume_from_checkpoint is None:
         raise ValueError(
             f"{folder} holds {checkpoints[-1].name} of an earlier run: please set `resume_from_checkpoint` to `latest` "
-            f"to continue it, or take another `output_dir` (or remove it) to start from the beginning."
+            f"to continue it, or take another `output_dir`."
         )
     if models and not checkpoints and not training.overwrite_output_dir:
         raise ValueError(

@@ -22,7 +22,7 @@ from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from .arguments import DataArguments, PainterTrainingArguments
 from .painter_objective import validation_loss
-from .painter_rows import CaptionedPictures, CaptionedTokens, StreamedPictures, collate_rows
+from .painter_rows import CaptionedRows, StreamedPictures
 from .rows import REJECTED, encode_together, find_rows, load_run_rows, load_validation_rows
 from .training_run import TrainingRun
 
@@ -70,7 +70,7 @@ class PainterData:
         self.count: int | None = None
         self.encoder: PaiPainterVQModel | None = vqgan
         self._place = torch.zeros(2, dtype=torch.long)  # how far this process has read its share of a stream
-        self._dataset: CaptionedTokens | CaptionedPictures | StreamedPictures
+        self._dataset: CaptionedRows | StreamedPictures
         if data.streaming:
             share = (run.accelerator.process_index, run.accelerator.num_processes)
             rejects = run.folder / REJECTED
@@ -84,13 +84,11 @@ class PainterData:
             self.count, self.identities = len(rows), {"data": rows._fingerprint}
             if training.num_crops:
                 self.encoder = None
-                encoded = self._encoded(rows, training.num_crops, changes if training.augments else None)
-                self._dataset = CaptionedTokens(encoded, processor, *draw)
-            else:
-                self._dataset = CaptionedPictures(rows, processor, *draw, changes)
+                rows = self._encoded(rows, training.num_crops, changes if training.augments else None)
+            self._dataset = CaptionedRows(rows, processor, *draw, changes)
         self._validation = None
         if self.validation_rows is not None:
-            self._validation = CaptionedTokens(self._encoded(self.validation_rows), processor)
+            self._validation = CaptionedRows(self._encoded(self.validation_rows), processor)
             if training.keeps_best:
                 self.identities["validation_data"] = self.validation_rows._fingerprint
 
@@ -98,7 +96,7 @@ class PainterData:
         """(step, batch) from the first step not yet done; a batch has `caption_ids` and `image_tokens` or pixels."""
         if isinstance(self._dataset, StreamedPictures):
             return self.run.count(self._streamed(self._dataset))
-        return self.run.batches(self._dataset, len(self._dataset), collate_rows)
+        return self.run.batches(self._dataset, len(self._dataset))
 
     def validate(self) -> dict[str, float]:
         """See [`~painter_objective.validation_loss`]; nothing without rows to validate on."""
@@ -168,7 +166,7 @@ class PainterData:
         training = self.training
         # More workers than one would each read all of the stream.
         workers = min(training.dataloader_num_workers, 1)
-        loader = DataLoader(dataset, training.per_device_train_batch_size, collate_fn=collate_rows, num_workers=workers)
+        loader = DataLoader(dataset, training.per_device_train_batch_size, num_workers=workers)
         for batch in loader:
             self._place = batch.pop("place")[-1]
             yield batch

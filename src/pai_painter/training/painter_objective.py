@@ -2,13 +2,13 @@
 """What the painter learns, and how well: each image token, from the caption and the image tokens before it."""
 
 import math
-from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.utils.data import default_collate
 
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
-from .painter_rows import CaptionedTokens, collate_rows, sequences
+from .painter_rows import CaptionedRows, sequences
 
 __all__ = ["PainterObjective", "validation_loss"]
 
@@ -39,7 +39,7 @@ class PainterObjective(torch.nn.Module):
 
 @torch.no_grad()
 def validation_loss(
-    objective: torch.nn.Module, rows: CaptionedTokens, accelerator: Accelerator, batch_size: int = 32
+    objective: torch.nn.Module, rows: CaptionedRows, accelerator: Accelerator, batch_size: int = 32
 ) -> dict[str, float]:
     """
     Mean cross-entropy in nats per token over all rows, each with its first caption. All processes call it with the same
@@ -51,7 +51,7 @@ def validation_loss(
     for number in range(math.ceil(len(rows) / (batch_size * processes))):
         first = (number * processes + accelerator.process_index) * batch_size
         own = range(first, min(first + batch_size, len(rows)))
-        items: list[dict[str, Any]] = [rows[row] for row in own or range(1)]
-        total += objective(*sequences(collate_rows(items), accelerator.device)) * len(own)
+        batch = default_collate([rows[row] for row in own or range(1)])
+        total += objective(*sequences(batch, accelerator.device)) * len(own)
     loss = accelerator.reduce(total, "sum").item() / len(rows)
     return {"validation_loss": loss, "validation_perplexity": torch.tensor(loss).double().exp().item()}

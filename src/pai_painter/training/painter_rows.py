@@ -13,7 +13,7 @@ from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from .order import seed_of
 
-__all__ = ["CaptionedPictures", "CaptionedTokens", "StreamedPictures", "collate_rows", "sequences"]
+__all__ = ["CaptionedRows", "StreamedPictures", "sequences"]
 
 Items = dict[str, torch.Tensor]
 _UNCHANGED = Augmentation()
@@ -39,7 +39,7 @@ class _Rows:
 
     def _drawn_ids(self, captions: list[str], epoch: int, row: int) -> torch.Tensor:
         """(text_length,), of one of the captions or, with the probability of `caption_dropout`, of the empty one."""
-        which, dropped = self._numbers(6, epoch, row)
+        which, dropped = torch.rand(2, generator=self._generator(6, epoch, row)).tolist()
         return self._ids("" if dropped < self.caption_dropout else captions[int(which * len(captions))])
 
     def _pictured(self, captions: list[str], picture: Any, epoch: int, row: int) -> Items:
@@ -47,17 +47,14 @@ class _Rows:
         pixel_values = self.augmentation.prepare([picture], self.processor.image_processor, generator)[0]
         return {"caption_ids": self._drawn_ids(captions, epoch, row), "pixel_values": pixel_values}
 
-    def _numbers(self, purpose: int, epoch: int, row: int) -> list[float]:
-        """Two numbers in [0, 1)."""
-        return torch.rand(2, generator=self._generator(purpose, epoch, row)).tolist()
-
     def _generator(self, purpose: int, epoch: int, row: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed_of(self.seed, purpose, epoch, row))
 
 
-class CaptionedTokens(_Rows, Dataset[Items]):
+class CaptionedRows(_Rows, Dataset[Items]):
     """
-    Rows of image tokens as `caption_ids` (text_length,) and `image_tokens` (num_image_tokens,).
+    `datasets.Dataset` rows as `caption_ids` (text_length,) and `image_tokens` (num_image_tokens,) or, of rows that hold
+    pictures, `pixel_values` (3, size, size) of a copy that is new in each epoch.
 
     Items are asked for by (epoch, row), which fix the caption and the variant of the image tokens. Asked for by row
     alone, the first of each is taken.
@@ -71,23 +68,11 @@ class CaptionedTokens(_Rows, Dataset[Items]):
             row = self.rows[item]
             return {"caption_ids": self._ids(row["captions"][0]), "image_tokens": torch.tensor(row["image_tokens"][0])}
         row = self.rows[item[1]]
-        variants, (variant, _) = row["image_tokens"], self._numbers(7, *item)
-        tokens = torch.tensor(variants[int(variant * len(variants))])
+        if "picture" in row:
+            return self._pictured(row["captions"], open_picture(row["picture"]), *item)
+        variants, number = row["image_tokens"], torch.rand((), generator=self._generator(7, *item)).item()
+        tokens = torch.tensor(variants[int(number * len(variants))])
         return {"caption_ids": self._drawn_ids(row["captions"], *item), "image_tokens": tokens}
-
-
-class CaptionedPictures(_Rows, Dataset[Items]):
-    """
-    `datasets.Dataset` rows as `caption_ids` (text_length,) and `pixel_values` (3, size, size) of a copy that is new in
-    each epoch. Items are asked for by (epoch, row).
-    """
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, item: tuple[int, int]) -> Items:
-        row = self.rows[item[1]]
-        return self._pictured(row["captions"], open_picture(row["picture"]), *item)
 
 
 class StreamedPictures(_Rows, IterableDataset[Items]):
@@ -102,17 +87,10 @@ class StreamedPictures(_Rows, IterableDataset[Items]):
             yield {**item, "place": torch.tensor([row.epoch, row.position])}
 
 
-def collate_rows(items: list[Items]) -> Items:
-    """Items → a batch of them."""
-    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
-
-
 def sequences(batch: Items, device: torch.device, vqgan: PaiPainterVQModel | None = None) -> tuple[torch.Tensor, ...]:
     """
-    Batches of captions and image tokens, or of captions and pixels that `vqgan` encodes, → what the objective takes.
-
-    Returns:
-        `input_ids` and `labels`, both `(batch, text_length + num_image_tokens)`; the labels are -100 on the caption.
+    Batches of captions and image tokens, or of captions and pixels that `vqgan` encodes, → `input_ids` and `labels`,
+    both (batch, text_length + num_image_tokens); the labels are -100 on the caption.
     """
     caption_ids = batch["caption_ids"].to(device)
     if vqgan is not None:

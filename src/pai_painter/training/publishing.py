@@ -55,14 +55,9 @@ def check_push(model: PainterModelArguments, training: PainterTrainingArguments)
 def push_model(training: PainterTrainingArguments) -> None:
     """Pushes the output folder, if asked to. Raises `OSError` if the Hub refuses it."""
     if training.push_to_hub:
-        address = push_folder(
-            training.output_dir,
-            _repository(training),
-            private=training.hub_private,
-            tag=training.hub_tag,
-            commit_message="Train with pai-painter",
-            base=training.hub_base_model,
-        )
+        options: Any = {"private": training.hub_private, "tag": training.hub_tag, "base": training.hub_base_model}
+        message = "Train with pai-painter"
+        address = push_folder(training.output_dir, _repository(training), commit_message=message, **options)
         logger.info("The model is at %s.", address)
 
 

@@ -73,7 +73,7 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
             if accelerator.is_main_process:
                 run.evaluate = partial(validate_vqgan, vqgan, valid_rows, processor)
         with run.signals:
-            for step, pixel_values in run.batches(pictures, count, torch.stack):
+            for step, pixel_values in run.batches(pictures, count):
                 # The generator that the run has set for this batch.
                 pixel_values = shift_and_flip(pixel_values, training.max_shift, training.flip, torch.default_generator)
                 pixel_values = pixel_values.to(accelerator.device)
@@ -154,7 +154,7 @@ def validate_vqgan(
     vqgan.eval()
     counts = torch.zeros(vqgan.config.num_embeddings, device=vqgan.device)
     psnr: list[torch.Tensor] = []
-    for pixel_values in DataLoader(PictureRows(rows, processor), batch_size=batch_size, collate_fn=torch.stack):
+    for pixel_values in DataLoader(PictureRows(rows, processor), batch_size=batch_size):
         pixel_values = pixel_values.to(vqgan.device)
         outputs = vqgan(pixel_values)
         error = (outputs.pixel_values.clamp(-1, 1) - pixel_values).div(2).pow(2).mean((1, 2, 3))
@@ -184,7 +184,7 @@ def _start_codebook(run: TrainingRun, learner: CodebookLearner, vqgan: PaiPainte
     chosen = torch.randperm(len(rows), generator=generator)[:wanted].tolist()
     latents, blank = [], []
     vqgan.eval()
-    for pixel_values in DataLoader(rows, batch_size=32, sampler=chosen, collate_fn=torch.stack):
+    for pixel_values in DataLoader(rows, batch_size=32, sampler=chosen):
         pixel_values = pixel_values.to(vqgan.device)
         with run.accelerator.autocast():
             found = vqgan.encode_latents(pixel_values).float()

@@ -92,10 +92,9 @@ class TrainingRun:
         best: BestModel | None = None,
     ) -> None:
         """
-        Builds optimizer and schedule and resumes from a checkpoint if asked to.
+        Builds optimizer and schedule for the parameters of `objective` that are `trained`, and resumes if asked to.
 
         Args:
-            objective, trained: the module that is called in the loop, and its parameters that training moves.
             rows: number of training rows, `None` if it isn't known.
             settings: what the run depends on beside its arguments; compared on resuming.
             stateful: by name, further objects whose `state_dict` is in checkpoints.
@@ -147,7 +146,7 @@ class TrainingRun:
         logger.info("Resuming from %s, %d of %d steps are done.", checkpoint, start, self.steps)
         return start
 
-    def batches(self, dataset: Dataset, rows: int, collate: Callable) -> Iterator[tuple[int, Any]]:
+    def batches(self, dataset: Dataset, rows: int) -> Iterator[tuple[int, Any]]:
         """
         (step, batch) from the first step not yet done, with this process's random state set for the batch. With
         `gradient_accumulation_steps`, several batches have the same step.
@@ -156,14 +155,12 @@ class TrainingRun:
         size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
         rank, processes = accelerator.process_index, accelerator.num_processes
         order = step_batches(rows, size, accumulation, rank, processes, training.seed, self.start, self.steps)
-        workers = training.dataloader_num_workers
-        return self.count(DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=workers))
+        return self.count(DataLoader(dataset, batch_sampler=order, num_workers=training.dataloader_num_workers))
 
     def count(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """The same for batches from elsewhere, perhaps endless."""
         accumulation, accelerator = self.training.gradient_accumulation_steps, self.accelerator
-        off = not accelerator.is_main_process
-        self._bar = tqdm(total=self.steps, initial=self.start, disable=off, unit="step", mininterval=1)
+        self._bar = tqdm(total=self.steps, initial=self.start, disable=not accelerator.is_main_process, unit="step")
         self._since = time.monotonic()
         with self._bar:
             for number, batch in enumerate(batches, self.start * accumulation):
@@ -244,10 +241,7 @@ class TrainingRun:
 
     @contextmanager
     def finished_model(self) -> Iterator[None]:
-        """
-        While it lasts, the weights are those to be saved, averaged if asked for. Training isn't disturbed, and the
-        clock of `rows_per_second` stands still.
-        """
+        """While it lasts, the weights are those to be saved, perhaps averaged, and the clock stands still."""
         paused = time.monotonic()
         if self.ema is not None:
             self.ema.store(self._trained)
@@ -301,9 +295,7 @@ class TrainingRun:
             better = loss < self.best.loss
             problem = attempt(self.accelerator, self._save, self.best.folder) if better else None
             if problem is not None:
-                logger.warning(
-                    "The best model, of step %d, can't be saved (%s). Training continues.", self.done, problem
-                )
+                logger.warning("The best model, of step %d, can't be saved (%s).", self.done, problem)
             self.best.take(loss, self.done, better and problem is None)
 
     def _sample(self) -> None:
