@@ -19,18 +19,12 @@ __all__ = ["Likelihood", "evaluate_painter"]
 
 @dataclass(frozen=True)
 class Likelihood:
-    """
-    Args:
-        rows (`int`): Number of rows.
-        loss (`float`): Mean cross-entropy in nats per token.
-        perplexity (`float`): The number of equally likely tokens that the loss stands for.
-        chance (`int`): The perplexity of a painter that knows nothing: the number of image tokens there are.
-    """
+    """What was measured."""
 
     rows: int
-    loss: float
-    perplexity: float
-    chance: int
+    loss: float  # mean cross-entropy in nats per token
+    perplexity: float  # the number of equally likely tokens that the loss stands for
+    chance: int  # the perplexity of a painter that knows nothing: the number of image tokens there are
 
 
 def evaluate_painter(

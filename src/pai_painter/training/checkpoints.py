@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Checkpoints that are whole or not there: written under a temporary name, synced, given a manifest with sizes and
-checksums, and only then renamed; old ones are removed afterwards. `Accelerator.save_state` alone, when it is killed,
-leaves new weights beside an old optimizer, and loading doesn't notice.
-
-Nothing in a checkpoint is executed: accelerate reads its own files with safetensors and `weights_only=True`. What is
-registered with it would be unpickled, so our states are in a file of their own.
+Checkpoints that are whole or not there: written under a temporary name, synced, given a manifest with checksums, and
+only then renamed; old ones are removed afterwards. (`Accelerator.save_state` alone, when it is killed, leaves new
+weights beside an old optimizer.) Nothing in a checkpoint is executed: accelerate reads its own files with safetensors
+and `weights_only=True`. What is registered with it would be unpickled, so our states are in a file of their own.
 """
 
 import hashlib
@@ -76,7 +74,7 @@ def save_checkpoint(
 def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Syncs the files, writes the manifest and gives the folder its name."""
     files = sorted(path for path in partial.rglob("*") if path.is_file())
-    manifest["files"] = {str(path.relative_to(partial)): [path.stat().st_size, _checksum(path)] for path in files}
+    manifest["files"] = {str(path.relative_to(partial)): _checksum(path) for path in files}
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
     for path in (*files, partial / _MANIFEST, partial):
         sync(path)
@@ -185,9 +183,8 @@ def _damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, as far as its manifest tells."""
     try:
         files = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, (size, checksum) in files.items():
-            path = checkpoint / name
-            if path.stat().st_size != size or _checksum(path) != checksum:
+        for name, checksum in files.items():
+            if _checksum(checkpoint / name) != checksum:
                 return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "a file is missing, or its manifest is damaged"

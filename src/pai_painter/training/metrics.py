@@ -65,11 +65,12 @@ def draw_loss_curve(metrics: list[dict[str, float]], path: Path) -> None:
 
     if not any("loss" in line or "validation_loss" in line for line in metrics):
         return
-    axes = Figure(figsize=(9, 5), dpi=120, layout="constrained").subplots()
+    figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
+    axes = figure.subplots()
     for name, label in (("loss", "training"), ("validation_loss", "validation")):
         points = [(line["step"], line[name]) for line in metrics if name in line]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o" if len(points) <= 20 else None, label=label)
     axes.set(xlabel="step", ylabel="cross-entropy (nats per token)")
     axes.legend()
-    axes.figure.savefig(path, format="png")
+    figure.savefig(path, format="png")

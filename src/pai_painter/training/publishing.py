@@ -97,7 +97,8 @@ def describe_run(
         metrics = read_metrics(folder / "metrics.jsonl")
         facts |= _losses(metrics)
         draw_loss_curve(metrics, folder / "loss.png")
-        _write(folder / "training_summary.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        summary = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+        write_whole(folder / "training_summary.json", lambda partial: partial.write_text(summary, encoding="utf-8"))
         write_model_card(folder, facts)
     except (OSError, ModuleNotFoundError) as error:  # a full disk, no matplotlib
         logger.warning("The model is saved, but not what describes its training (%s).", error)
@@ -135,7 +136,7 @@ def write_model_card(folder: Path, facts: dict[str, Any]) -> None:
     }
     template = files(__package__).joinpath("model_card_template.md").read_text(encoding="utf-8")
     text = str(ModelCard.from_template(card_data, template_str=template, **facts, **shown)).rstrip() + "\n"
-    _write(path, f"{text}\n{_mark(text)}")
+    write_whole(path, lambda partial: partial.write_text(f"{text}\n{_mark(text)}", encoding="utf-8"))
 
 
 def _losses(metrics: list[dict[str, float]]) -> dict[str, float | None]:
@@ -170,7 +171,3 @@ def _section(values: dict[str, Any], names: Iterable[str]) -> str:
 
 def _mark(text: str) -> str:
     return _MARK.format(hashlib.sha256(text.strip().encode()).hexdigest()[:16])
-
-
-def _write(path: Path, text: str) -> None:
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -53,9 +53,8 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
         if model.model_name_or_path is not None:
             learner.go_on_from(learner.entries)
         settings = {"config": architecture_of(vqgan.config), "data": train_rows._fingerprint}
-        objective, stateful = VQGANObjective(vqgan, training), {"codebook": learner}
-        run.prepare(objective, list(vqgan.parameters()), len(pictures), settings, stateful)
         start, count = training.codebook_start_step, len(pictures)
+        run.prepare(VQGANObjective(vqgan, training), list(vqgan.parameters()), count, settings, {"codebook": learner})
         if not learner.started:  # what is wrong is said now rather than hundreds of steps later
             if start >= run.steps:
                 raise ValueError(f"`codebook_start_step` ({start}) must be below the {run.steps} steps of the run.")
@@ -82,7 +81,7 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
                 outputs = run.objective(pixel_values, quantise=learner.started)
                 if learner.started:
                     chosen = (outputs["latents"], outputs["image_tokens"], outputs["errors"])
-                    learner.update(*accelerator.gather(chosen), step)
+                    learner.update(*accelerator.gather(chosen), step=step)
                 run.update(outputs["loss"])  # after the codebook, which the average copies
                 run.after_batch(step, outputs["pixels_loss"])
             run.finish()
