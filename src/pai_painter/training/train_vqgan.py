@@ -81,7 +81,8 @@ def train_vqgan(model: VQGANModelArguments, data: DataArguments, training: VQGAN
                 outputs = run.objective(pixel_values, quantise=learner.started)
                 if learner.started:
                     chosen = (outputs["latents"], outputs["image_tokens"], outputs["errors"])
-                    learner.update(*accelerator.gather(chosen), step=step)
+                    latents, image_tokens, errors = accelerator.gather(chosen)
+                    learner.update(latents, image_tokens, errors, step)
                 run.update(outputs["loss"])  # after the codebook, which the average copies
                 run.after_batch(step, outputs["pixels_loss"])
             run.finish()
