@@ -9,6 +9,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import default_collate
 
 from pai_painter import (
     DEMO_MODEL,
@@ -21,10 +22,10 @@ from pai_painter import (
 )
 from pai_painter.lora import add_lora
 from pai_painter.training.arguments import PainterTrainingArguments
-from pai_painter.training.optimizer import build_optimizer
 from pai_painter.training.painter_model import take_vqgan
 from pai_painter.training.painter_objective import PainterObjective
-from pai_painter.training.painter_rows import CaptionedTokens, collate_rows, sequences
+from pai_painter.training.painter_rows import CaptionedRows, sequences
+from pai_painter.training.training_run import build_optimizer
 
 __all__ = [
     "CONFIGS",
@@ -120,7 +121,7 @@ class OurStep:
         config = painter.config
         self._folder = tempfile.TemporaryDirectory(prefix="tokens-")
         made_up_rows(config, 4 * settings.batch_size).save_to_disk(self._folder.name)
-        self.rows = CaptionedTokens(datasets.load_from_disk(self._folder.name), build_processor(config))
+        self.rows = CaptionedRows(datasets.load_from_disk(self._folder.name), build_processor(config))
         self.vqgan = take_vqgan(painter)  # stays in memory, as in training
         self.batch_size, self.done = settings.batch_size, 0
         training = PainterTrainingArguments(output_dir=self._folder.name)
@@ -135,7 +136,7 @@ class OurStep:
     def __call__(self) -> float:
         first = self.done * self.batch_size
         items = [self.rows[1, row % len(self.rows)] for row in range(first, first + self.batch_size)]
-        loss = self.objective(*sequences(collate_rows(items), self.accelerator.device))
+        loss = self.objective(*sequences(default_collate(items), self.accelerator.device))
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.objective.parameters(), self.max_grad_norm)
         self.optimizer.step()

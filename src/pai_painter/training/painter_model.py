@@ -22,11 +22,8 @@ __all__ = ["build_painter", "naming_damaged_files", "take_vqgan", "with_vqgan"]
 
 def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     """
-    The painter, in float32, and its processor.
-
-    Raises:
-        ValueError: if configuration, VQGAN and vocabulary are damaged or don't fit each other.
-        OSError: if one of them isn't there.
+    The painter, in float32, and its processor. Raises `ValueError` if configuration, VQGAN and vocabulary are damaged
+    or don't fit each other, and `OSError` if one of them isn't there.
     """
     with naming_damaged_files(str(model.model_name_or_path or model.config_name)):
         painter, processor = _new(model) if model.model_name_or_path is None else _trained(model)
@@ -44,12 +41,11 @@ def naming_damaged_files(name: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # tokenizers raises nothing more special
-        kind = type(error).__name__
-        raise ValueError(f"{name} can't be loaded: one of its files is damaged ({kind}: {error}).") from error
+        raise ValueError(f"{name} can't be loaded, one of its files is damaged: {error!r}.") from error
 
 
 def take_vqgan(painter: PaiPainterForImageGeneration) -> PaiPainterVQModel:
-    """Takes the frozen VQGAN out of the painter, so that it is neither wrapped, sharded nor held in checkpoints."""
+    """Takes the frozen VQGAN out of the painter, so that it is neither wrapped, sharded nor in checkpoints."""
     vqgan = painter.vqgan.requires_grad_(False).eval()
     painter.register_module("vqgan", None)
     return vqgan
@@ -88,12 +84,8 @@ def _new(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, Pa
     if settings.get("model_type") != PaiPainterConfig.model_type:
         raise ValueError(f"{name} is no painter's configuration: its model_type is {settings.get('model_type')!r}.")
     config = PaiPainterConfig.from_dict({"vq_config": found, **settings})
-    own = architecture_of(config.vq_config)
-    if differences := [f"`{key}` {own[key]} instead of {found[key]}" for key in found if own[key] != found[key]]:
-        raise ValueError(
-            f"The `vq_config` of {name} isn't that of the VQGAN {vqgan_name}: it has {', '.join(differences)}; please "
-            f"leave `vq_config` out to take the VQGAN's."
-        )
+    if architecture_of(config.vq_config) != found:
+        raise ValueError(f"The `vq_config` of {name} isn't that of the VQGAN {vqgan_name}: please leave it out.")
     config.update(_dropout(model))
     words = str(model.tokenizer_name or model.config_name)
     if not any(find_file(words, file) for file in ("tokenizer.json", "vocab.txt")):
