@@ -4,30 +4,64 @@
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["new_folder", "sync", "write_whole"]
+__all__ = ["check_new_files", "new_folder", "sync", "write_whole"]
 
 # What --force may delete: the files of a model. Anything else in the folder is somebody's own.
 _MODEL_FILES = re.compile(
     r"(generation_|processor_|preprocessor_|tokenizer_)?config\.json|tokenizer\.json|special_tokens_map\.json"
     r"|vocab\.txt|README\.md|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|pytorch_model\.bin"
 )
+_EXISTS = "{} exists already: please give another name, or --force to overwrite it."
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` write under another name, and renames it when it is on the disk; an `OSError` names the folder."""
-    partial = path.with_name(f".{path.name}.partial")
+def check_new_files(paths: Iterable[Path], force: bool) -> None:
+    """
+    Finds out before the work whether its results can be written. Creates missing folders.
+
+    Raises:
+        FileExistsError: if one of the files exists, unless `force`.
+        OSError: if one of them is a folder, or if its folder can't be created or written to.
+    """
+    folders: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, so no file can be written there.")
+        if not force and os.path.lexists(path):
+            raise FileExistsError(_EXISTS.format(path))
+        folders[path.parent] = None
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise OSError(error.errno, f"Nothing can be written to the folder {folder} ({error.strerror})") from error
+
+
+def write_whole(path: Path, write: Callable[[Path], object], force: bool = True, partial: Path | None = None) -> None:
+    """
+    Lets `write` write under another name (`partial`, by default beside `path`), and renames it when it is on the disk.
+
+    Raises:
+        FileExistsError: if the file exists, unless `force`.
+        OSError: if it can't be written; nothing is left behind then.
+    """
+    partial = partial or path.with_name(f".{path.name}.partial")
     try:
         write(partial)
         sync(partial)
+        if not force:  # takes a free name, which `os.replace` alone would also take from a file that came meanwhile
+            path.touch(exist_ok=False)
         os.replace(partial, path)
+    except FileExistsError as error:
+        raise FileExistsError(_EXISTS.format(path)) from error
     except OSError as error:
         if error.errno is None:  # not the system's, but a killed worker
             raise
-        raise OSError(error.errno, f"{path.parent} can't be written to ({error.strerror or error})") from error
+        raise OSError(error.errno, f"{path} can't be written ({error.strerror or error})") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -80,11 +114,11 @@ def _check_output(output: Path, inputs: Sequence[Path], force: bool | None) -> N
             raise ValueError(f"The output {output} and {path} must be different folders, neither inside the other.")
     if not output.exists():
         return
-    if force is None and not (output.is_dir() and not any(output.iterdir())):
+    held = sorted(output.iterdir()) if output.is_dir() else []
+    if force is None and (held or not output.is_dir()):
         raise FileExistsError(f"{output} exists already: please name a new folder, or an empty one.")
     if not output.is_dir():
         raise FileExistsError(f"{output} is a file: please name a new folder.")
-    held = sorted(output.iterdir())
     if held and not force:
         raise FileExistsError(f"{output} isn't empty: please name a new folder, or --force to replace the model in it.")
     strangers = [path.name for path in held if not path.is_file() or not _MODEL_FILES.fullmatch(path.name)]

@@ -13,14 +13,16 @@ from PIL import Image
 
 from pai_painter.batch.output_formats import PaintedRow, find_format, write_output
 from pai_painter.data.table_files import Schema, read_table
-from pai_painter.imaging.painting import PaintingOptions, painted_png
+from pai_painter.imaging.painting import PaintingOptions, picture_text
+from pai_painter.imaging.png_files import png_bytes
 
 OPTIONS = PaintingOptions(best_of=2, temperature=1.0, top_k=100, top_p=None)
 
 
 def painted(number: int, num_images: int = 1, text: str = "红\n苹果") -> PaintedRow:
     images = [Image.new("RGB", (4, 4), (number, i, 0)) for i in range(num_images)]
-    pngs = [painted_png(image, text, 7 + i, 8 + i, -0.5, "model", OPTIONS) for i, image in enumerate(images)]
+    texts = [picture_text(text, 7 + i, 8 + i, -0.5, "model", OPTIONS) for i in range(num_images)]
+    pngs = [png_bytes(image, text) for image, text in zip(images, texts, strict=True)]
     facts = [7 + i for i in range(num_images)], [-0.5] * num_images
     return PaintedRow(number, f"id{number}", text, [base64.b64encode(png).decode() for png in pngs], *facts)
 

@@ -9,8 +9,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from pai_painter.batch.paint_captions import PaintCaptions, PredictOptions
-from pai_painter.batch.sharding import row_seed
+from pai_painter.batch.paint_captions import PaintCaptions, PredictOptions, row_seed
 
 ROWS = {"idx": ["1", "2", "3"], "text": ["红苹果", "🦄", " 熊猫 "], "more": [1, 2, 3]}
 OPTIONS = PredictOptions(batch_size=2, seed=7)

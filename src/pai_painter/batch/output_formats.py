@@ -5,13 +5,14 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..data.table_files import Schema
+from ..whole_files import sync
 
 __all__ = ["FormatName", "PaintedRow", "find_format", "write_output"]
 
@@ -34,6 +35,10 @@ class PaintedRow:
     pngs: list[str]
     seeds: list[int]
     scores: list[float]
+
+    def pictures(self) -> Iterator[tuple[bytes, int, float]]:
+        """The pictures one by one: PNG, seed, score."""
+        return zip(map(base64.b64decode, self.pngs), self.seeds, self.scores, strict=True)
 
 
 def find_format(
@@ -68,8 +73,7 @@ def write_output(name: FormatName, cells: list[str], path: Path, rows: Iterable[
     else:
         _write_tsv(path, cells, rows)
     if path.is_file():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
     elif os.name == "posix":
         os.sync()  # once for all files
 
@@ -102,9 +106,9 @@ def _write_parquet(path: Path, rows: Iterable[PaintedRow]) -> None:
     features = {**{name: datasets.Value(kind) for name, kind in kinds.items()}, "image": datasets.Image()}
     schema = datasets.Features(features).arrow_schema
     pictures = (
-        {"idx": row.idx, "text": row.text, "seed": seed, "score": score, "image": {"bytes": base64.b64decode(png)}}
+        {"idx": row.idx, "text": row.text, "seed": seed, "score": score, "image": {"bytes": png}}
         for row in rows
-        for png, seed, score in zip(row.pngs, row.seeds, row.scores, strict=True)
+        for png, seed, score in row.pictures()
     )
     # Pictures are compressed already, and a dictionary of them would only be a copy.
     with ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
@@ -119,10 +123,11 @@ def _write_folder(path: Path, rows: Iterable[PaintedRow]) -> None:
     """
     path.mkdir()
     with open(path / "metadata.jsonl", "w", encoding="utf-8") as listing:
-        for row, folder in ((row, f"{row.number // _ROWS_OF_A_FOLDER:06d}") for row in rows):
+        for row in rows:
+            folder = f"{row.number // _ROWS_OF_A_FOLDER:06d}"
             (path / folder).mkdir(exist_ok=True)
-            for i, (png, seed, score) in enumerate(zip(row.pngs, row.seeds, row.scores, strict=True)):
+            for i, (png, seed, score) in enumerate(row.pictures()):
                 name = f"{folder}/{row.number:08d}{f'-{i}' if len(row.pngs) > 1 else ''}.png"
-                (path / name).write_bytes(base64.b64decode(png))
+                (path / name).write_bytes(png)
                 facts = {"file_name": name, "idx": row.idx, "text": row.text, "seed": seed, "score": round(score, 4)}
                 listing.write(json.dumps(facts, ensure_ascii=False) + "\n")

@@ -1,37 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: options, quiet libraries, and errors of one sentence."""
+"""What the commands share: `--verbose`, quiet libraries, errors of one sentence, and what they print."""
 
 import contextlib
 import errno
+import functools
+import inspect
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 import typer
 
 from ..printable import printable
 from ..signals import forget_empty_ranks
-
-__all__ = [
-    "ForceOption",
-    "ModelOption",
-    "RevisionOption",
-    "SpeedOption",
-    "VerboseOption",
-    "counted",
-    "echo",
-    "home_in_paths",
-    "load_package",
-    "model_or_demo",
-    "one_sentence_errors",
-    "quieten",
-    "shown_name",
-]
+from .options import Verbose
 
 _MACHINE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENFILE, errno.EMFILE, errno.ENOMEM)
 _LONGEST_ERROR = 700
@@ -39,19 +26,28 @@ _TEXTS = ("prompts", "caption_separator", "message")  # options whose `~` is nob
 # Libraries of an extra: without it, a command says which words install it.
 _EXTRAS = {"datasets": "train", "peft": "train", "pyarrow": "train"}
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help="A model's folder or its name on the Hub; by default the demo model."),
-]
-RevisionOption = Annotated[str, typer.Option(help="Branch, tag or commit on the Hub.")]
-SpeedOption = Annotated[
-    Literal["exact", "balanced", "fastest"],
-    typer.Option(
-        help="CPU only: exact, or faster with bfloat16 (balanced) or int8 (fastest), which may change the pictures."
-    ),
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show messages of the libraries and stack traces.")]
+
+def command(stopped: str = "Stopped; the files listed above are complete.") -> Callable[[Any], Callable[..., None]]:
+    """
+    Makes a function a command: gives it `--verbose`, the home folder for `~`, a loaded package with quiet libraries,
+    and [`one_sentence_errors`], which say `stopped` after Ctrl-C.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(verbose: bool, **values: Any) -> None:
+            with one_sentence_errors(verbose, stopped):
+                quieten(verbose)
+                function(**home_in_paths(values))
+
+        signature = inspect.signature(function)
+        option = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]  # typer makes options of it
+            parameters=[*signature.parameters.values(), option]
+        )
+        return run
+
+    return decorate
 
 
 def load_package() -> None:
@@ -62,12 +58,15 @@ def load_package() -> None:
 
 
 def home_in_paths(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of options with `~` for the home folder, but for those that are text."""
+    """
+    Values of options with `~` for the home folder, also where the shell leaves it (`--output=~/pictures`), but for
+    those that are text.
+    """
 
     def at_home(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return type(value)(map(at_home, value))
-        if isinstance(value, Path) or (isinstance(value, str) and value.startswith("~")):
+        if isinstance(value, list):
+            return [at_home(each) for each in value]
+        if isinstance(value, str | Path):
             return type(value)(os.path.expanduser(value))
         return value
 
@@ -93,6 +92,18 @@ def shown_name(model: str | None, revision: str) -> str:
 def echo(text: object, err: bool = False) -> None:
     """Prints a line; what a stranger's caption, file or server put into it is harmless to a terminal."""
     typer.echo(printable(text), err=err)
+
+
+def show_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Prints names and facts as harmlessly as [`echo`]: what looks like rich's markup is none."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, title=Text(printable(title)))
+    for name, fact in rows:
+        table.add_row(name, Text(printable(fact)))
+    Console().print(table)
 
 
 def counted(number: int, thing: str) -> str:
@@ -124,16 +135,10 @@ def quieten(verbose: bool) -> None:
 
 
 @contextlib.contextmanager
-def one_sentence_errors(
-    verbose: bool, stopped: str = "Stopped; the files listed above are complete."
-) -> Iterator[None]:
+def one_sentence_errors(verbose: bool, stopped: str = "Stopped.") -> Iterator[None]:
     """
-    Turns every error into one sentence on stderr. Exit codes: 2 for what the user can fix, 1 for the rest, 130 for
-    Ctrl-C.
-
-    Args:
-        verbose: show the stack trace, too.
-        stopped: what is said after Ctrl-C.
+    Turns every error into one sentence on stderr, and with `verbose` a stack trace. Exit codes: 2 for what the user can
+    fix, 1 for the rest, 130 for Ctrl-C, after which `stopped` is said.
     """
     forget_empty_ranks()
     try:
@@ -141,9 +146,7 @@ def one_sentence_errors(
     except KeyboardInterrupt:
         echo(stopped, err=True)
         raise typer.Exit(130) from None
-    except BrokenPipeError:  # `| head` has read enough; typer ends quietly
-        raise
-    except (typer.Exit, typer.Abort):
+    except (BrokenPipeError, typer.Exit, typer.Abort):  # `| head` has read enough; typer ends quietly
         raise
     except Exception as error:  # noqa: BLE001 - the last net: a person gets a sentence, and the trace if wanted
         if verbose:

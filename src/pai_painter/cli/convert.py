@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from .common import VerboseOption, echo, one_sentence_errors, quieten
+from .common import command, echo
 
 __all__ = ["convert"]
 
 
+@command("Stopped; nothing was written.")
 def convert(
     source: Annotated[
         Path,
@@ -38,7 +39,6 @@ def convert(
         typer.Option(help="The precision to save in; by default the checkpoint's."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model in the output folder.")] = False,
-    verbose: VerboseOption = False,
 ) -> None:
     """
     Convert a checkpoint from another program, without running anything in it.
@@ -51,20 +51,11 @@ def convert(
 
     pai-painter convert out easynlp-model --to easynlp
     """
-    with one_sentence_errors(verbose, "Stopped; nothing was written."):
-        quieten(verbose)
-        from ..convert import convert as convert_checkpoint
+    from ..convert import convert as convert_checkpoint
 
-        echo(f"Converting {source} …", err=True)
-        report = convert_checkpoint(
-            source,
-            output,
-            to=to,
-            vqgan=vqgan,
-            config=config,
-            vq_config=vq_config,
-            dtype=dtype,
-            force=force,
-        )
-        for line in report.lines():
-            echo(line)
+    echo(f"Converting {source} …", err=True)
+    report = convert_checkpoint(
+        source, output, to=to, vqgan=vqgan, config=config, vq_config=vq_config, dtype=dtype, force=force
+    )
+    for line in report.lines():
+        echo(line)

@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..printable import printable
-from .common import (
-    ModelOption,
-    RevisionOption,
-    VerboseOption,
-    counted,
-    echo,
-    model_or_demo,
-    one_sentence_errors,
-    quieten,
-)
+from . import options
+from .common import command, counted, echo, model_or_demo, show_table
 
 if TYPE_CHECKING:
     from ..data.inspection import Inspection, Spread
@@ -27,19 +18,8 @@ __all__ = ["inspect", "prepare"]
 
 _SHOWN_REASONS = 5
 
-SchemaOption = Annotated[str, typer.Option(help="Columns of a TSV, which has no header.")]
-IdOption = Annotated[str, typer.Option(help="The column of ids.")]
-CaptionOption = Annotated[str, typer.Option(help="The column of captions.")]
-ImageOption = Annotated[
-    str | None, typer.Option(help="The column of pictures; by default the usual one for the file format.")
-]
-SeparatorOption = Annotated[str | None, typer.Option(help="Separates several captions of one picture.")]
-FolderOption = Annotated[
-    Path | None, typer.Option(help="Base folder of the paths in a CSV or JSONL; by default the file's folder.")
-]
-_DEFAULT_SCHEMA = "idx:str:1,text:str:1,imgbase64:str:1"
 
-
+@command("Stopped; rerun the command to resume after the last complete shard.")
 def prepare(
     source: Annotated[
         str,
@@ -52,17 +32,16 @@ def prepare(
         int | None, typer.Option(help="Shrink pictures so that their shorter side has at most this many pixels.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that check pictures.")] = 1,
-    max_bad_rows: Annotated[int, typer.Option(help="Stop if more rows than this can't be used.")] = 100,
-    input_schema: SchemaOption = _DEFAULT_SCHEMA,
-    id_column: IdOption = "idx",
-    caption_column: CaptionOption = "text",
-    image_column: ImageOption = None,
-    caption_separator: SeparatorOption = None,
-    image_folder: FolderOption = None,
+    max_bad_rows: options.MaxBadRows = 100,
+    input_schema: options.InputSchema = options.PICTURE_SCHEMA,
+    id_column: options.IdColumn = "idx",
+    caption_column: options.CaptionColumn = "text",
+    image_column: options.ImageColumn = None,
+    caption_separator: options.CaptionSeparator = None,
+    image_folder: options.ImageFolder = None,
     force: Annotated[
         bool, typer.Option("--force", help="Start over; removes only the shards that the folder's manifest names.")
     ] = False,
-    verbose: VerboseOption = False,
 ) -> None:
     """
     Check captions and pictures, and write them as shards to train on.
@@ -75,47 +54,45 @@ def prepare(
 
     pai-painter prepare captions.csv data --format parquet --size 256 --workers 4
     """
-    with one_sentence_errors(verbose, "Stopped; rerun the command to resume after the last complete shard."):
-        quieten(verbose)
-        from ..data.prepare import PrepareOptions, prepare_rows
-        from ..data.sources import find_source
+    from ..data.prepare import PrepareOptions, prepare_rows
+    from ..data.sources import find_source
 
-        found = find_source(
-            [source],
-            input_schema=input_schema,
-            id_column=id_column,
-            caption_column=caption_column,
-            image_column=image_column,
-            caption_separator=caption_separator,
-            image_folder=image_folder,
+    found = find_source(
+        [source],
+        input_schema=input_schema,
+        id_column=id_column,
+        caption_column=caption_column,
+        image_column=image_column,
+        caption_separator=caption_separator,
+        image_folder=image_folder,
+    )
+    shards = PrepareOptions(format, shard_size, size, caption_separator)
+    with _progress() as progress:
+        done = prepare_rows(
+            found, output, shards, workers=workers, max_bad_rows=max_bad_rows, force=force, progress=progress
         )
-        options = PrepareOptions(format, shard_size, size, caption_separator)
-        with _progress() as progress:
-            done = prepare_rows(
-                found, output, options, workers=workers, max_bad_rows=max_bad_rows, force=force, progress=progress
-            )
-        echo(f"{output}: {counted(done.rows, 'row')} in {counted(len(done.shards), 'shard')}")
-        if done.rejected_file is not None:
-            echo(f"{counted(done.rejected, 'row')} can't be used: {done.rejected_file} says why.")
-        if done.joined_lines:
-            echo(f"{counted(done.joined_lines, 'row')}: line breaks and tabs in the caption became spaces.")
+    echo(f"{output}: {counted(done.rows, 'row')} in {counted(len(done.shards), 'shard')}")
+    if done.rejected_file is not None:
+        echo(f"{counted(done.rejected, 'row')} can't be used: {done.rejected_file} says why.")
+    if done.joined_lines:
+        echo(f"{counted(done.joined_lines, 'row')}: line breaks and tabs in the caption became spaces.")
 
 
+@command("Stopped; nothing was written.")
 def inspect(
     files: Annotated[list[str], typer.Argument(metavar="FILES...", help="What `prepare` and `train` read.")],
     max_rows: Annotated[int | None, typer.Option(help="Look only at this many rows from the start.")] = None,
     text_length: Annotated[
         int | None, typer.Option(help="Word pieces that the model reads; by default those of --model (published: 32).")
     ] = None,
-    input_schema: SchemaOption = _DEFAULT_SCHEMA,
-    id_column: IdOption = "idx",
-    caption_column: CaptionOption = "text",
-    image_column: ImageOption = None,
-    caption_separator: SeparatorOption = None,
-    image_folder: FolderOption = None,
-    model: ModelOption = None,
-    revision: RevisionOption = "main",
-    verbose: VerboseOption = False,
+    input_schema: options.InputSchema = options.PICTURE_SCHEMA,
+    id_column: options.IdColumn = "idx",
+    caption_column: options.CaptionColumn = "text",
+    image_column: options.ImageColumn = None,
+    caption_separator: options.CaptionSeparator = None,
+    image_folder: options.ImageFolder = None,
+    model: options.Model = None,
+    revision: options.Revision = "main",
 ) -> None:
     """
     Show what captions and pictures are like, before you train on them.
@@ -126,57 +103,43 @@ def inspect(
 
     pai-painter inspect 'data/*.tsv' --model alibaba-pai/pai-painter-base-zh
     """
-    with one_sentence_errors(verbose, "Stopped; nothing was written."):
-        quieten(verbose)
-        from ..data.inspection import inspect_rows
-        from ..data.sources import find_source
-        from ..model.processing_pai_painter import PaiPainterProcessor
+    from ..data.inspection import inspect_rows
+    from ..data.sources import find_source
+    from ..model.processing_pai_painter import PaiPainterProcessor
 
-        source = find_source(
-            files,
-            input_schema=input_schema,
-            id_column=id_column,
-            caption_column=caption_column,
-            image_column=image_column,
-            caption_separator=caption_separator,
-            image_folder=image_folder,
-        )
-        processor = PaiPainterProcessor.from_pretrained(model_or_demo(model), revision=revision)
-        with _progress() as progress:
-            found = inspect_rows(source, processor, text_length=text_length, max_rows=max_rows, progress=progress)
-        _show(found)
+    source = find_source(
+        files,
+        input_schema=input_schema,
+        id_column=id_column,
+        caption_column=caption_column,
+        image_column=image_column,
+        caption_separator=caption_separator,
+        image_folder=image_folder,
+    )
+    processor = PaiPainterProcessor.from_pretrained(model_or_demo(model), revision=revision)
+    with _progress() as progress:
+        found = inspect_rows(source, processor, text_length=text_length, max_rows=max_rows, progress=progress)
+    show_table(found.name, _facts(found))
 
 
-def _show(found: "Inspection") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    facts = [
-        ("rows", f"{found.rows:,}" + ("" if found.complete else " (only the first rows were checked)")),
-        ("bad rows", f"{found.bad_rows:,}"),
-    ]
+def _facts(found: "Inspection") -> Iterator[tuple[str, str]]:
+    yield "rows", f"{found.rows:,}" + ("" if found.complete else " (only the first rows were checked)")
+    yield "bad rows", f"{found.bad_rows:,}"
     for kind, count in found.reasons.most_common(_SHOWN_REASONS):
         first = found.examples[kind]
-        facts.append(("", f"{count:,} × {first.reason} (first: {first.path}, line {first.line_number})"))
+        yield "", f"{count:,} × {first.reason} (first: {first.path}, line {first.line_number})"
     if len(found.reasons) > _SHOWN_REASONS:
-        facts.append(("", f"and {len(found.reasons) - _SHOWN_REASONS} other reasons"))
+        yield "", f"and {len(found.reasons) - _SHOWN_REASONS} other reasons"
     if found.rows:
-        facts += [
-            ("repeated ids", f"{found.repeated_ids:,}"),
-            ("captions", f"{found.caption_lengths.total():,}"),
-            ("their word pieces", _spread(found.caption_lengths)),
-            (f"truncated at {found.text_length}", f"{found.cut:,}"),
-            ("with unknown words", f"{found.unknown:,}"),
-            ("widths in pixels", _spread(found.widths)),
-            ("heights in pixels", _spread(found.heights)),
-            (f"a side below {found.resolution}", f"{found.small:,}"),
-            ("formats", ", ".join(f"{name} {count:,}" for name, count in found.formats.most_common())),
-        ]
-    table = Table(show_header=False, title=Text(printable(found.name)))
-    for name, fact in facts:
-        table.add_row(name, Text(printable(fact)))  # Text: what looks like markup in a file's name is none
-    Console().print(table)
+        yield "repeated ids", f"{found.repeated_ids:,}"
+        yield "captions", f"{found.caption_lengths.total():,}"
+        yield "their word pieces", _spread(found.caption_lengths)
+        yield f"truncated at {found.text_length}", f"{found.cut:,}"
+        yield "with unknown words", f"{found.unknown:,}"
+        yield "widths in pixels", _spread(found.widths)
+        yield "heights in pixels", _spread(found.heights)
+        yield f"a side below {found.resolution}", f"{found.small:,}"
+        yield "formats", ", ".join(f"{name} {count:,}" for name, count in found.formats.most_common())
 
 
 def _spread(spread: "Spread") -> str:

@@ -33,5 +33,4 @@ def easynlp(context: typer.Context) -> None:
             echo(command)
     from . import app
 
-    status = app(command.words, prog_name="pai-painter", standalone_mode=False)
-    raise typer.Exit(status or 0)
+    app(command.words, prog_name="pai-painter")

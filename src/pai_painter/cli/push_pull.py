@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from .common import RevisionOption, VerboseOption, echo, one_sentence_errors, quieten
+from . import options
+from .common import command, echo
 
 __all__ = ["pull", "push"]
 
 
+@command("Stopped; rerun to resume.")
 def push(
     folder: Annotated[
         Path, typer.Argument(help="A model's or an adapter's folder, such as the output of `pai-painter train`.")
@@ -34,7 +36,6 @@ def push(
         str | None,
         typer.Option(help="For an adapter trained on a local folder: the name of that model on the Hub."),
     ] = None,
-    verbose: VerboseOption = False,
 ) -> None:
     """
     Upload a trained model or a LoRA adapter to the Hub in one commit, without checkpoints, data and logs.
@@ -47,30 +48,19 @@ def push(
 
     pai-painter push out me/line-style --base alibaba-pai/pai-painter-base-zh
     """
-    with one_sentence_errors(verbose, "Stopped; rerun to resume."):
-        quieten(verbose)
-        from ..hub import push_folder
+    from ..hub import push_folder
 
-        address = push_folder(
-            folder,
-            repo,
-            private=private,
-            revision=revision,
-            tag=tag,
-            pull_request=pull_request,
-            commit_message=message,
-            base=base,
-        )
-        echo(address)
+    where = {"private": private, "pull_request": pull_request}
+    echo(push_folder(folder, repo, revision=revision, tag=tag, commit_message=message, base=base, **where))
 
 
+@command("Stopped; rerun to resume.")
 def pull(
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
     output: Annotated[
         Path | None, typer.Option(help="A new folder for a copy; by default only the Hub's cache.")
     ] = None,
-    revision: RevisionOption = "main",
-    verbose: VerboseOption = False,
+    revision: options.Revision = "main",
 ) -> None:
     """
     Download a model or an adapter from the Hub, complete or not at all, and print its folder.
@@ -83,8 +73,6 @@ def pull(
 
     pai-painter pull me/shop-painter --output shop --revision v1.0
     """
-    with one_sentence_errors(verbose, "Stopped; rerun to resume."):
-        quieten(verbose)
-        from ..hub import pull_folder
+    from ..hub import pull_folder
 
-        echo(pull_folder(repo, output, revision=revision))
+    echo(pull_folder(repo, output, revision=revision))

@@ -93,9 +93,9 @@ class Schema:
         return cls(tuple(column[0] for column in columns))
 
 
-def read_table(path: Path, schema: Schema | None = None) -> Iterator[Row]:
+def read_table(path: Path, schema: Schema | None = None, is_csv: bool | None = None) -> Iterator[Row]:
     """
-    The rows of a table: a TSV if a `schema` is given, else JSON lines or, by its name, CSV with a header.
+    The rows of a table: a TSV if a `schema` is given, else JSON lines or CSV with a header, by default as it is named.
 
     Yields:
         `(int, dict, str or None)`: the line, from 1, the cells by column, and what is wrong with the row, if anything.
@@ -104,7 +104,7 @@ def read_table(path: Path, schema: Schema | None = None) -> Iterator[Row]:
     Raises:
         ValueError: If the file can't be such a table, or at the place where it is damaged.
     """
-    if schema is None and _is_csv(path):
+    if schema is None and (_is_csv(path) if is_csv is None else is_csv):
         yield from _read_csv(path)
         return
     for number, line in open_lines(path):

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..imaging.png_files import write_atomically
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
+from ..whole_files import write_whole
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
 from .loss_curve import draw_loss_curve
 from .metrics import read_metrics
@@ -145,4 +145,4 @@ def _mark(text: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()), force=True)
+    write_whole(path, lambda partial: partial.write_bytes(text.encode()))
