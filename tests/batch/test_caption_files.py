@@ -128,5 +128,5 @@ def test_wrong_files(tmp_path: Path, name, content, options, reason) -> None:
 def test_a_pipe_and_a_folder_are_refused_and_nobody_waits(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tsv")
     for path, kind in ((tmp_path / "a.tsv", "tsv"), (tmp_path / "a.tsv", "parquet"), (tmp_path, "tsv")):
-        with pytest.raises(ValueError, match="is a (pipe|folder).*: please name a file"):
+        with pytest.raises(ValueError, match=r"is a (pipe|folder).*: please name a file"):
             find_captions(path, kind=kind)

@@ -105,10 +105,8 @@ def find_captions(
     caption_column: str = "text",
 ) -> CaptionFile:
     """
-    A file of captions.
-
     Args:
-        path (`str` or `Path`): The file. Tables of text may be compressed with gzip.
+        path (`str` or `Path`): A file of captions. Tables of text may be compressed with gzip.
         kind (`str`, *optional*): `"tsv"`, `"csv"`, `"jsonl"`, `"parquet"` or `"text"` (one caption per line); by
             default as the name ends: .tsv, .csv, .jsonl, .parquet or .txt.
         input_schema (`str`, *optional*): Columns of a TSV, which has no header.
@@ -178,7 +176,7 @@ class Survey:
     def _checked_rows(self) -> Iterator[CaptionRow]:
         seen: set[int] = set()
         for row in self.source.rows():
-            if self.repeated and row.reason is None and (hashed := _hash_of(row)) in self.repeated:
+            if self.repeated and row.reason is None and (hashed := hash(row.idx)) in self.repeated:
                 if hashed in seen:
                     row = replace(row, reason="An earlier row has the same id.")
                 seen.add(hashed)
@@ -187,23 +185,19 @@ class Survey:
 
 def survey_captions(source: CaptionFile) -> Survey:
     """Reads all captions once, in nine bytes per row for the ids; a `ValueError` if none of them can be used."""
-    stamp, ids = source.stamp(), array.array("Q")
+    stamp, ids = source.stamp(), array.array("q")
     rows, bad = 0, None
     for row in source.rows():
         rows += 1
         if row.reason is None:
-            ids.append(_hash_of(row))
+            ids.append(hash(row.idx))
         else:
             bad = bad or row
     if not ids:
         example = f" For example row {bad.line}: {bad.reason}" if bad else ""
         raise ValueError(f"{source.name} has no caption that can be used.{example}")
-    hashes = np.frombuffer(ids, dtype=np.uint64)
+    hashes = np.frombuffer(ids, dtype=np.int64)
     hashes.sort()  # in place: a copy would double the memory
     repeated = frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     with open(source.path, "rb") as file:
         return Survey(source, rows, hashlib.file_digest(file, "sha256").hexdigest(), stamp, repeated)
-
-
-def _hash_of(row: CaptionRow) -> int:
-    return int.from_bytes(hashlib.blake2b(str(row.idx).encode(), digest_size=8).digest(), "big")

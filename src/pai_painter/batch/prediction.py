@@ -58,12 +58,11 @@ def predict_file(
     processes: int = 1,
 ) -> Summary:
     """
-    Paints a file of captions.
+    Paints a file of captions. Called again with the same arguments after any interruption, it goes on behind the shards
+    that are complete.
 
-    What has been painted is kept shard by shard beside the output, in `OUTPUT.parts`; called again with the same
-    arguments after any interruption, it goes on there. The bytes of the result depend on model, captions and options
-    alone: not on interruptions, nor on how many processes share the work, if these compute alike (on the CPU: with the
-    same number of threads, which a run keeps).
+    The bytes of the result depend on model, captions and options alone: not on interruptions, nor on how many processes
+    share the work, if these compute alike (on the CPU: with the same number of threads, which a run keeps).
 
     Args:
         pipe ([`PaiPainterPipeline`]): The painter.
@@ -166,9 +165,8 @@ def _rows_of(
         if pictures:
             counts["rows"] += 1
             counts["pictures"] += len(pictures)
-            pngs = [base64.b64encode(each.png).decode("ascii") for each in pictures]
-            facts = [each.seed for each in pictures], [each.score for each in pictures]
-            yield PaintedRow(number, str(row.idx), row.text, pngs, *facts)
+            encoded = [(base64.b64encode(png).decode("ascii"), seed, score) for png, seed, score in pictures]
+            yield PaintedRow(number, str(row.idx), row.text, encoded)
     yield counts
 
 

@@ -129,7 +129,7 @@ class ResumableRun:
                     with open(self.path_of(shard), "rb") as lines:
                         for line in lines:
                             row = json.loads(line)
-                            if "pngs" in row:
+                            if "text" in row:
                                 yield PaintedRow(**row)
                             elif "reason" in row:
                                 rejects.write(line)

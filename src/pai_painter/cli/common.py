@@ -18,19 +18,26 @@ import typer
 
 from ..printable import printable
 from ..signals import forget_empty_ranks
-from .options import Verbose
+from .options import Group
 
 _MACHINE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENFILE, errno.EMFILE, errno.ENOMEM)
 _LONGEST_ERROR = 700
 _TEXTS = ("prompts", "caption_separator", "message")  # options whose `~` is nobody's home
-# Libraries of an extra: without it, a command says which words install it.
-_EXTRAS = {"datasets": "train", "peft": "train", "pyarrow": "train"}
+_EXTRAS = ("datasets", "peft", "pyarrow")  # libraries that only the extra `train` installs
+_VERBOSE = inspect.Parameter(
+    "verbose",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=typer.Option(False, "--verbose", help="Show messages of the libraries and stack traces."),
+    annotation=bool,
+)
 
 
-def command(stopped: str = "Stopped; the files listed above are complete.") -> Callable[[Any], Callable[..., None]]:
+def command(
+    stopped: str = "Stopped; the files listed above are complete.", group: Group | None = None
+) -> Callable[[Any], Callable[..., None]]:
     """
-    Makes a function a command: gives it `--verbose`, the home folder for `~`, a loaded package with quiet libraries,
-    and [`one_sentence_errors`], which say `stopped` after Ctrl-C.
+    Makes a function a command: gives it the options of a `group` for its `**` parameter, `--verbose`, the home folder
+    for `~`, a loaded package with quiet libraries, and [`one_sentence_errors`], which say `stopped` after Ctrl-C.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -40,11 +47,10 @@ def command(stopped: str = "Stopped; the files listed above are complete.") -> C
                 quieten(verbose)
                 function(**home_in_paths(values))
 
-        signature = inspect.signature(function)
-        option = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
-        run.__signature__ = signature.replace(  # type: ignore[attr-defined]  # typer makes options of it
-            parameters=[*signature.parameters.values(), option]
-        )
+        own = inspect.signature(function)
+        parameters = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        parameters += [*(group or {}).values(), _VERBOSE]
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # which typer reads
         return run
 
     return decorate
@@ -151,28 +157,24 @@ def one_sentence_errors(verbose: bool, stopped: str = "Stopped.") -> Iterator[No
     except Exception as error:  # noqa: BLE001 - the last net: a person gets a sentence, and the trace if wanted
         if verbose:
             traceback.print_exc()
-        echo(f"Error: {_sentence(error)}", err=True)
-        raise typer.Exit(2 if _can_be_mended(error) else 1) from None
+        text, code = _explained(error)
+        echo(f"Error: {text}", err=True)
+        raise typer.Exit(code) from None
 
 
-def _can_be_mended(error: Exception) -> bool:
-    if isinstance(error, ModuleNotFoundError):
-        return error.name in _EXTRAS
-    return isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno not in _MACHINE_TROUBLE)
-
-
-def _sentence(error: Exception) -> str:
+def _explained(error: Exception) -> tuple[str, int]:
+    """A sentence and an exit code."""
+    code = 2 if isinstance(error, OSError | ValueError) else 1
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-        text = f'This command needs {error.name}: please run `pip install "pai-painter[{_EXTRAS[error.name]}]"`'
-    elif isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
+        text, code = f'This command needs {error.name}: please run `pip install "pai-painter[train]"`', 2
     elif isinstance(error, OSError) and error.strerror is not None:
-        text = error.strerror
-    elif isinstance(error, (OSError, ValueError)):
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        code = 1 if error.errno in _MACHINE_TROUBLE else 2
+    elif code == 2:
         text = str(error)
     else:
         text = f"Something unexpected went wrong ({type(error).__name__}: {error}); --verbose shows where"
     text = " ".join(text.split())
     if len(text) > _LONGEST_ERROR:
         text = f"{text[:_LONGEST_ERROR]} … (--verbose shows the rest)"
-    return text if text.endswith((".", "!", "?", ")")) else f"{text}."
+    return text if text.endswith((".", "!", "?", ")")) else f"{text}.", code

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,8 +18,10 @@ __all__ = ["inspect", "prepare"]
 
 _SHOWN_REASONS = 5
 
+ImageFolder = Annotated[Path | None, typer.Option(help="Base folder of the paths in a CSV or JSONL, if not its own.")]
 
-@command("Stopped; rerun the command to resume after the last complete shard.")
+
+@command("Stopped; rerun the command to resume after the last complete shard.", options.ROWS)
 def prepare(
     source: Annotated[
         str,
@@ -28,20 +30,12 @@ def prepare(
     output: Annotated[Path, typer.Argument(help="A folder for the shards.")],
     format: Annotated[Literal["tsv", "parquet"], typer.Option(help="Format of the shards.")] = "tsv",
     shard_size: Annotated[int, typer.Option(help="Rows per shard.")] = 10_000,
-    size: Annotated[
-        int | None, typer.Option(help="Shrink pictures so that their shorter side has at most this many pixels.")
-    ] = None,
+    size: Annotated[int | None, typer.Option(help="Shrink the shorter side to at most this many pixels.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that check pictures.")] = 1,
     max_bad_rows: options.MaxBadRows = 100,
-    input_schema: options.InputSchema = options.PICTURE_SCHEMA,
-    id_column: options.IdColumn = "idx",
-    caption_column: options.CaptionColumn = "text",
-    image_column: options.ImageColumn = None,
-    caption_separator: options.CaptionSeparator = None,
-    image_folder: options.ImageFolder = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Start over; removes only the shards that the folder's manifest names.")
-    ] = False,
+    image_folder: ImageFolder = None,
+    force: Annotated[bool, typer.Option("--force", help="Start over; removes the manifest's shards.")] = False,
+    **columns: Any,
 ) -> None:
     """
     Check captions and pictures, and write them as shards to train on.
@@ -57,16 +51,8 @@ def prepare(
     from ..data.prepare import PrepareOptions, prepare_rows
     from ..data.sources import find_source
 
-    found = find_source(
-        [source],
-        input_schema=input_schema,
-        id_column=id_column,
-        caption_column=caption_column,
-        image_column=image_column,
-        caption_separator=caption_separator,
-        image_folder=image_folder,
-    )
-    shards = PrepareOptions(format, shard_size, size, caption_separator)
+    found = find_source([source], image_folder=image_folder, **columns)
+    shards = PrepareOptions(format, shard_size, size, columns["caption_separator"])
     with _progress() as progress:
         done = prepare_rows(
             found, output, shards, workers=workers, max_bad_rows=max_bad_rows, force=force, progress=progress
@@ -78,44 +64,26 @@ def prepare(
         echo(f"{counted(done.joined_lines, 'row')}: line breaks and tabs in the caption became spaces.")
 
 
-@command("Stopped; nothing was written.")
+@command("Stopped; nothing was written.", options.ROWS)
 def inspect(
     files: Annotated[list[str], typer.Argument(metavar="FILES...", help="What `prepare` and `train` read.")],
     max_rows: Annotated[int | None, typer.Option(help="Look only at this many rows from the start.")] = None,
-    text_length: Annotated[
-        int | None, typer.Option(help="Word pieces that the model reads; by default those of --model (published: 32).")
-    ] = None,
-    input_schema: options.InputSchema = options.PICTURE_SCHEMA,
-    id_column: options.IdColumn = "idx",
-    caption_column: options.CaptionColumn = "text",
-    image_column: options.ImageColumn = None,
-    caption_separator: options.CaptionSeparator = None,
-    image_folder: options.ImageFolder = None,
+    text_length: Annotated[int | None, typer.Option(help="Word pieces that are read; by default by --model.")] = None,
+    image_folder: ImageFolder = None,
     model: options.Model = None,
     revision: options.Revision = "main",
+    **columns: Any,
 ) -> None:
     """
     Show what captions and pictures are like, before you train on them.
 
-    Examples:
-
-    pai-painter inspect train.tsv
-
-    pai-painter inspect 'data/*.tsv' --model alibaba-pai/pai-painter-base-zh
+    Example: pai-painter inspect 'data/*.tsv' --model alibaba-pai/pai-painter-base-zh
     """
     from ..data.inspection import inspect_rows
     from ..data.sources import find_source
     from ..model.processing_pai_painter import PaiPainterProcessor
 
-    source = find_source(
-        files,
-        input_schema=input_schema,
-        id_column=id_column,
-        caption_column=caption_column,
-        image_column=image_column,
-        caption_separator=caption_separator,
-        image_folder=image_folder,
-    )
+    source = find_source(files, image_folder=image_folder, **columns)
     processor = PaiPainterProcessor.from_pretrained(model_or_demo(model), revision=revision)
     with _progress() as progress:
         found = inspect_rows(source, processor, text_length=text_length, max_rows=max_rows, progress=progress)

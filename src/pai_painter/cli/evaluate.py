@@ -2,7 +2,7 @@
 """The command that measures a painter."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,21 +12,17 @@ from .common import command, model_or_demo, show_table, shown_name
 __all__ = ["evaluate"]
 
 
-@command("Stopped; image tokens cached so far are kept.")
+@command("Stopped; image tokens cached so far are kept.", options.ROWS)
 def evaluate(
     file: Annotated[
-        list[str],
-        typer.Option(help="Pictures with captions: files or globs of one kind, or a folder; may be repeated."),
+        list[str], typer.Option(help="Pictures with captions: files or globs of one kind, or a folder; repeatable.")
     ],
     model: options.Model = None,
     revision: options.Revision = "main",
     batch_size: Annotated[int, typer.Option(help="Rows computed at once.")] = 16,
-    input_schema: options.InputSchema = options.PICTURE_SCHEMA,
-    caption_column: options.CaptionColumn = "text",
-    image_column: options.ImageColumn = None,
-    caption_separator: options.CaptionSeparator = None,
     max_bad_rows: options.MaxBadRows = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    **columns: Any,
 ) -> None:
     """
     Evaluate a painter: loss and perplexity of the pictures' image tokens, given their captions.
@@ -40,14 +36,7 @@ def evaluate(
     from ..evaluation.likelihood import evaluate_painter
     from ..training.arguments import DataArguments
 
-    data = DataArguments(
-        train_file=file,
-        input_schema=input_schema,
-        caption_column=caption_column,
-        image_column=image_column,
-        caption_separator=caption_separator,
-        max_bad_rows=max_bad_rows,
-    )
+    data = DataArguments(train_file=file, max_bad_rows=max_bad_rows, **columns)
     accelerator = Accelerator()
     found = evaluate_painter(model_or_demo(model), data, batch_size, revision, accelerator)
     if not accelerator.is_main_process:

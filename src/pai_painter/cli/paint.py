@@ -4,7 +4,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,17 +19,11 @@ __all__ = ["decode", "encode", "info", "load_pipeline", "paint"]
 Output = Annotated[Path, typer.Option(help="A folder, or a .png file for a single picture.")]
 
 
-@command()
+@command(group=options.SAMPLING)
 def paint(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPTS...", help="Captions in Chinese.")],
     num_images: Annotated[int, typer.Option(min=1, help="Pictures per caption.")] = 1,
-    seed: Annotated[
-        int | None, typer.Option(help="The same seed paints the same picture; by default a random one.")
-    ] = None,
-    best_of: options.BestOf = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    temperature: options.Temperature = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed paints the same picture; random by default.")] = None,
     output: Output = Path("."),
     grid: Annotated[Path | None, typer.Option(help="Also save all pictures side by side in this .png file.")] = None,
     size: Annotated[int | None, typer.Option(help="Enlarge the pictures to this many pixels.")] = None,
@@ -38,24 +32,20 @@ def paint(
     device: options.Device = None,
     speed: options.Speed = "exact",
     force: options.Force = False,
+    **sampling: Any,
 ) -> None:
     """
     Paint captions into PNG files, named after caption and seed.
 
     Options that you leave out take the model's recommended values. A file's metadata records how it was painted.
 
-    Examples:
-
-    pai-painter paint 红苹果
-
-    pai-painter paint 红苹果 一只熊猫 --num-images 4 --seed 0 --output pictures --grid grid.png
+    Example: pai-painter paint 红苹果 一只熊猫 --num-images 4 --seed 0 --output pictures --grid grid.png
     """
     from ..imaging.painting import PaintingOptions, paint_files, random_seed
 
     start = time.perf_counter()
     pipe = load_pipeline(model, revision, device)
-    given = {"best_of": best_of, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    painting = PaintingOptions.for_model(pipe, size=size, speed=speed, **given)
+    painting = PaintingOptions.for_model(pipe, size=size, speed=speed, **sampling)
     seed = random_seed() if seed is None else seed
     name = shown_name(model, revision)
     for picture in paint_files(pipe, prompts, num_images, seed, painting, output, grid, name, force):

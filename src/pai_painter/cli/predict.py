@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,34 +23,26 @@ __all__ = ["predict"]
 _SOME_REJECTED = 3
 
 
-@command("Stopped; rerun the command to resume after the last complete shard.")
+@command("Stopped; rerun the command to resume after the last complete shard.", options.SAMPLING | options.CAPTIONS)
 def predict(
     captions: Annotated[
-        str, typer.Argument(help="A file of captions (.tsv, .csv, .jsonl, .parquet, .txt), or - for standard input.")
+        str, typer.Argument(help="A .tsv, .csv, .jsonl, .parquet or .txt file, or - for standard input.")
     ],
     output: Annotated[Path, typer.Option(help="A .tsv or .parquet file, or a folder of PNG files.")],
     model: options.Model = None,
     revision: options.Revision = "main",
     num_images_per_prompt: Annotated[int, typer.Option(help="Pictures per caption.")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed gives other pictures.")] = 0,
-    best_of: options.BestOf = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    temperature: options.Temperature = None,
     batch_size: Annotated[int, typer.Option(help="Pictures painted at once.")] = 8,
     shard_size: Annotated[
-        int | None, typer.Option(help="Rows per shard, the unit of resuming; by default 32 to 1024.")
+        int | None, typer.Option(help="Rows lost at most when stopped; by default 32 to 1024.")
     ] = None,
     input_format: Annotated[
         Literal["tsv", "csv", "jsonl", "parquet", "text"] | None,
-        typer.Option(help="Format of the captions; by default from the file name, and text for -."),
+        typer.Option(help="Format of the captions; by default from the name, and text for -."),
     ] = None,
-    input_schema: options.InputSchema = "idx:str:1,text:str:1",
-    id_column: options.IdColumn = "idx",
-    caption_column: options.CaptionColumn = "text",
     format: Annotated[
-        Literal["tsv", "parquet", "png"] | None,
-        typer.Option(help="Format of the output; by default from its name."),
+        Literal["tsv", "parquet", "png"] | None, typer.Option(help="Format of the output; by default from its name.")
     ] = None,
     output_schema: Annotated[
         str | None, typer.Option(help="Columns of a TSV of pictures: idx,text,gen_imgbase64, also seed and score.")
@@ -60,6 +52,7 @@ def predict(
     device: options.Device = None,
     speed: options.Speed = "exact",
     force: Annotated[bool, typer.Option("--force", help="Start over, and remove what an earlier run wrote.")] = False,
+    **group: Any,
 ) -> None:
     """
     Paint a file of captions, for ten rows or ten million.
@@ -69,21 +62,18 @@ def predict(
     Exit status: 0 if all rows were painted, 3 if some can't be, 2 for invalid options, 1 for machine errors, 130 if
     stopped.
 
-    Examples:
-
-    pai-painter predict captions.tsv --output pictures.tsv
-
-    pai-painter predict captions.csv --output pictures --num-images-per-prompt 4
+    Example: pai-painter predict captions.csv --output pictures --num-images-per-prompt 4
     """
     from ..batch.prediction import PredictOptions, find_captions, from_stream, predict_file
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    painting = PredictOptions(num_images_per_prompt, seed, temperature, top_k, top_p, best_of, speed, batch_size)
+    sampling = {name: group[name] for name in options.SAMPLING}
+    painting = PredictOptions(num_images_per_prompt, seed, speed=speed, batch_size=batch_size, **sampling)
     launch = _launch(device)
     if launch is not None:
         device = device or str(launch.device)
         rank, processes = rank * launch.num_processes + launch.process_index, processes * launch.num_processes
-    columns = {"input_schema": input_schema, "id_column": id_column, "caption_column": caption_column}
+    columns = {name: group[name] for name in options.CAPTIONS}
     if captions != "-":
         source = find_captions(captions, kind=input_format, **columns)
     elif processes == 1:

@@ -43,9 +43,7 @@ def _train(*arguments: Any) -> None:
 
 @command()
 def merge(
-    adapter: Annotated[
-        str, typer.Argument(help="A LoRA adapter's folder (from `train --lora_rank`) or its name on the Hub.")
-    ],
+    adapter: Annotated[str, typer.Argument(help="A LoRA adapter's folder or its name on the Hub.")],
     output: Annotated[Path, typer.Argument(help="A new folder for the whole model.")],
     base: Annotated[str | None, typer.Option(help="The base model; by default the one that the adapter names.")] = None,
     revision: options.Revision = "main",

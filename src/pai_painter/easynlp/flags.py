@@ -48,20 +48,20 @@ _FLAGS = {
     "use_amp": _Flag("trains in fp16", bool, _TRAIN),
     "data_threads": _Flag("--dataloader_num_workers", int, _TRAIN),
     "sequence_length": _Flag("must be the model's", int),
-    "worker_gpu": _Flag("number of GPUs; without one, the CPU does the work", int),
+    "worker_gpu": _Flag("1 (more: by torchrun); without a GPU, the CPU does the work", int),
     "worker_count": _Flag("only 1", int),
     "user_defined_parameters": _Flag("name=value, separated by blanks or line breaks"),
 }
 _REFUSED = {
     "export_tf_checkpoint_type master_port predict_queue_size predict_slice_size predict_table_read_thread_num "
-    "predict_thread_num restore_works_dir": "it has no effect here; please leave it out",
+    "predict_thread_num restore_works_dir label_name label_enumerate_values do_lower_case": (
+        "it has no effect here; please leave it out"
+    ),
     "skip_first_line": "please remove the header first: `tail -n +2 FILE > WITHOUT_HEADER.tsv`",
     "buckets odps_config": "please download the files first and give their paths",
     "modelzoo_base_dir": "please give the model's whole path as pretrain_model_name_or_path",
     "user_script user_entry_file": "your own script can import the library (`from pai_painter import …`)",
     "append_cols": "please name all columns (idx, text, gen_imgbase64) in --output_schema",
-    "label_name label_enumerate_values": "pictures have no labels; please leave it out",
-    "do_lower_case": "the model's tokenizer decides about upper and lower case; please leave it out",
     "worker_cpu": "please set the environment's OMP_NUM_THREADS to the number of CPU cores",
     "optimizer optimizer_type": "painters are trained by AdamW; please leave it out",
     "use_torchacc": "please use `pai-painter train --torch_compile true`",
@@ -69,8 +69,7 @@ _REFUSED = {
         "processes are started by `accelerate launch` or `torchrun`, which set this themselves"
     ),
     "vqgan_ckpt_path": "a new painter is made by `pai-painter convert VQGAN_CHECKPOINT VQGAN` and then `pai-painter "
-    "train --config_name CONFIG --vqgan VQGAN --tokenizer_name FOLDER_WITH_VOCAB`, where CONFIG is a config.json with "
-    "text_vocab_size, num_hidden_layers (n_layer), num_attention_heads (n_head) and hidden_size (n_embd)",
+    "train --config_name CONFIG --vqgan VQGAN --tokenizer_name FOLDER_WITH_VOCAB`",
     "entity_num entity_emb_path": "painters with an entity table are other models",
 }
 _PARAMETERS: dict[str, tuple[str, ...]] = dict.fromkeys(SIZES, _ALL)
