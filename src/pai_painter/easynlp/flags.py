@@ -72,6 +72,7 @@ _REFUSED = {
     "train --config_name CONFIG --vqgan VQGAN --tokenizer_name FOLDER_WITH_VOCAB`",
     "entity_num entity_emb_path": "painters with an entity table are other models",
 }
+_CHOICES = {"mode": _ALL, "app_name": (TASK,)}
 _PARAMETERS: dict[str, tuple[str, ...]] = dict.fromkeys(SIZES, _ALL)
 _PARAMETERS |= {"pretrain_model_name_or_path": _TRAIN, "random_crop": _TRAIN, "max_generated_num": _PREDICT}
 
@@ -114,7 +115,7 @@ def parse_flags(argv: list[str]) -> Given:
         text = flag.native if flag.default is None else f"{flag.native} ({flag.default})"
         kind: dict[str, Any] = {"action": "store_true", "default": None}
         if flag.type is not bool:
-            kind = {"type": flag.type, "metavar": flag.type.__name__.upper()}
+            kind = {"type": flag.type, "metavar": flag.type.__name__.upper(), "choices": _CHOICES.get(name)}
         parser.add_argument(*words, dest=name, help=text, **kind)
     known = {"help", *_FLAGS, *(alias for flag in _FLAGS.values() for alias in flag.aliases)}
     for word in argv:
@@ -125,12 +126,8 @@ def parse_flags(argv: list[str]) -> Given:
         raise ValueError(f"{others[0]!r} belongs to no flag: please check quotes, and blanks after backslashes.")
     flags = {name: value for name, value in vars(found).items() if value is not None}
     parameters = _parse_parameters(flags.pop("user_defined_parameters", ""))
-    mode = flags.pop("mode", "train")
-    if mode not in _ALL:
-        raise ValueError(f"--mode must be train, evaluate or predict, got {mode!r}.")
-    if flags.pop("app_name", TASK) != TASK:
-        raise ValueError(f"--app_name must be {TASK}: pai-painter does nothing else.")
-    return Given(mode, flags, parameters)
+    flags.pop("app_name", None)
+    return Given(flags.pop("mode", "train"), flags, parameters)
 
 
 def _parse_parameters(text: str) -> dict[str, str]:
