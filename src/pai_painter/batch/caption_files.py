@@ -60,10 +60,8 @@ class CaptionFile:
 
     def rows(self) -> Iterator[CaptionRow]:
         """The rows in order, good and bad; a `ValueError` if the file isn't what it should be, or is damaged."""
-        if self.kind == "parquet":
-            table = ((number, cells, None) for number, cells in enumerate(self._read_parquet(), 1))
-        else:
-            table = read_table(self.path, self.schema, self.kind == "csv")
+        is_parquet = self.kind == "parquet"
+        table = self._read_parquet() if is_parquet else read_table(self.path, self.schema, self.kind == "csv")
         for number, (line, cells, reason) in enumerate(table, 1):
             idx, text = cells.get(self.id_column), cells.get(self.caption_column)
             if idx is None and self.id_column == "idx" and reason is None:
@@ -71,14 +69,15 @@ class CaptionFile:
             reason = reason or self._reason_against(idx, text)
             yield CaptionRow(line, None if idx is None else str(idx), str(text), reason)
 
-    def _read_parquet(self) -> Iterator[dict[str, Any]]:
+    def _read_parquet(self) -> Iterator[tuple[int, dict[str, Any], str | None]]:
         from pyarrow.parquet import ParquetFile
 
         try:
             with ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False) as table:
                 wanted = {self.id_column, self.caption_column} & {*table.schema_arrow.names}
-                for batch in table.iter_batches(64, columns=sorted(wanted), use_threads=False):
-                    yield from batch.to_pylist()
+                batches = table.iter_batches(64, columns=sorted(wanted), use_threads=False)
+                rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+                yield from ((number, cells, None) for number, cells in enumerate(rows, 1))
         except (OSError, ValueError) as error:  # Arrow's are ValueErrors
             raise ValueError(f"{self.name} can't be read as Parquet: {str(error).splitlines()[0]}.") from error
 

@@ -36,8 +36,17 @@ def push(
     """
     from ..hub import push_folder
 
-    where = {"private": private, "pull_request": pull_request}
-    echo(push_folder(folder, repo, revision=revision, tag=tag, commit_message=message, base=base, **where))
+    address = push_folder(
+        folder,
+        repo,
+        private=private,
+        revision=revision,
+        tag=tag,
+        pull_request=pull_request,
+        commit_message=message,
+        base=base,
+    )
+    echo(address)
 
 
 @command("Stopped; rerun to resume.")
