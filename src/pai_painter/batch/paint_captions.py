@@ -32,7 +32,7 @@ def row_seed(seed: int, idx: str) -> int:
 @dataclass(frozen=True)
 class PredictOptions:
     """
-    What decides about the pictures besides model and captions.
+    What decides about the pictures besides model and captions; a `ValueError` if an option is out of range.
 
     Args:
         num_images_per_prompt (`int`): Pictures of each caption.
@@ -41,9 +41,6 @@ class PredictOptions:
             recommends.
         speed (`str`): See [`~cpu.speed.find_speed`].
         batch_size (`int`): Pictures painted at once.
-
-    Raises:
-        ValueError: if one of them is out of range.
     """
 
     num_images_per_prompt: int = 1
@@ -123,21 +120,17 @@ class PaintCaptions:
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """
         A row for each picture of a batch: `idx`, `text`, `image` (a PNG's bytes), `seed`, `score`, and `error`, which
-        says why a row can't be painted and is `None` otherwise. A `ValueError` if the batch lacks a column.
+        says why a row can't be painted and is `None` otherwise.
         """
-        for column in (self.id_column, self.caption_column):
-            if column not in batch:
-                raise ValueError(f"The batch has no column {column!r}, but {', '.join(map(repr, batch))}.")
         ids, texts = map(str, batch[self.id_column]), batch[self.caption_column]
         rows = [(idx, text, self.reason_against(text)) for idx, text in zip(ids, texts, strict=True)]
         painted = self.paint([None if reason else (idx, text.strip()) for idx, text, reason in rows])
-        nothing: list[Any] = [(None, None, None)]
-        out = [
-            (idx, text, *picture, reason)
-            for (idx, text, reason), pictures in zip(rows, painted, strict=True)
-            for picture in (pictures or nothing)
-        ]
-        return {column: [row[i] for row in out] for i, column in enumerate(_COLUMNS)}
+        out: dict[str, list[Any]] = {column: [] for column in _COLUMNS}
+        for (idx, text, reason), pictures in zip(rows, painted, strict=True):
+            for picture in pictures or [(None, None, None)]:
+                for column, value in zip(_COLUMNS, (idx, text, *picture, reason), strict=True):
+                    out[column].append(value)
+        return out
 
     def reason_against(self, caption: Any) -> str | None:
         """Why a caption can't be painted, `None` if it can."""

@@ -18,7 +18,7 @@ import typer
 
 from ..printable import printable
 from ..signals import forget_empty_ranks
-from .options import Group
+from .options import DEMO, Group
 
 _MACHINE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENFILE, errno.EMFILE, errno.ENOMEM)
 _LONGEST_ERROR = 700
@@ -79,16 +79,9 @@ def home_in_paths(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value if name in _TEXTS else at_home(value) for name, value in values.items()}
 
 
-def model_or_demo(model: str | None) -> str:
-    """The model's name, or the folder of the model in this package."""
-    from .. import DEMO_MODEL
-
-    return DEMO_MODEL if model is None else model
-
-
-def shown_name(model: str | None, revision: str) -> str:
+def shown_name(model: str, revision: str) -> str:
     """A model's name for others: a folder's own name says nothing about the machine that it is on."""
-    if model is None:
+    if model == DEMO:
         return "the demo model of pai-painter"
     if Path(model).is_dir():
         return Path(model).resolve().name

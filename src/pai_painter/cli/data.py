@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from . import options
-from .common import command, counted, echo, model_or_demo, show_table
+from .common import command, counted, echo, show_table
 
 if TYPE_CHECKING:
     from ..data.inspection import Inspection, Spread
@@ -70,7 +70,7 @@ def inspect(
     max_rows: Annotated[int | None, typer.Option(help="Look only at this many rows from the start.")] = None,
     text_length: Annotated[int | None, typer.Option(help="Word pieces that are read; by default by --model.")] = None,
     image_folder: ImageFolder = None,
-    model: options.Model = None,
+    model: options.Model = options.DEMO,
     revision: options.Revision = "main",
     **columns: Any,
 ) -> None:
@@ -84,7 +84,7 @@ def inspect(
     from ..model.processing_pai_painter import PaiPainterProcessor
 
     source = find_source(files, image_folder=image_folder, **columns)
-    processor = PaiPainterProcessor.from_pretrained(model_or_demo(model), revision=revision)
+    processor = PaiPainterProcessor.from_pretrained(model, revision=revision)
     with _progress() as progress:
         found = inspect_rows(source, processor, text_length=text_length, max_rows=max_rows, progress=progress)
     show_table(found.name, _facts(found))

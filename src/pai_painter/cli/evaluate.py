@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options
-from .common import command, model_or_demo, show_table, shown_name
+from .common import command, show_table, shown_name
 
 __all__ = ["evaluate"]
 
@@ -17,7 +17,7 @@ def evaluate(
     file: Annotated[
         list[str], typer.Option(help="Pictures with captions: files or globs of one kind, or a folder; repeatable.")
     ],
-    model: options.Model = None,
+    model: options.Model = options.DEMO,
     revision: options.Revision = "main",
     batch_size: Annotated[int, typer.Option(help="Rows computed at once.")] = 16,
     max_bad_rows: options.MaxBadRows = 100,
@@ -38,7 +38,7 @@ def evaluate(
 
     data = DataArguments(train_file=file, max_bad_rows=max_bad_rows, **columns)
     accelerator = Accelerator()
-    found = evaluate_painter(model_or_demo(model), data, batch_size, revision, accelerator)
+    found = evaluate_painter(model, data, batch_size, revision, accelerator)
     if not accelerator.is_main_process:
         return
     name = shown_name(model, revision)

@@ -2,13 +2,15 @@
 """Options that several commands have: types for their signatures, and groups that [`~common.command`] adds to them."""
 
 import inspect
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-Model = Annotated[
-    str | None, typer.Option("--model", help="A model's folder or its name on the Hub; by default the demo model.")
-]
+DEMO = str(Path(__file__).parents[1] / "demo_model")  # as in the package, which isn't loaded yet
+_MODEL: dict[str, Any] = {"help": "A model's folder or its name on the Hub.", "show_default": "the demo model"}
+Model = Annotated[str, typer.Option("--model", **_MODEL)]
+ModelArgument = Annotated[str, typer.Argument(metavar="[MODEL]", **_MODEL)]
 Revision = Annotated[str, typer.Option(help="Branch, tag or commit on the Hub.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; by default the fastest available.")]
 Speed = Annotated[

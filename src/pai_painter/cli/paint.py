@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .common import command, counted, echo, model_or_demo, show_table, shown_name
+from .common import command, counted, echo, show_table, shown_name
 
 if TYPE_CHECKING:
     from ..model.pipeline_pai_painter import PaiPainterPipeline
@@ -27,7 +27,7 @@ def paint(
     output: Output = Path("."),
     grid: Annotated[Path | None, typer.Option(help="Also save all pictures side by side in this .png file.")] = None,
     size: Annotated[int | None, typer.Option(help="Enlarge the pictures to this many pixels.")] = None,
-    model: options.Model = None,
+    model: options.Model = options.DEMO,
     revision: options.Revision = "main",
     device: options.Device = None,
     speed: options.Speed = "exact",
@@ -65,7 +65,7 @@ def paint(
 def encode(
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURES...", help="Picture files (PNG, JPEG, WebP, …).")],
     output: Annotated[Path, typer.Option(help="The JSON file for the image tokens.")] = Path("image_tokens.json"),
-    model: options.Model = None,
+    model: options.Model = options.DEMO,
     revision: options.Revision = "main",
     force: options.Force = False,
 ) -> None:
@@ -80,7 +80,7 @@ def encode(
     from ..whole_files import check_new_files
 
     check_new_files([output], force)
-    vqgan = PictureVQGAN.from_pretrained(model_or_demo(model), revision)
+    vqgan = PictureVQGAN.from_pretrained(model, revision)
     encoded = []
     for path in pictures:
         picture, psnr = vqgan.encode(path)
@@ -94,7 +94,7 @@ def encode(
 def decode(
     image_tokens: Annotated[Path, typer.Argument(metavar="FILE", help="A JSON file from `pai-painter encode`.")],
     output: Output = Path("."),
-    model: options.Model = None,
+    model: options.Model = options.DEMO,
     revision: options.Revision = "main",
     force: options.Force = False,
 ) -> None:
@@ -107,7 +107,7 @@ def decode(
     from ..imaging.png_files import in_folder_or_file, save_png
     from ..whole_files import check_new_files
 
-    vqgan = PictureVQGAN.from_pretrained(model_or_demo(model), revision)
+    vqgan = PictureVQGAN.from_pretrained(model, revision)
     encoded = read_image_tokens(image_tokens, vqgan.vqgan.config)
     paths = in_folder_or_file(output, decoded_names(encoded))
     check_new_files(paths, force)
@@ -118,10 +118,7 @@ def decode(
 
 @command()
 def info(
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODEL]", help="A model's folder or its name on the Hub; by default the demo model."),
-    ] = None,
+    model: options.ModelArgument = options.DEMO,
     revision: options.Revision = "main",
 ) -> None:
     """
@@ -131,10 +128,10 @@ def info(
     """
     from ..model_info import describe_model
 
-    show_table(shown_name(model, revision), describe_model(model_or_demo(model), revision).items())
+    show_table(shown_name(model, revision), describe_model(model, revision).items())
 
 
-def load_pipeline(model: str | None, revision: str, device: str | None) -> "PaiPainterPipeline":
+def load_pipeline(model: str, revision: str, device: str | None) -> "PaiPainterPipeline":
     """The painter on a device, by default the fastest available; it shows a bar on a terminal."""
     import torch
 
@@ -147,6 +144,6 @@ def load_pipeline(model: str | None, revision: str, device: str | None) -> "PaiP
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # torch raises either for a missing device
         raise ValueError(f"This machine can't paint on --device {device}: {str(error).splitlines()[0]}") from error
-    pipe = PaiPainterPipeline.from_pretrained(model_or_demo(model), revision=revision).to(device)
+    pipe = PaiPainterPipeline.from_pretrained(model, revision=revision).to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="Painting", unit="token", leave=False)
     return pipe

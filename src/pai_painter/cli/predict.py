@@ -29,7 +29,7 @@ def predict(
         str, typer.Argument(help="A .tsv, .csv, .jsonl, .parquet or .txt file, or - for standard input.")
     ],
     output: Annotated[Path, typer.Option(help="A .tsv or .parquet file, or a folder of PNG files.")],
-    model: options.Model = None,
+    model: options.Model = options.DEMO,
     revision: options.Revision = "main",
     num_images_per_prompt: Annotated[int, typer.Option(help="Pictures per caption.")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed gives other pictures.")] = 0,
