@@ -104,8 +104,10 @@ def find_captions(
     caption_column: str = "text",
 ) -> CaptionFile:
     """
+    Names a file of captions, and looks at its first row.
+
     Args:
-        path (`str` or `Path`): A file of captions. Tables of text may be compressed with gzip.
+        path (`str` or `Path`): The file. Tables of text may be compressed with gzip.
         kind (`str`, *optional*): `"tsv"`, `"csv"`, `"jsonl"`, `"parquet"` or `"text"` (one caption per line); by
             default as the name ends: .tsv, .csv, .jsonl, .parquet or .txt.
         input_schema (`str`, *optional*): Columns of a TSV, which has no header.

@@ -45,7 +45,6 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="Paints pictures from Chinese captions with PAI-Painter models.",
     pretty_exceptions_enable=False,
     context_settings={
         "help_option_names": ["-h", "--help"],

@@ -8,8 +8,6 @@ import typer
 
 from .common import command, echo
 
-__all__ = ["convert"]
-
 
 @command("Stopped; nothing was written.")
 def convert(

@@ -14,8 +14,6 @@ from .common import command, counted, echo, show_table
 if TYPE_CHECKING:
     from ..data.inspection import Inspection, Spread
 
-__all__ = ["inspect", "prepare"]
-
 _SHOWN_REASONS = 5
 
 ImageFolder = Annotated[Path | None, typer.Option(help="Base folder of the paths in a CSV or JSONL, if not its own.")]

@@ -7,8 +7,6 @@ import typer
 
 from .common import echo, load_package, one_sentence_errors
 
-__all__ = ["easynlp"]
-
 
 def easynlp(context: typer.Context) -> None:
     """

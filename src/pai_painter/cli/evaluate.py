@@ -9,8 +9,6 @@ import typer
 from . import options
 from .common import command, show_table, shown_name
 
-__all__ = ["evaluate"]
-
 
 @command("Stopped; image tokens cached so far are kept.", options.ROWS)
 def evaluate(

@@ -14,8 +14,6 @@ from .common import command, counted, echo, show_table, shown_name
 if TYPE_CHECKING:
     from ..model.pipeline_pai_painter import PaiPainterPipeline
 
-__all__ = ["decode", "encode", "info", "load_pipeline", "paint"]
-
 Output = Annotated[Path, typer.Option(help="A folder, or a .png file for a single picture.")]
 
 

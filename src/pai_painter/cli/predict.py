@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from ..batch.prediction import Summary
 
-__all__ = ["predict"]
-
 _SOME_REJECTED = 3
 
 

@@ -9,8 +9,6 @@ import typer
 from . import options
 from .common import command, echo
 
-__all__ = ["pull", "push"]
-
 
 @command("Stopped; rerun to resume.")
 def push(

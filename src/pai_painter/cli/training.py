@@ -9,8 +9,6 @@ import typer
 from . import options
 from .common import command, echo, load_package, one_sentence_errors
 
-__all__ = ["PASS_ALL_WORDS_ON", "merge", "train"]
-
 # `train` has a parser of its own, that of train.py, which also answers --help.
 PASS_ALL_WORDS_ON: dict[str, Any] = {
     "add_help_option": False,
