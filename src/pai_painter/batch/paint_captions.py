@@ -125,12 +125,13 @@ class PaintCaptions:
         ids, texts = map(str, batch[self.id_column]), batch[self.caption_column]
         rows = [(idx, text, self.reason_against(text)) for idx, text in zip(ids, texts, strict=True)]
         painted = self.paint([None if reason else (idx, text.strip()) for idx, text, reason in rows])
-        out: dict[str, list[Any]] = {column: [] for column in _COLUMNS}
-        for (idx, text, reason), pictures in zip(rows, painted, strict=True):
-            for picture in pictures or [(None, None, None)]:
-                for column, value in zip(_COLUMNS, (idx, text, *picture, reason), strict=True):
-                    out[column].append(value)
-        return out
+        nothing: list[Any] = [(None, None, None)]
+        out = [
+            (idx, text, *picture, reason)
+            for (idx, text, reason), pictures in zip(rows, painted, strict=True)
+            for picture in (pictures or nothing)
+        ]
+        return {column: [row[i] for row in out] for i, column in enumerate(_COLUMNS)}
 
     def reason_against(self, caption: Any) -> str | None:
         """Why a caption can't be painted, `None` if it can."""
@@ -147,12 +148,20 @@ class PaintCaptions:
         The pictures of rows (id and caption), row by row; an `OSError` if memory is full. `None` gives no picture, but
         keeps its places in the batches, so that no other row's place depends on it.
         """
-        num_images = self.options.num_images_per_prompt
-        pictures = self._paint_places([None if row is None else (*row, k) for row in rows for k in range(num_images)])
+        num_images, best_of = self.options.num_images_per_prompt, self.painting.best_of
+        places: list[tuple[str, int] | None] = []
+        for row in rows:
+            if row is None:
+                places += [None] * num_images
+            else:
+                seed = row_seed(self.options.seed, row[0])
+                places += [(row[1], seed + k * best_of) for k in range(num_images)]
+        pictures = self._paint_places(places)
         for _ in rows:
             yield [picture for picture in islice(pictures, num_images) if picture is not None]
 
-    def _paint_places(self, places: list[tuple[str, str, int] | None]) -> Iterator[Picture | None]:
+    def _paint_places(self, places: list[tuple[str, int] | None]) -> Iterator[Picture | None]:
+        """The picture of each caption and seed."""
         batch_size = min(self.options.batch_size, max(len(places), 1))
         for start in range(0, len(places), batch_size):
             batch = places[start : start + batch_size]
@@ -166,22 +175,18 @@ class PaintCaptions:
                 raise OSError(errno.ENOMEM, reason) from error
             yield from map(painted.get, range(len(batch)))
 
-    def _paint_batch(self, places: dict[int, tuple[str, str, int]], batch_size: int) -> dict[int, Picture]:
-        """The picture at each place: id, caption and which of the row's pictures it is."""
+    def _paint_batch(self, places: dict[int, tuple[str, int]], batch_size: int) -> dict[int, Picture]:
         model, processor, options = self.pipe.model, self.pipe.processor, self.painting
-        texts = [text for _, text, _ in places.values()]
+        captions = [caption for caption, _ in places.values()]
         # The processor would warn of each caption that is too long; `predict` counts them.
-        ids = processor.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
-        # What stands in a free place changes nothing in the others.
-        input_ids = ids[:1].repeat(batch_size, 1)  # (B, text_length)
+        ids = processor.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+        input_ids = ids[:1].repeat(batch_size, 1)  # (B, text_length); a free place changes nothing in the others
         input_ids[list(places)] = ids
-        starts = [0] * batch_size
-        for place, (idx, _, k) in places.items():
-            starts[place] = row_seed(self.options.seed, idx) + k * options.best_of
-        painted = model.generate_images(input_ids.to(model.device), seed=starts, **options.for_generation)
+        seeds = [places[i][1] if i in places else 0 for i in range(batch_size)]
+        painted = model.generate_images(input_ids.to(model.device), seed=seeds, **options.for_generation)
         images, scores = processor.image_processor.postprocess(painted.pixel_values, "pil"), painted.scores.tolist()
         pictures = {}
-        for i, (_, text, _) in places.items():
-            facts = picture_text(text, starts[i], painted.seeds[i], scores[i], self.model_name, options)
-            pictures[i] = Picture(png_bytes(images[i], facts), starts[i], scores[i])
+        for i, (caption, seed) in places.items():
+            text = picture_text(caption, seed, painted.seeds[i], scores[i], self.model_name, options)
+            pictures[i] = Picture(png_bytes(images[i], text), seed, scores[i])
         return pictures
