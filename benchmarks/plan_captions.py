@@ -21,9 +21,9 @@ from steps import StepSettings, build_painter, build_processor, made_up_caption
 
 from pai_painter import PaiPainterPipeline
 from pai_painter.batch import prediction
-from pai_painter.batch.caption_files import find_captions
-from pai_painter.batch.paint_captions import PaintCaptions, Picture
-from pai_painter.batch.sharding import default_shard_size, row_seed, survey_captions
+from pai_painter.batch.caption_files import find_captions, survey_captions
+from pai_painter.batch.paint_captions import PaintCaptions, Picture, row_seed
+from pai_painter.batch.prediction import default_shard_size
 
 PHASES = ("survey", "shards", "joining")
 # What finding repeated ids may take.

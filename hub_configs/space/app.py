@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from pai_painter import DEMO_MODEL, PaiPainterPipeline
-from pai_painter.imaging.painting import Painting, PaintingOptions, random_seed
+from pai_painter.imaging.painting import PaintingOptions, paint_files, random_seed
 
 MODEL = os.environ.get("PAI_PAINTER_MODEL")
 REVISION = os.environ.get("PAI_PAINTER_REVISION", "main")
@@ -24,7 +24,7 @@ def paint(caption: str, seed: int | None) -> str:
     """Paints as `pai-painter paint` does, and gives the path of a PNG that says how it was made."""
     name, options = MODEL or "the demo model of pai-painter", PaintingOptions.for_model(painter())
     seed = random_seed() if seed is None else seed
-    (picture,) = Painting(painter(), [caption], 1, seed, options, PICTURES, None, name, force=True).paint()
+    (picture,) = paint_files(painter(), [caption], 1, seed, options, PICTURES, None, name, force=True)
     return str(picture.path)
 
 

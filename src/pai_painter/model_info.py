@@ -21,23 +21,16 @@ _SETTINGS = ("temperature", "top_k", "top_p", "best_of")
 _MAX_TEXT = 600
 
 
-def describe_model(
-    name_or_path: str | os.PathLike, revision: str = "main", base: str | os.PathLike | None = None
-) -> dict[str, str]:
+def describe_model(name_or_path: str | os.PathLike, revision: str = "main") -> dict[str, str]:
     """
-    A painter's facts, by name, in the order in which they are told.
-
-    Args:
-        name_or_path: a folder or a Hub repository: a whole model, native or EasyNLP's, or a LoRA adapter.
-        revision: the repository's.
-        base: the model under an adapter, if it isn't where the adapter says.
+    Facts, by name, of a whole model, native or EasyNLP's, or a LoRA adapter in a folder or a Hub repository.
 
     Raises:
         OSError: if there is no such folder or repository.
         ValueError: if it isn't a painter's.
     """
     name = os.fspath(name_or_path)
-    folder = read_painter_folder(name, base=base, revision=revision)
+    folder = read_painter_folder(name, revision=revision)
     config, vq_config = folder.config, folder.vq_config
     model = build_without_memory(PaiPainterForImageGeneration, folder.name, config)
     vqgan = sum(parameter.numel() for parameter in model.vqgan.parameters())
@@ -55,7 +48,7 @@ def describe_model(
         "memory of the weights": f"{_megabytes(together * 4)} in float32, {_megabytes(together * 2)} in bfloat16",
         "captions": f"{config.text_length} word pieces of {config.text_vocab_size:,}",
         "pictures": f"{vq_config.resolution}×{vq_config.resolution} pixels",
-        "codes": f"{config.num_image_tokens} a picture ({config.image_grid}×{config.image_grid}), "
+        "image tokens": f"{config.num_image_tokens} per picture ({config.image_grid}×{config.image_grid}), "
         f"out of {config.image_vocab_size:,}",
         **({} if vq_config.has_encoder else {"vqgan": "decoder only: it paints, but can't encode pictures"}),
         "recommended settings": ", ".join(

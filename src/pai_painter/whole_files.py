@@ -3,35 +3,67 @@
 
 import os
 import re
-import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
-__all__ = ["new_folder", "sync", "write_whole"]
+__all__ = ["check_new_files", "new_folder", "sync", "write_whole"]
 
 # What --force may delete of a model's folder. Anything else in it is somebody's own.
 _MODEL_FILES = re.compile(
     r"(generation_|processor_|preprocessor_|tokenizer_)?config\.json|tokenizer\.json|special_tokens_map\.json"
     r"|vocab\.txt|README\.md|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|pytorch_model\.bin"
 )
+_EXISTS = "{} exists already: please give another name, or --force to overwrite it."
 
 FilesOf = Callable[[Path], Collection[str]]
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` write under another name, and renames it when it is on the disk; an `OSError` names the folder."""
-    partial = path.with_name(f".{path.name}.partial")
+def check_new_files(paths: Iterable[Path], force: bool) -> None:
+    """
+    Finds out before the work whether its results can be written. Creates missing folders.
+
+    Raises:
+        FileExistsError: if one of the files exists, unless `force`.
+        OSError: if one of them is a folder, or if its folder can't be created or written to.
+    """
+    folders: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, so no file can be written there.")
+        if not force and os.path.lexists(path):
+            raise FileExistsError(_EXISTS.format(path))
+        folders[path.parent] = None
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise OSError(error.errno, f"Nothing can be written to the folder {folder} ({error.strerror})") from error
+
+
+def write_whole(path: Path, write: Callable[[Path], object], force: bool = True, partial: Path | None = None) -> None:
+    """
+    Lets `write` write under another name (`partial`, by default beside `path`), and renames it when it is on the disk.
+
+    Raises:
+        FileExistsError: if the file exists, unless `force`.
+        OSError: if it can't be written; nothing is left behind then.
+    """
+    partial = partial or path.with_name(f".{path.name}.partial")
     try:
         write(partial)
         sync(partial)
+        if not force:  # takes a free name, which `os.replace` alone would also take from a file that came meanwhile
+            path.touch(exist_ok=False)
         os.replace(partial, path)
+    except FileExistsError as error:
+        raise FileExistsError(_EXISTS.format(path)) from error
     except OSError as error:
         if error.errno is None:  # not the system's, but a killed worker
             raise
-        raise OSError(error.errno, f"{path.parent} can't be written to ({error.strerror or error})") from error
+        raise OSError(error.errno, f"{path} can't be written ({error.strerror or error})") from error
     finally:
         partial.unlink(missing_ok=True)
 

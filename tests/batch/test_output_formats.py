@@ -13,16 +13,18 @@ from PIL import Image
 
 from pai_painter.batch.output_formats import PaintedRow, find_format, write_output
 from pai_painter.data.table_files import Schema, read_table
-from pai_painter.imaging.painting import PaintingOptions, painted_png
+from pai_painter.imaging.painting import PaintingOptions, picture_text
+from pai_painter.imaging.png_files import png_bytes
 
 OPTIONS = PaintingOptions(best_of=2, temperature=1.0, top_k=100, top_p=None)
 
 
 def painted(number: int, num_images: int = 1, text: str = "红\n苹果") -> PaintedRow:
     images = [Image.new("RGB", (4, 4), (number, i, 0)) for i in range(num_images)]
-    pngs = [painted_png(image, text, 7 + i, 8 + i, -0.5, "model", OPTIONS) for i, image in enumerate(images)]
-    facts = [7 + i for i in range(num_images)], [-0.5] * num_images
-    return PaintedRow(number, f"id{number}", text, [base64.b64encode(png).decode() for png in pngs], *facts)
+    texts = [picture_text(text, 7 + i, 8 + i, -0.5, "model", OPTIONS) for i in range(num_images)]
+    pngs = [png_bytes(image, text) for image, text in zip(images, texts, strict=True)]
+    pictures = [(base64.b64encode(png).decode(), 7 + i, -0.5) for i, png in enumerate(pngs)]
+    return PaintedRow(number, f"id{number}", text, pictures)
 
 
 def write(path: Path, rows: list[PaintedRow], schema: str | None = None) -> Path:
@@ -65,7 +67,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_parquet_has_small_groups(tmp_path: Path) -> None:
-    row = PaintedRow(0, "1", "x", ["eA=="], [1], [0.0])
+    row = PaintedRow(0, "1", "x", [("eA==", 1, 0.0)])
     metadata = pyarrow.parquet.read_metadata(write(tmp_path / "a.parquet", [row] * 520))
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [256, 256, 8]
 
@@ -81,7 +83,7 @@ def test_folder(tmp_path: Path) -> None:
 
 
 def test_the_metadata_of_a_png_says_how_it_was_painted() -> None:
-    text = Image.open(io.BytesIO(base64.b64decode(painted(1, text="红\0\x1b").pngs[0]))).text
+    text = Image.open(io.BytesIO(base64.b64decode(painted(1, text="红\0\x1b").pictures[0][0]))).text
     assert (text["caption"], text["seed"], text["candidate_seed"], text["model"]) == ("红\0\x1b", "7", "8", "model")
     assert json.loads(text["options"])["best_of"] == 2
 

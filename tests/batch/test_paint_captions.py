@@ -9,8 +9,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from pai_painter.batch.paint_captions import PaintCaptions, PredictOptions
-from pai_painter.batch.sharding import row_seed
+from pai_painter.batch.paint_captions import PaintCaptions, PredictOptions, row_seed
 
 ROWS = {"idx": ["1", "2", "3"], "text": ["红苹果", "🦄", " 熊猫 "], "more": [1, 2, 3]}
 OPTIONS = PredictOptions(batch_size=2, seed=7)
@@ -27,7 +26,7 @@ def test_a_batch_of_rows(tiny_painter: Path) -> None:
     assert Image.open(io.BytesIO(out["image"][2])).text["caption"] == "熊猫"
     alone = paint({"idx": [3, 9], "text": ["熊猫", None]})
     assert (alone["image"][0], alone["error"][1]) == (out["image"][2], "The caption is no text, but NoneType.")
-    with pytest.raises(ValueError, match="The batch has no column 'text', but 'idx'"):
+    with pytest.raises(KeyError, match="text"):
         paint({"idx": []})
 
 

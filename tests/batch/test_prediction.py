@@ -40,7 +40,7 @@ def captions(tmp_path: Path) -> CaptionFile:
 @pytest.fixture
 def predict(pipe: PaiPainterPipeline, captions: CaptionFile, tmp_path: Path):
     """`predict_file` on the captions, in batches of 4 and shards of 3 unless told otherwise."""
-    places = ("output_schema", "overwrite", "rejects", "rank", "processes")
+    places = ("output_schema", "overwrite", "rank", "processes")
 
     def call(name: str = "a.tsv", source: CaptionFile = captions, shard_size: int = 3, **changes) -> Summary:
         where = {name: changes.pop(name) for name in places if name in changes}
@@ -149,18 +149,10 @@ def test_shards_of_another_run_do_not_count(predict, tmp_path) -> None:
     shutil.copytree(tmp_path / "a.tsv.parts", kept)
     predict(seed=4, rank=1, processes=2, name="c.tsv")
     for shard in kept.glob("0*.jsonl"):
+        assert not (tmp_path / "c.tsv.parts" / shard.name).exists()
         shutil.copy(shard, tmp_path / "c.tsv.parts")
     predict("c.tsv", seed=4)
     assert (tmp_path / "c.tsv").read_bytes() == (tmp_path / "b.tsv").read_bytes()
-
-
-def test_a_shard_whose_file_is_not_whole_is_painted_again(predict, tmp_path) -> None:
-    predict("whole.tsv")
-    predict(rank=0, processes=2)
-    shard = tmp_path / "a.tsv.parts" / "000000.jsonl"
-    shard.write_bytes(shard.read_bytes()[:-20])
-    predict()
-    assert (tmp_path / "a.tsv").read_bytes() == (tmp_path / "whole.tsv").read_bytes()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -175,34 +167,35 @@ def test_strangers_are_neither_overwritten_nor_removed(predict, tmp_path, strang
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_rejects_file_that_is_there_is_noticed_whenever_a_run_goes_on(predict, tmp_path, overwrite) -> None:
+@pytest.mark.parametrize("name", ["a.tsv", "a.tsv.rejected_rows.jsonl"])
+def test_a_file_that_is_there_is_noticed_whenever_a_run_goes_on(predict, tmp_path, name, overwrite) -> None:
     predict(rank=0, processes=2)
-    (tmp_path / "bad.jsonl").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"bad.jsonl is there"):
-        predict(rejects=tmp_path / "bad.jsonl", overwrite=overwrite)
-    assert (tmp_path / "bad.jsonl").read_text() == "precious"
-    assert predict().rows == 7  # nothing was lost
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(FileExistsError, match=rf"{name} is there"):
+        predict(overwrite=overwrite)
+    assert (tmp_path / name).read_text() == "precious"
+    (tmp_path / name).unlink()
+    assert predict(rank=1, processes=2).rows == 7  # nothing was lost
 
 
 @pytest.mark.parametrize(
-    ("output", "rejects"),
+    ("output", "name"),
     [
-        ("captions.tsv", "r.jsonl"),
-        ("folder", "r.jsonl"),
-        ("a.tsv", "captions.tsv"),
-        ("a.tsv", "a.tsv"),
-        ("a", "a/r.jsonl"),
-        ("a.tsv", "folder/../a.tsv.manifest.json"),
+        ("captions.tsv", "captions.tsv"),
+        ("folder", "folder/captions.tsv"),
+        ("a.tsv", "a.tsv.rejected_rows.jsonl"),
+        ("folder/../a.tsv", "a.tsv.manifest.json"),
+        ("a", "a.parts/captions.tsv"),
     ],
 )
-def test_no_file_takes_the_place_of_another(predict, captions, tmp_path, output, rejects) -> None:
+def test_no_file_takes_the_place_of_the_captions(predict, captions, tmp_path, output, name) -> None:
     """Not even when what is there may be removed: the captions would be gone."""
     (tmp_path / "folder").mkdir()
-    if output == "folder":
-        captions = find_captions(captions.path.rename(tmp_path / "folder" / "captions.tsv"))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    captions = find_captions(captions.path.rename(tmp_path / name), kind="tsv")
     before = tree(tmp_path)
     with pytest.raises(ValueError, match=r"is in a place that this run writes to .*: please name another"):
-        predict(output, captions, overwrite=True, rejects=tmp_path / rejects)
+        predict(output, captions, overwrite=True)
     assert tree(tmp_path) == before
 
 
@@ -229,6 +222,9 @@ def test_starting_over_removes_what_the_manifest_names_and_nothing_else(predict,
     assert before.keys() == tree(tmp_path / "a").keys()
     assert before != tree(tmp_path / "a")
     predict("a.tsv")
+    (tmp_path / "a.tsv.rejected_rows.jsonl").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"rejected_rows.jsonl isn't what this command wrote"):
+        predict("a.tsv", seed=1, overwrite=True)
     (tmp_path / "a.tsv").write_text("precious")
     with pytest.raises(FileExistsError, match=r"a.tsv isn't what this command wrote"):
         predict(overwrite=True)

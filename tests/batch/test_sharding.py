@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pai_painter.batch.caption_files import find_captions
-from pai_painter.batch.sharding import default_shard_size, read_shards, row_seed, survey_captions
+from pai_painter.batch.caption_files import find_captions, survey_captions
+from pai_painter.batch.prediction import default_shard_size, row_seed
 
 
 def test_seeds_never_change() -> None:
@@ -27,37 +27,34 @@ def test_shards_are_whole_batches_and_grow_with_the_file(rows: int, batch_size: 
     assert default_shard_size(rows, batch_size) == size
 
 
-def test_repeated_ids_and_wanted_shards(tmp_path: Path) -> None:
+def test_repeated_ids(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_text("a\t1\nb\t\na\t2\nb\t3\nc\t4\na\t5\nb\t6\n")
-    source = find_captions(path)
-    survey = survey_captions(source)
+    survey = survey_captions(find_captions(path))
     assert survey.rows == 7
-
-    def shown(wanted: set[int]) -> dict[int, list[str]]:
-        shards = read_shards(source, survey, 2, wanted.__contains__)
-        return {shard: [row.reason or row.text for row in rows] for shard, rows in shards}
-
     again = "An earlier row has the same id."
-    everything = {0: ["1", "The caption is empty."], 1: [again, "3"], 2: ["4", again], 3: [again]}
-    assert shown({0, 1, 2, 3}) == everything
-    assert shown({2}) == {2: everything[2]}
+    shown = [[row.reason or row.text for row in rows] for rows in survey.shards(2)]
+    assert shown == [["1", "The caption is empty."], [again, "3"], ["4", again], [again]]
 
 
 def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_text("a\t1\nb\t2\n")
-    source = find_captions(path)
-    survey = survey_captions(source)
+    survey = survey_captions(find_captions(path))
     path.write_text("a\t1\nb\t2\nc\t3\n")
-    with pytest.raises(ValueError, match="was changed while it was being read"):
-        list(read_shards(source, survey, 1, lambda shard: True))
+    with pytest.raises(ValueError, match="was changed while it was read"):
+        list(survey.shards(1))
 
 
 def test_without_a_usable_caption(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"idx": "\\u001b[31m\\t", "text": "x"}\n')
     with pytest.raises(ValueError, match=r"no caption that can be used. For example row 1: The id '\\x1b\[31m\\t' is"):
         survey_captions(find_captions(tmp_path / "a.jsonl"))
+    (tmp_path / "a.tsv").write_text("1\t红\n")
+    with pytest.raises(ValueError, match="For example row 1: There is no text in 'caption'"):
+        survey_captions(find_captions(tmp_path / "a.tsv", caption_column="caption"))
+    with pytest.raises(ValueError, match="For example row 1: The id in 'key' is neither text nor a whole number"):
+        survey_captions(find_captions(tmp_path / "a.tsv", id_column="key"))
 
 
 def test_memory_is_nine_bytes_per_row(tmp_path: Path) -> None:
@@ -68,7 +65,7 @@ def test_memory_is_nine_bytes_per_row(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         survey = survey_captions(source)
-        for _ in read_shards(source, survey, 1024, lambda shard: shard % 2 == 0):
+        for _ in survey.shards(1024):
             pass
         peak = tracemalloc.get_traced_memory()[1]
     finally:

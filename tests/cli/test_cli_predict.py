@@ -11,17 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
-from pai_painter.cli import predict as command
+from pai_painter.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
-# The command alone, for processes of their own.
-PROGRAM = (
-    "import typer; from pai_painter.cli import predict as command\n"
-    "app = typer.Typer(); app.command(**command.BOTH_SPELLINGS)(command.predict); app()"
-)
+PROGRAM = "from pai_painter.cli import main; main()"  # for processes of their own
 
 
 @pytest.fixture(autouse=True)
@@ -33,15 +28,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*words: object, stdin: str | None = None) -> Result:
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command(**command.BOTH_SPELLINGS)(command.predict)
-    return CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+    return CliRunner().invoke(app, ["predict", *map(str, words)], input=stdin)
 
 
 def started(*words: object, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
     own = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src"), **environment}
     Path("program.py").write_text(PROGRAM)
-    line = [sys.executable, *launcher, "program.py", *map(str, words)]
+    line = [sys.executable, *launcher, "program.py", "predict", *map(str, words)]
     return subprocess.Popen(line, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -71,10 +64,12 @@ def test_a_file_and_both_spellings_of_options(tiny_painter, here) -> None:
 def test_bad_rows_have_an_exit_status_of_their_own(tiny_painter, here) -> None:
     (here / "captions.tsv").write_text("1\t红苹果\n1\t熊猫\n2\t\n", encoding="utf-8")
     for _ in range(2):  # a finished run says the same again
-        result = run("captions.tsv", "--model", tiny_painter, "--output", "a", "--rejects", "bad.jsonl")
+        result = run("captions.tsv", "--model", tiny_painter, "--output", "a")
         assert result.exit_code == 3
-        assert result.stdout == ("a: 1 picture of 1 caption\n2 rows can't be painted: bad.jsonl says why.\n")
-    assert [json.loads(line)["line"] for line in (here / "bad.jsonl").read_text().splitlines()] == [2, 3]
+        assert result.stdout == (
+            "a: 1 picture of 1 caption\n2 rows can't be painted: a.rejected_rows.jsonl says why.\n"
+        )
+    assert [json.loads(line)["line"] for line in (here / "a.rejected_rows.jsonl").read_text().splitlines()] == [2, 3]
 
 
 def test_standard_input(tiny_painter, here) -> None:
@@ -149,7 +144,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(tiny_painter, here, nam
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, -1))\n"
     (here / "full.py").write_text(limited + PROGRAM)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
-    line = [sys.executable, "full.py", *map(str, words)]
+    line = [sys.executable, "full.py", "predict", *map(str, words)]
     full = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert full.returncode == 1
     assert full.stderr == f"Error: {name} can't be written (File too large): fix this and rerun to resume.\n"

@@ -155,8 +155,8 @@ def test_a_flag_and_its_value_may_be_two_words_and_the_last_of_equals_counts(pla
         ({"user_defined_parameters": "text_len='8"}, "not closed"),
         ({"micro_batchsize": "4"}, "did you mean `micro_batch_size`?"),
         ({"micro_batch_size": "four"}, "invalid int value"),
-        ({"mode": "serve"}, "train, evaluate or predict"),
-        ({"app_name": "text_classify"}, "must be text2image_generation"),
+        ({"mode": "serve"}, "invalid choice: 'serve' (choose from 'train', 'evaluate', 'predict')"),
+        ({"app_name": "text_classify"}, "(choose from 'text2image_generation')"),
         ({"tables": "a.tsv,b.tsv"}, "at most 1 files"),
         ({"predict_queue_size": "1024"}, "has no effect here"),
         ({"outputs": ""}, "needs --outputs"),
@@ -211,14 +211,12 @@ def test_gpus(place: Path, tiny_painter: Path, two_gpus: None, monkeypatch: pyte
     assert translate([*words, "--worker_gpu=2"]).notes == []
 
 
-def test_the_cpu_stands_for_all_gpus(place: Path, tiny_painter: Path, no_gpu: None) -> None:
-    """Two processes' batches are one step's, so the steps and their gradients stay those of two GPUs."""
-    words = ["--tables=MUGE_val_text_imgbase64.tsv", "--checkpoint_dir=o", "--worker_gpu=2", "--epoch_num=10"]
-    words += ["--micro_batch_size=1", f"--user_defined_parameters=pretrain_model_name_or_path={tiny_painter}"]
-    command = translate(words)
-    assert option(command, "--gradient_accumulation_steps") == "2"
-    assert option(command, "--warmup_steps") == "2"
-    assert "2 batches make one step" in command.notes[0]
+def test_without_a_gpu_several_processes_need_a_launcher_too(place: Path, tiny_painter: Path, no_gpu: None) -> None:
+    words = ["--mode=predict", "--tables=t.tsv", "--outputs=o.tsv", f"--checkpoint_dir={tiny_painter}"]
+    assert translate([*words, "--worker_gpu=0"]).notes == []
+    assert "the CPU does the work" in translate([*words, "--worker_gpu=1"]).notes[0]
+    with pytest.raises(ValueError, match="torchrun --no-python --nproc_per_node 2"):
+        translate([*words, "--worker_gpu=2"])
 
 
 def test_the_help_lists_the_flags() -> None:

@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pai_painter.imaging.png_files import (
-    check_new_files,
-    enlarge,
-    file_stem,
-    in_folder_or_file,
-    save_png,
-    unique_names,
-    write_atomically,
-)
+from pai_painter.imaging.png_files import enlarge, file_stem, in_folder_or_file, save_png, unique_names
+from pai_painter.whole_files import check_new_files, write_whole
 
 PICTURE = Image.effect_noise((64, 64), 50).convert("RGB")
 
@@ -138,12 +131,12 @@ def test_nothing_is_left_of_a_file_that_did_not_fit(tmp_path, force) -> None:
 
 
 def test_nothing_is_left_of_an_interrupted_file(tmp_path) -> None:
-    def write(file) -> None:
-        file.write(b"half")
+    def write(partial: Path) -> None:
+        partial.write_bytes(b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_atomically(tmp_path / "a.png", write)
+        write_whole(tmp_path / "a.png", write)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,13 +5,14 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..data.table_files import Schema
+from ..whole_files import sync
 
 __all__ = ["FormatName", "PaintedRow", "find_format", "write_output"]
 
@@ -26,14 +27,12 @@ _ROWS_OF_A_FOLDER = 1000
 
 @dataclass(frozen=True, slots=True)
 class PaintedRow:
-    """A row's number among all rows, from 0, its id, its caption as written, and its pictures: PNG in base64."""
+    """A row's number among all rows, from 0, its id, its caption as written, and its pictures."""
 
     number: int
     idx: str
     text: str
-    pngs: list[str]
-    seeds: list[int]
-    scores: list[float]
+    pictures: list[tuple[str, int, float]]  # PNG in base64, seed, score
 
 
 def find_format(
@@ -46,9 +45,7 @@ def find_format(
     name = name or _ENDINGS.get(output.suffix.lower())
     if name is None or name not in get_args(FormatName):
         known = ", ".join(get_args(FormatName))
-        raise ValueError(
-            f"The format of {output} is not known by its name (.tsv, .parquet): please set one of {known}."
-        )
+        raise ValueError(f"The format of {output} is not known by its name: please set one of {known}.")
     if name != "tsv" and output_schema is not None:
         raise ValueError(f"An output schema is for TSV; {output} becomes {name}.")
     columns = Schema.parse(output_schema or "idx,text,gen_imgbase64").columns
@@ -68,8 +65,7 @@ def write_output(name: FormatName, cells: list[str], path: Path, rows: Iterable[
     else:
         _write_tsv(path, cells, rows)
     if path.is_file():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
     elif os.name == "posix":
         os.sync()  # once for all files
 
@@ -77,18 +73,15 @@ def write_output(name: FormatName, cells: list[str], path: Path, rows: Iterable[
 def _write_tsv(path: Path, cells: list[str], rows: Iterable[PaintedRow]) -> None:
     """Without header or quoting; several pictures of one caption, their seeds and scores, are a JSON array."""
 
-    def cell(values: list[Any]) -> str:
+    def cell(values: Sequence[Any]) -> str:
         return str(values[0]) if len(values) == 1 else json.dumps(values)
 
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            values = {
-                "idx": row.idx,
-                "text": _NOT_IN_A_CELL.sub(" ", row.text),
-                "gen_imgbase64": cell(row.pngs),
-                "seed": cell(row.seeds),
-                "score": cell([round(score, 4) for score in row.scores]),
-            }
+            pngs, seeds, scores = zip(*row.pictures, strict=True)
+            values = {"idx": row.idx, "text": _NOT_IN_A_CELL.sub(" ", row.text)}
+            values |= {"gen_imgbase64": cell(pngs), "seed": cell(seeds)}
+            values["score"] = cell([round(score, 4) for score in scores])
             file.write("\t".join(values[cell] for cell in cells) + "\n")
 
 
@@ -104,7 +97,7 @@ def _write_parquet(path: Path, rows: Iterable[PaintedRow]) -> None:
     pictures = (
         {"idx": row.idx, "text": row.text, "seed": seed, "score": score, "image": {"bytes": base64.b64decode(png)}}
         for row in rows
-        for png, seed, score in zip(row.pngs, row.seeds, row.scores, strict=True)
+        for png, seed, score in row.pictures
     )
     # Pictures are compressed already, and a dictionary of them would only be a copy.
     with ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
@@ -119,10 +112,11 @@ def _write_folder(path: Path, rows: Iterable[PaintedRow]) -> None:
     """
     path.mkdir()
     with open(path / "metadata.jsonl", "w", encoding="utf-8") as listing:
-        for row, folder in ((row, f"{row.number // _ROWS_OF_A_FOLDER:06d}") for row in rows):
+        for row in rows:
+            folder = f"{row.number // _ROWS_OF_A_FOLDER:06d}"
             (path / folder).mkdir(exist_ok=True)
-            for i, (png, seed, score) in enumerate(zip(row.pngs, row.seeds, row.scores, strict=True)):
-                name = f"{folder}/{row.number:08d}{f'-{i}' if len(row.pngs) > 1 else ''}.png"
+            for i, (png, seed, score) in enumerate(row.pictures):
+                name = f"{folder}/{row.number:08d}{f'-{i}' if len(row.pictures) > 1 else ''}.png"
                 (path / name).write_bytes(base64.b64decode(png))
                 facts = {"file_name": name, "idx": row.idx, "text": row.text, "seed": seed, "score": round(score, 4)}
                 listing.write(json.dumps(facts, ensure_ascii=False) + "\n")

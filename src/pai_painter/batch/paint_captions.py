@@ -2,42 +2,45 @@
 """Captions to PNG files in memory, in batches of one shape."""
 
 import errno
-import logging
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from ..cpu.speed import SpeedName
-from ..imaging.painting import PaintingOptions, painted_png
+from ..imaging.painting import PaintingOptions, picture_text
+from ..imaging.png_files import png_bytes
 from ..model.pipeline_pai_painter import PaiPainterPipeline
-from .sharding import row_seed
 
-__all__ = ["PaintCaptions", "Picture", "PredictOptions"]
+__all__ = ["PaintCaptions", "Picture", "PredictOptions", "row_seed"]
 
-_DECODED_AT_ONCE = {"cpu": 4}  # pictures; elsewhere 8
 _COLUMNS = ("idx", "text", "image", "seed", "score", "error")
+
+
+def row_seed(seed: int, idx: str) -> int:
+    """The seed of a row's first picture: 63 bits of SHA-256 of the run's seed, a zero byte and the id."""
+    digest = hashlib.sha256(f"{seed}\x00{idx}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & (2**63 - 1)
 
 
 @dataclass(frozen=True)
 class PredictOptions:
     """
-    What decides about the pictures besides model and captions.
+    What decides about the pictures besides model and captions; a `ValueError` if an option is out of range.
 
     Args:
         num_images_per_prompt (`int`): Pictures of each caption.
-        seed (`int`): Of the run; a row's pictures start from [`~batch.sharding.row_seed`] of it and the row's id.
+        seed (`int`): Of the run; a row's pictures start from [`row_seed`] of it and the row's id.
         temperature, top_k, top_p, best_of (*optional*): See [`PaiPainterPipeline`]; by default what the model
             recommends.
         speed (`str`): See [`~cpu.speed.find_speed`].
         batch_size (`int`): Pictures painted at once.
-
-    Raises:
-        ValueError: if one of them is out of range.
     """
 
     num_images_per_prompt: int = 1
@@ -117,11 +120,8 @@ class PaintCaptions:
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """
         A row for each picture of a batch: `idx`, `text`, `image` (a PNG's bytes), `seed`, `score`, and `error`, which
-        says why a row can't be painted and is `None` otherwise. A `ValueError` if the batch lacks a column.
+        says why a row can't be painted and is `None` otherwise.
         """
-        for column in (self.id_column, self.caption_column):
-            if column not in batch:
-                raise ValueError(f"The batch has no column {column!r}, but {', '.join(map(repr, batch))}.")
         ids, texts = map(str, batch[self.id_column]), batch[self.caption_column]
         rows = [(idx, text, self.reason_against(text)) for idx, text in zip(ids, texts, strict=True)]
         painted = self.paint([None if reason else (idx, text.strip()) for idx, text, reason in rows])
@@ -148,13 +148,24 @@ class PaintCaptions:
         The pictures of rows (id and caption), row by row; an `OSError` if memory is full. `None` gives no picture, but
         keeps its places in the batches, so that no other row's place depends on it.
         """
-        num_images = self.options.num_images_per_prompt
-        places = [(row, k) for row in rows for k in range(num_images)]
+        num_images, best_of = self.options.num_images_per_prompt, self.painting.best_of
+        places: list[tuple[str, int] | None] = []
+        for row in rows:
+            if row is None:
+                places += [None] * num_images
+            else:
+                seed = row_seed(self.options.seed, row[0])
+                places += [(row[1], seed + k * best_of) for k in range(num_images)]
+        pictures = self._paint_places(places)
+        for _ in rows:
+            yield [picture for picture in islice(pictures, num_images) if picture is not None]
+
+    def _paint_places(self, places: list[tuple[str, int] | None]) -> Iterator[Picture | None]:
+        """The picture of each caption and seed."""
         batch_size = min(self.options.batch_size, max(len(places), 1))
-        pictures: list[Picture] = []
         for start in range(0, len(places), batch_size):
             batch = places[start : start + batch_size]
-            wanted = {i: (*row, k) for i, (row, k) in enumerate(batch) if row is not None}
+            wanted = {i: place for i, place in enumerate(batch) if place is not None}
             try:
                 painted = self._paint_batch(wanted, batch_size) if wanted else {}
             except RuntimeError as error:  # on the CPU, PyTorch has no exception of its own
@@ -162,35 +173,20 @@ class PaintCaptions:
                     raise
                 reason = f"Memory is full with {batch_size} pictures at once: please set a smaller batch size."
                 raise OSError(errno.ENOMEM, reason) from error
-            for i, (_, k) in enumerate(batch):
-                pictures = ([] if k == 0 else pictures) + ([painted[i]] if i in painted else [])
-                if k == num_images - 1:
-                    yield pictures
+            yield from map(painted.get, range(len(batch)))
 
-    @torch.no_grad()
-    def _paint_batch(self, places: dict[int, tuple[str, str, int]], batch_size: int) -> dict[int, Picture]:
-        """The picture at each place: id, caption and which of the row's pictures it is."""
+    def _paint_batch(self, places: dict[int, tuple[str, int]], batch_size: int) -> dict[int, Picture]:
         model, processor, options = self.pipe.model, self.pipe.processor, self.painting
-        # A warning for each caption that is too long helps nobody: `predict` counts them.
-        logger = logging.getLogger("pai_painter.model.processing_pai_painter")
-        was_disabled, logger.disabled = logger.disabled, True
-        ids = processor(text=[text for _, text, _ in places.values()], return_tensors="pt")["input_ids"]
-        logger.disabled = was_disabled
-        # What stands in a free place changes nothing in the others.
-        input_ids = ids[:1].repeat(batch_size, 1)  # (B, text_length)
+        captions = [caption for caption, _ in places.values()]
+        # The processor would warn of each caption that is too long; `predict` counts them.
+        ids = processor.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+        input_ids = ids[:1].repeat(batch_size, 1)  # (B, text_length); a free place changes nothing in the others
         input_ids[list(places)] = ids
-        starts = [0] * batch_size
-        for place, (idx, _, k) in places.items():
-            starts[place] = row_seed(self.options.seed, idx) + k * options.best_of
-        how = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "best_of", "speed")}
-        painted = model.generate_images(input_ids.to(model.device), seed=starts, decode=False, **how)
-        images: list[Any] = []
-        for image_tokens in painted.image_tokens.split(_DECODED_AT_ONCE.get(model.device.type, 8)):
-            pixel_values = model.decode_images(image_tokens, options.speed)
-            images += processor.image_processor.postprocess(pixel_values, "pil")
-        scores = painted.scores.tolist()
+        seeds = [places[i][1] if i in places else 0 for i in range(batch_size)]
+        painted = model.generate_images(input_ids.to(model.device), seed=seeds, **options.for_generation)
+        images, scores = processor.image_processor.postprocess(painted.pixel_values, "pil"), painted.scores.tolist()
         pictures = {}
-        for place, (_, text, _) in places.items():
-            facts = text, starts[place], painted.seeds[place], scores[place], self.model_name, options
-            pictures[place] = Picture(painted_png(images[place], *facts), starts[place], scores[place])
+        for i, (caption, seed) in places.items():
+            text = picture_text(caption, seed, painted.seeds[i], scores[i], self.model_name, options)
+            pictures[i] = Picture(png_bytes(images[i], text), seed, scores[i])
         return pictures

@@ -5,7 +5,7 @@ import base64
 import errno
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,30 +16,30 @@ from tqdm import tqdm
 
 from ..model.pipeline_pai_painter import PaiPainterPipeline
 from ..model_hash import hash_of_model
-from .caption_files import CaptionFile, CaptionRow, find_captions, from_stream
+from .caption_files import CaptionFile, CaptionRow, Survey, find_captions, from_stream, survey_captions
 from .output_formats import FormatName, PaintedRow, find_format
-from .paint_captions import PaintCaptions, PredictOptions
+from .paint_captions import PaintCaptions, PredictOptions, row_seed
 from .resumable_run import ResumableRun
-from .sharding import Survey, default_shard_size, read_shards, row_seed, survey_captions
 
 __all__ = ["PredictOptions", "Summary", "find_captions", "from_stream", "predict_file", "row_seed"]
 
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_SMALLEST_SHARD, _LARGEST_SHARD, _USUAL_SHARDS = 32, 1024, 1000
 _COUNTS = ("rows", "pictures", "rejected", "cut", "unknown")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was painted: of the whole file, or, while other processes have shards to paint, of all that are done."""
+    """What was painted; while other processes have shards to paint, only how many these are."""
 
     output: Path
-    rows: int
-    pictures: int
-    rejected: int  # rows that can't be painted
-    cut: int  # captions that were too long
-    unknown: int  # captions with words unknown to the model
-    rejects_file: Path | None = None
     missing_shards: int = 0  # 0 if the output is there
+    rows: int = 0
+    pictures: int = 0
+    rejected: int = 0  # rows that can't be painted
+    rejects_file: Path | None = None  # which lists them
+    cut: int = 0  # captions that were too long
+    unknown: int = 0  # captions with words unknown to the model
 
 
 def predict_file(
@@ -51,7 +51,6 @@ def predict_file(
     format: FormatName | None = None,
     output_schema: str | None = None,
     overwrite: bool = False,
-    rejects: Path | None = None,
     shard_size: int | None = None,
     model_name: str | None = None,
     progress: bool = True,
@@ -59,12 +58,11 @@ def predict_file(
     processes: int = 1,
 ) -> Summary:
     """
-    Paints a file of captions.
+    Paints a file of captions. Called again with the same arguments after any interruption, it goes on behind the shards
+    that are complete.
 
-    What has been painted is kept shard by shard beside the output, in `OUTPUT.parts`; called again with the same
-    arguments after any interruption, it goes on there. The bytes of the result depend on model, captions and options
-    alone: not on interruptions, nor on how many processes share the work, if these compute alike (on the CPU: with the
-    same number of threads, which a run keeps).
+    The bytes of the result depend on model, captions and options alone: not on interruptions, nor on how many processes
+    share the work, if these compute alike (on the CPU: with the same number of threads, which a run keeps).
 
     Args:
         pipe ([`PaiPainterPipeline`]): The painter.
@@ -75,8 +73,6 @@ def predict_file(
             .parquet, or nothing for a folder.
         output_schema (`str`, *optional*): Columns of a TSV: `idx,text,gen_imgbase64`, also `seed` and `score`.
         overwrite (`bool`): Remove what another run made there, and start over.
-        rejects (`Path`, *optional*): Where rows that can't be painted are listed; by default
-            `OUTPUT.rejected_rows.jsonl`.
         shard_size (`int`, *optional*): Rows that are kept or lost together when a run is stopped; by default 32 to
             1024, by the number of rows.
         model_name (`str`, *optional*): What the pictures' metadata calls the model.
@@ -98,8 +94,7 @@ def predict_file(
     painter = PaintCaptions(pipe, options, model_name=model_name)
     aliases = {captions.id_column: "idx", captions.caption_column: "text"}
     written_as = find_format(output, format, output_schema, aliases)
-    run = ResumableRun(output, rejects, written_as, f"{rank}-of-{processes}")
-    run.check_places(captions.path)
+    run = ResumableRun(captions.path, output, written_as, f"{rank}-of-{processes}")
     survey = survey_captions(captions)
     shard_size = shard_size or default_shard_size(survey.rows, painter.options.batch_size)
     shards = range(math.ceil(survey.rows / shard_size))
@@ -114,11 +109,12 @@ def predict_file(
     try:
         if run.finished() is None:
             with run.lock(run.process):
-                _paint(run, painter, captions, survey, shard_size, shards[rank::processes], progress and rank == 0)
-                return _join(run, shards)
+                _paint(run, painter, survey, shard_size, shards[rank::processes], progress and rank == 0)
+        return _join(run, shards)
     except FileNotFoundError:
         if run.finished() is None:  # otherwise another process has finished, and has removed the shards
             raise
+        return _join(run, shards)
     except OSError as error:
         if error.errno not in _DISK_IS_FULL:
             raise
@@ -126,68 +122,65 @@ def predict_file(
         raise OSError(error.errno, reason) from error
     finally:
         torch.set_num_threads(before)
-    return _join(run, shards)
+
+
+def default_shard_size(rows: int, batch_size: int) -> int:
+    """Rows of a shard: whole batches, 32 to 1024 rows, and not many more than a thousand shards."""
+    unit = math.ceil(_SMALLEST_SHARD / batch_size) * batch_size
+    wished = math.ceil(rows / _USUAL_SHARDS / unit) * unit
+    return max(min(wished, _LARGEST_SHARD // unit * unit), unit)
 
 
 def _paint(
-    run: ResumableRun,
-    painter: PaintCaptions,
-    captions: CaptionFile,
-    survey: Survey,
-    shard_size: int,
-    mine: range,
-    progress: bool,
+    run: ResumableRun, painter: PaintCaptions, survey: Survey, shard_size: int, mine: range, progress: bool
 ) -> None:
     """Paints those of some shards that aren't there yet."""
-    rows_of = {shard: min(shard_size, survey.rows - shard * shard_size) for shard in mine}
-    todo = {shard for shard in mine if run.ending_of(shard) is None}
-    done = sum(rows for shard, rows in rows_of.items() if shard not in todo)
-    hidden = None if progress else True  # None: hidden unless on a terminal
-    with tqdm(desc="Painting", total=sum(rows_of.values()), initial=done, unit="row", disable=hidden) as bar:
-        for shard, rows in read_shards(captions, survey, shard_size, todo.__contains__):
-            if run.finished() is None and run.ending_of(shard) is None:
-                counts = dict.fromkeys(_COUNTS, 0)
-                painted = _rows_of(painter, captions.name, rows, shard * shard_size, counts, bar)
-                run.write_shard(shard, painted, counts)
+    total = sum(min(shard_size, survey.rows - shard * shard_size) for shard in mine)
+    with tqdm(desc="Painting", total=total, unit="row", disable=None if progress else True) as bar:  # on a terminal
+        for shard, rows in enumerate(survey.shards(shard_size)):
+            if shard in mine and run.finished() is None and not run.path_of(shard).exists():
+                run.write_shard(shard, _rows_of(painter, survey.source.name, rows, shard * shard_size, bar))
+            elif shard in mine:
+                bar.update(len(rows))
 
 
 def _rows_of(
-    painter: PaintCaptions, name: str, rows: Sequence[CaptionRow], first: int, counts: dict[str, int], bar: tqdm
+    painter: PaintCaptions, name: str, rows: list[CaptionRow], first: int, bar: tqdm
 ) -> Iterator[PaintedRow | dict[str, Any]]:
-    """The rejected rows of a shard, then the painted ones; they are counted on the way."""
-    good: list[tuple[str, str] | None] = []
+    """The rejected rows of a shard, then the painted ones, and what was counted."""
+    counts = dict.fromkeys(_COUNTS, 0)
     processor = painter.pipe.processor
+    good: list[tuple[str, str] | None] = []
     for row in rows:
-        reason = row.reason or painter.reason_against(row.text)
-        good.append(None if reason else (str(row.idx), row.text.strip()))
+        reason, text = row.reason or painter.reason_against(row.text), row.text.strip()
+        good.append(None if reason else (str(row.idx), text))
         if reason:
             counts["rejected"] += 1
             yield {"file": name, "line": row.line, "idx": row.idx, "reason": reason}
         else:
-            counts["cut"] += len(processor.word_pieces(row.text.strip())) > processor.text_length
-            counts["unknown"] += bool(processor.unknown_pieces(row.text.strip()))
+            counts["cut"] += len(processor.word_pieces(text)) > processor.text_length
+            counts["unknown"] += bool(processor.unknown_pieces(text))
     for number, (row, pictures) in enumerate(zip(rows, painter.paint(good), strict=True), first):
         bar.update()
         if pictures:
             counts["rows"] += 1
             counts["pictures"] += len(pictures)
-            pngs = [base64.b64encode(each.png).decode("ascii") for each in pictures]
-            facts = [each.seed for each in pictures], [each.score for each in pictures]
-            yield PaintedRow(number, str(row.idx), row.text, pngs, *facts)
+            encoded = [(base64.b64encode(png).decode("ascii"), seed, score) for png, seed, score in pictures]
+            yield PaintedRow(number, str(row.idx), row.text, encoded)
+    yield counts
 
 
 def _join(run: ResumableRun, shards: range) -> Summary:
     """If nothing is missing, makes the output; of several processes that see this at once, one does."""
-    endings = [run.ending_of(shard) for shard in shards]
-    counts: dict[str, Any] = {name: sum(ending[name] for ending in endings if ending is not None) for name in _COUNTS}
-    if None in endings and run.finished() is None:
-        return Summary(run.output, **counts, missing_shards=endings.count(None))
+    missing = sum(not run.path_of(shard).exists() for shard in shards)
     made = run.finished()
+    if made is None and missing:
+        return Summary(run.output, missing)
     if made is None:
         with run.lock("join", wait=True):
-            made = run.finished() or run.join(len(shards), counts)
-    rejects = run.output.parent / made["rejects"] if made["rejects"] else None
-    return Summary(run.output, **{name: made[name] for name in _COUNTS}, rejects_file=rejects)
+            made = run.finished() or run.join(shards)
+    rejects = run.rejects if made["rejected"] else None
+    return Summary(run.output, rejects_file=rejects, **{name: made[name] for name in _COUNTS})
 
 
 def _identity_of(painter: PaintCaptions) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from ..signals import ended_by_signals
 from . import convert, data, easynlp, evaluate, paint, predict, push_pull, training
-from .common import echo, home_in_paths
+from .common import echo
 
 __all__ = ["app", "main"]
 
@@ -20,21 +20,16 @@ __all__ = ["app", "main"]
 class _Group(TyperGroup):
     """Usage errors are one sentence, as all other errors are."""
 
-    def main(  # type: ignore[override]  # typer's other arguments are among the keywords
-        self, args: Sequence[str] | None = None, standalone_mode: bool = True, **kwargs: Any
-    ) -> Any:
+    def main(self, args: Sequence[str] | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Runs a command and exits."""
         words = sys.argv[1:] if args is None else list(args)
         try:
-            status = super().main(words or ["--help"], standalone_mode=False, **kwargs)
+            status = super().main(words or ["--help"], **{**kwargs, "standalone_mode": False})
         except TyperException as error:
-            if not standalone_mode:
-                raise
             echo(f"Error: {self._sentence(error, words)}", err=True)
             sys.exit(error.exit_code)
         except typer.Abort:
             sys.exit(130)
-        if not standalone_mode:
-            return status
         sys.exit(status or (0 if words else 2))
 
     def _sentence(self, error: TyperException, words: list[str]) -> str:
@@ -48,32 +43,24 @@ class _Group(TyperGroup):
         return f"{reason}; `{command} --help` shows what is allowed."
 
 
-class _Command(TyperCommand):
-    """`~` is the home folder, also where the shell leaves it: in `--output=~/pictures`."""
-
-    def invoke(self, ctx: Any) -> Any:
-        ctx.params = home_in_paths(ctx.params)
-        return super().invoke(ctx)
-
-
 app = typer.Typer(
     cls=_Group,
-    help="Paints pictures from Chinese captions with PAI-Painter models.",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda word: word.replace("_", "-"),  # options may be written as in Python
+    },
 )
-for panel, commands in (
-    ("Painting", (paint.paint, paint.encode, paint.decode, paint.info)),
+for panel, functions in (
+    ("Painting", (paint.paint, predict.predict, paint.encode, paint.decode, paint.info)),
     ("Data", (data.inspect, data.prepare)),
     ("Hub", (push_pull.push, push_pull.pull)),
+    ("Training", (evaluate.evaluate, training.merge)),
+    ("Other programs", (convert.convert,)),
 ):
-    for command in commands:
-        app.command(cls=_Command, rich_help_panel=panel)(command)
-app.command(cls=_Command, rich_help_panel="Painting", **predict.BOTH_SPELLINGS)(predict.predict)
+    for function in functions:
+        app.command(rich_help_panel=panel)(function)
 app.command(rich_help_panel="Training", **training.PASS_ALL_WORDS_ON)(training.train)
-app.command(cls=_Command, rich_help_panel="Training", **predict.BOTH_SPELLINGS)(evaluate.evaluate)
-app.command(cls=_Command, rich_help_panel="Training")(training.merge)
-app.command(cls=_Command, rich_help_panel="Other programs")(convert.convert)
 app.command(rich_help_panel="Other programs", **training.PASS_ALL_WORDS_ON)(easynlp.easynlp)
 
 

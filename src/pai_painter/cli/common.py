@@ -1,57 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: options, quiet libraries, and errors of one sentence."""
+"""What the commands share: `--verbose`, quiet libraries, errors of one sentence, and what they print."""
 
 import contextlib
 import errno
+import functools
+import inspect
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 import typer
 
 from ..printable import printable
 from ..signals import forget_empty_ranks
-
-__all__ = [
-    "ForceOption",
-    "ModelOption",
-    "RevisionOption",
-    "SpeedOption",
-    "VerboseOption",
-    "counted",
-    "echo",
-    "home_in_paths",
-    "load_package",
-    "model_or_demo",
-    "one_sentence_errors",
-    "quieten",
-    "shown_name",
-]
+from .options import DEMO, Group
 
 _MACHINE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENFILE, errno.EMFILE, errno.ENOMEM)
 _LONGEST_ERROR = 700
 _TEXTS = ("prompts", "caption_separator", "message")  # options whose `~` is nobody's home
-# Libraries of an extra: without it, a command says which words install it.
-_EXTRAS = {"datasets": "train", "peft": "train", "pyarrow": "train"}
+_EXTRAS = ("datasets", "peft", "pyarrow")  # libraries that only the extra `train` installs
+_VERBOSE = inspect.Parameter(
+    "verbose",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=typer.Option(False, "--verbose", help="Show messages of the libraries and stack traces."),
+    annotation=bool,
+)
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help="A model's folder or its name on the Hub; by default the demo model."),
-]
-RevisionOption = Annotated[str, typer.Option(help="Branch, tag or commit on the Hub.")]
-SpeedOption = Annotated[
-    Literal["exact", "balanced", "fastest"],
-    typer.Option(
-        help="CPU only: exact, or faster with bfloat16 (balanced) or int8 (fastest), which may change the pictures."
-    ),
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show messages of the libraries and stack traces.")]
+
+def command(
+    stopped: str = "Stopped; the files listed above are complete.", group: Group | None = None
+) -> Callable[[Any], Callable[..., None]]:
+    """
+    Makes a function a command: gives it the options of a `group` for its `**` parameter, `--verbose`, the home folder
+    for `~`, a loaded package with quiet libraries, and [`one_sentence_errors`], which say `stopped` after Ctrl-C.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(verbose: bool, **values: Any) -> None:
+            with one_sentence_errors(verbose, stopped):
+                quieten(verbose)
+                function(**home_in_paths(values))
+
+        own = inspect.signature(function)
+        parameters = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        parameters += [*(group or {}).values(), _VERBOSE]
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # which typer reads
+        return run
+
+    return decorate
 
 
 def load_package() -> None:
@@ -62,28 +64,24 @@ def load_package() -> None:
 
 
 def home_in_paths(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of options with `~` for the home folder, but for those that are text."""
+    """
+    Values of options with `~` for the home folder, also where the shell leaves it (`--output=~/pictures`), but for
+    those that are text.
+    """
 
     def at_home(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return type(value)(map(at_home, value))
-        if isinstance(value, Path) or (isinstance(value, str) and value.startswith("~")):
+        if isinstance(value, list):
+            return [at_home(each) for each in value]
+        if isinstance(value, str | Path):
             return type(value)(os.path.expanduser(value))
         return value
 
     return {name: value if name in _TEXTS else at_home(value) for name, value in values.items()}
 
 
-def model_or_demo(model: str | None) -> str:
-    """The model's name, or the folder of the model in this package."""
-    from .. import DEMO_MODEL
-
-    return DEMO_MODEL if model is None else model
-
-
-def shown_name(model: str | None, revision: str) -> str:
+def shown_name(model: str, revision: str) -> str:
     """A model's name for others: a folder's own name says nothing about the machine that it is on."""
-    if model is None:
+    if model == DEMO:
         return "the demo model of pai-painter"
     if Path(model).is_dir():
         return Path(model).resolve().name
@@ -93,6 +91,18 @@ def shown_name(model: str | None, revision: str) -> str:
 def echo(text: object, err: bool = False) -> None:
     """Prints a line; what a stranger's caption, file or server put into it is harmless to a terminal."""
     typer.echo(printable(text), err=err)
+
+
+def show_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Prints names and facts as harmlessly as [`echo`]: what looks like rich's markup is none."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, title=Text(printable(title)))
+    for name, fact in rows:
+        table.add_row(name, Text(printable(fact)))
+    Console().print(table)
 
 
 def counted(number: int, thing: str) -> str:
@@ -124,16 +134,10 @@ def quieten(verbose: bool) -> None:
 
 
 @contextlib.contextmanager
-def one_sentence_errors(
-    verbose: bool, stopped: str = "Stopped; the files listed above are complete."
-) -> Iterator[None]:
+def one_sentence_errors(verbose: bool, stopped: str = "Stopped.") -> Iterator[None]:
     """
-    Turns every error into one sentence on stderr. Exit codes: 2 for what the user can fix, 1 for the rest, 130 for
-    Ctrl-C.
-
-    Args:
-        verbose: show the stack trace, too.
-        stopped: what is said after Ctrl-C.
+    Turns every error into one sentence on stderr, and with `verbose` a stack trace. Exit codes: 2 for what the user can
+    fix, 1 for the rest, 130 for Ctrl-C, after which `stopped` is said.
     """
     forget_empty_ranks()
     try:
@@ -141,35 +145,29 @@ def one_sentence_errors(
     except KeyboardInterrupt:
         echo(stopped, err=True)
         raise typer.Exit(130) from None
-    except BrokenPipeError:  # `| head` has read enough; typer ends quietly
-        raise
-    except (typer.Exit, typer.Abort):
+    except (BrokenPipeError, typer.Exit, typer.Abort):  # `| head` has read enough; typer ends quietly
         raise
     except Exception as error:  # noqa: BLE001 - the last net: a person gets a sentence, and the trace if wanted
         if verbose:
             traceback.print_exc()
-        echo(f"Error: {_sentence(error)}", err=True)
-        raise typer.Exit(2 if _can_be_mended(error) else 1) from None
+        text, code = _explained(error)
+        echo(f"Error: {text}", err=True)
+        raise typer.Exit(code) from None
 
 
-def _can_be_mended(error: Exception) -> bool:
-    if isinstance(error, ModuleNotFoundError):
-        return error.name in _EXTRAS
-    return isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno not in _MACHINE_TROUBLE)
-
-
-def _sentence(error: Exception) -> str:
+def _explained(error: Exception) -> tuple[str, int]:
+    """A sentence and an exit code."""
+    code = 2 if isinstance(error, OSError | ValueError) else 1
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-        text = f'This command needs {error.name}: please run `pip install "pai-painter[{_EXTRAS[error.name]}]"`'
-    elif isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
+        text, code = f'This command needs {error.name}: please run `pip install "pai-painter[train]"`', 2
     elif isinstance(error, OSError) and error.strerror is not None:
-        text = error.strerror
-    elif isinstance(error, (OSError, ValueError)):
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        code = 1 if error.errno in _MACHINE_TROUBLE else 2
+    elif code == 2:
         text = str(error)
     else:
         text = f"Something unexpected went wrong ({type(error).__name__}: {error}); --verbose shows where"
     text = " ".join(text.split())
     if len(text) > _LONGEST_ERROR:
         text = f"{text[:_LONGEST_ERROR]} … (--verbose shows the rest)"
-    return text if text.endswith((".", "!", "?", ")")) else f"{text}."
+    return text if text.endswith((".", "!", "?", ")")) else f"{text}.", code

@@ -7,8 +7,6 @@ import typer
 
 from .common import echo, load_package, one_sentence_errors
 
-__all__ = ["easynlp"]
-
 
 def easynlp(context: typer.Context) -> None:
     """
@@ -33,5 +31,4 @@ def easynlp(context: typer.Context) -> None:
             echo(command)
     from . import app
 
-    status = app(command.words, prog_name="pai-painter", standalone_mode=False)
-    raise typer.Exit(status or 0)
+    app(command.words, prog_name="pai-painter")

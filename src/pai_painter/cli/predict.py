@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .common import (
-    ModelOption,
-    RevisionOption,
-    SpeedOption,
-    VerboseOption,
-    counted,
-    echo,
-    one_sentence_errors,
-    quieten,
-    shown_name,
-)
+from . import options
+from .common import command, counted, echo, shown_name
 from .paint import load_pipeline
 
 if TYPE_CHECKING:
@@ -27,63 +18,39 @@ if TYPE_CHECKING:
 
     from ..batch.prediction import Summary
 
-__all__ = ["BOTH_SPELLINGS", "predict"]
-
 _SOME_REJECTED = 3
 
-# Options may be written as in Python, too: --batch_size.
-BOTH_SPELLINGS: dict[str, Any] = {"context_settings": {"token_normalize_func": lambda word: word.replace("_", "-")}}
 
-
+@command("Stopped; rerun the command to resume after the last complete shard.", options.SAMPLING | options.CAPTIONS)
 def predict(
     captions: Annotated[
-        str, typer.Argument(help="A file of captions (.tsv, .csv, .jsonl, .parquet, .txt), or - for standard input.")
+        str, typer.Argument(help="A .tsv, .csv, .jsonl, .parquet or .txt file, or - for standard input.")
     ],
     output: Annotated[Path, typer.Option(help="A .tsv or .parquet file, or a folder of PNG files.")],
-    model: ModelOption = None,
-    revision: RevisionOption = "main",
+    model: options.Model = options.DEMO,
+    revision: options.Revision = "main",
     num_images_per_prompt: Annotated[int, typer.Option(help="Pictures per caption.")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed gives other pictures.")] = 0,
-    best_of: Annotated[int | None, typer.Option(help="Candidates per picture; the most likely one is kept.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample each token from the k most likely.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample from the most likely tokens whose probabilities add up to this.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Above 0; below 1 is more conservative, above 1 more random.")
-    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures painted at once.")] = 8,
     shard_size: Annotated[
-        int | None, typer.Option(help="Rows per shard, the unit of resuming; by default 32 to 1024.")
+        int | None, typer.Option(help="Rows lost at most when stopped; by default 32 to 1024.")
     ] = None,
     input_format: Annotated[
         Literal["tsv", "csv", "jsonl", "parquet", "text"] | None,
-        typer.Option(help="Format of the captions; by default from the file name, and text for -."),
+        typer.Option(help="Format of the captions; by default from the name, and text for -."),
     ] = None,
-    input_schema: Annotated[
-        str, typer.Option(help="Columns of a TSV of captions, which has no header.")
-    ] = "idx:str:1,text:str:1",
-    id_column: Annotated[str, typer.Option(help="The column of ids.")] = "idx",
-    caption_column: Annotated[str, typer.Option(help="The column of captions.")] = "text",
     format: Annotated[
-        Literal["tsv", "parquet", "png"] | None,
-        typer.Option(help="Format of the output; by default from its name."),
+        Literal["tsv", "parquet", "png"] | None, typer.Option(help="Format of the output; by default from its name.")
     ] = None,
     output_schema: Annotated[
         str | None, typer.Option(help="Columns of a TSV of pictures: idx,text,gen_imgbase64, also seed and score.")
     ] = None,
-    rejects: Annotated[
-        Path | None,
-        typer.Option(help="Where to list rows that can't be painted; by default OUTPUT.rejected_rows.jsonl."),
-    ] = None,
     rank: Annotated[int, typer.Option(help="Which part of the work to do, from 0.")] = 0,
     processes: Annotated[int, typer.Option(help="Number of parts; run one command for each.")] = 1,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; by default the fastest available.")
-    ] = None,
-    speed: SpeedOption = "exact",
+    device: options.Device = None,
+    speed: options.Speed = "exact",
     force: Annotated[bool, typer.Option("--force", help="Start over, and remove what an earlier run wrote.")] = False,
-    verbose: VerboseOption = False,
+    **group: Any,
 ) -> None:
     """
     Paint a file of captions, for ten rows or ten million.
@@ -93,50 +60,42 @@ def predict(
     Exit status: 0 if all rows were painted, 3 if some can't be, 2 for invalid options, 1 for machine errors, 130 if
     stopped.
 
-    Examples:
-
-    pai-painter predict captions.tsv --output pictures.tsv
-
-    pai-painter predict captions.csv --output pictures --num-images-per-prompt 4
+    Example: pai-painter predict captions.csv --output pictures --num-images-per-prompt 4
     """
-    with one_sentence_errors(verbose, "Stopped; rerun the command to resume after the last complete shard."):
-        quieten(verbose)
-        from ..batch.prediction import PredictOptions, find_captions, from_stream, predict_file
+    from ..batch.prediction import PredictOptions, find_captions, from_stream, predict_file
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        options = PredictOptions(
-            num_images_per_prompt, seed, temperature, top_k, top_p, best_of, speed=speed, batch_size=batch_size
-        )
-        launch = _launch(device)
-        columns = {"input_schema": input_schema, "id_column": id_column, "caption_column": caption_column}
-        if captions != "-":
-            source = find_captions(captions, kind=input_format, **columns)
-        elif launch is None and processes == 1:
-            source = from_stream(sys.stdin.buffer, input_format, **columns)
-        else:
-            raise ValueError("Several processes can't share standard input: please give a file of captions.")
-        if launch is not None:
-            device = device or str(launch.device)
-            rank, processes = rank * launch.num_processes + launch.process_index, processes * launch.num_processes
-        done = predict_file(
-            load_pipeline(model, revision, device, verbose),
-            source,
-            output,
-            options,
-            format=format,
-            output_schema=output_schema,
-            overwrite=force,
-            rejects=rejects,
-            shard_size=shard_size,
-            model_name=shown_name(model, revision),
-            rank=rank,
-            processes=processes,
-        )
-        if launch is not None:
-            launch.destroy_process_group()
-        _report(done)
-        if done.rejected and not done.missing_shards:
-            raise typer.Exit(_SOME_REJECTED)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sampling = {name: group[name] for name in options.SAMPLING}
+    painting = PredictOptions(num_images_per_prompt, seed, speed=speed, batch_size=batch_size, **sampling)
+    launch = _launch(device)
+    if launch is not None:
+        device = device or str(launch.device)
+        rank, processes = rank * launch.num_processes + launch.process_index, processes * launch.num_processes
+    columns = {name: group[name] for name in options.CAPTIONS}
+    if captions != "-":
+        source = find_captions(captions, kind=input_format, **columns)
+    elif processes == 1:
+        source = from_stream(sys.stdin.buffer, input_format, **columns)
+    else:
+        raise ValueError("Several processes can't share standard input: please give a file of captions.")
+    done = predict_file(
+        load_pipeline(model, revision, device),
+        source,
+        output,
+        painting,
+        format=format,
+        output_schema=output_schema,
+        overwrite=force,
+        shard_size=shard_size,
+        model_name=shown_name(model, revision),
+        rank=rank,
+        processes=processes,
+    )
+    if launch is not None:
+        launch.destroy_process_group()
+    _report(done)
+    if done.rejected and not done.missing_shards:
+        raise typer.Exit(_SOME_REJECTED)
 
 
 def _launch(device: str | None) -> "PartialState | None":

@@ -6,35 +6,20 @@ from typing import Annotated
 
 import typer
 
-from .common import RevisionOption, VerboseOption, echo, one_sentence_errors, quieten
+from . import options
+from .common import command, echo
 
-__all__ = ["pull", "push"]
 
-
+@command("Stopped; rerun to resume.")
 def push(
-    folder: Annotated[
-        Path, typer.Argument(help="A model's or an adapter's folder, such as the output of `pai-painter train`.")
-    ],
-    repo: Annotated[
-        str,
-        typer.Argument(help="OWNER/NAME on the Hub, created if it doesn't exist; NAME alone is under your account."),
-    ],
+    folder: Annotated[Path, typer.Argument(help="A model's or an adapter's folder, such as the output of `train`.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub, or NAME in your account; created if missing.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="A branch, created if it doesn't exist; main by default.")
-    ] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, created if missing; main by default.")] = None,
     tag: Annotated[str | None, typer.Option(help="A tag for the commit, such as v1.0.")] = None,
-    pull_request: Annotated[
-        bool, typer.Option("--pull-request", help="Open a pull request instead of committing to the repository.")
-    ] = False,
-    message: Annotated[
-        str, typer.Option(help="The first line of the commit's message.")
-    ] = "Upload a PAI-Painter model",
-    base: Annotated[
-        str | None,
-        typer.Option(help="For an adapter trained on a local folder: the name of that model on the Hub."),
-    ] = None,
-    verbose: VerboseOption = False,
+    pull_request: Annotated[bool, typer.Option("--pull-request", help="Open a pull request.")] = False,
+    message: Annotated[str, typer.Option(help="The commit's message.")] = "Upload a PAI-Painter model",
+    base: Annotated[str | None, typer.Option(help="What the local base of an adapter is called on the Hub.")] = None,
 ) -> None:
     """
     Upload a trained model or a LoRA adapter to the Hub in one commit, without checkpoints, data and logs.
@@ -47,44 +32,34 @@ def push(
 
     pai-painter push out me/line-style --base alibaba-pai/pai-painter-base-zh
     """
-    with one_sentence_errors(verbose, "Stopped; rerun to resume."):
-        quieten(verbose)
-        from ..hub import push_folder
+    from ..hub import push_folder
 
-        address = push_folder(
-            folder,
-            repo,
-            private=private,
-            revision=revision,
-            tag=tag,
-            pull_request=pull_request,
-            commit_message=message,
-            base=base,
-        )
-        echo(address)
+    address = push_folder(
+        folder,
+        repo,
+        private=private,
+        revision=revision,
+        tag=tag,
+        pull_request=pull_request,
+        commit_message=message,
+        base=base,
+    )
+    echo(address)
 
 
+@command("Stopped; rerun to resume.")
 def pull(
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
-    output: Annotated[
-        Path | None, typer.Option(help="A new folder for a copy; by default only the Hub's cache.")
-    ] = None,
-    revision: RevisionOption = "main",
-    verbose: VerboseOption = False,
+    output: Annotated[Path | None, typer.Option(help="A new folder; by default only the Hub's cache.")] = None,
+    revision: options.Revision = "main",
 ) -> None:
     """
     Download a model or an adapter from the Hub, complete or not at all, and print its folder.
 
     Cached files aren't downloaded again. HF_ENDPOINT sets a mirror; HF_HUB_OFFLINE=1 uses only the cache.
 
-    Examples:
-
-    pai-painter pull alibaba-pai/pai-painter-base-zh
-
-    pai-painter pull me/shop-painter --output shop --revision v1.0
+    Example: pai-painter pull me/shop-painter --output shop --revision v1.0
     """
-    with one_sentence_errors(verbose, "Stopped; rerun to resume."):
-        quieten(verbose)
-        from ..hub import pull_folder
+    from ..hub import pull_folder
 
-        echo(pull_folder(repo, output, revision=revision))
+    echo(pull_folder(repo, output, revision=revision))

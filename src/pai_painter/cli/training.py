@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import RevisionOption, VerboseOption, echo, load_package, one_sentence_errors, quieten
-
-__all__ = ["PASS_ALL_WORDS_ON", "merge", "train"]
+from . import options
+from .common import command, echo, load_package, one_sentence_errors
 
 # `train` has a parser of its own, that of train.py, which also answers --help.
 PASS_ALL_WORDS_ON: dict[str, Any] = {
@@ -40,22 +39,18 @@ def _train(*arguments: Any) -> None:
     train_painter(*arguments)
 
 
+@command()
 def merge(
-    adapter: Annotated[
-        str, typer.Argument(help="A LoRA adapter's folder (from `train --lora_rank`) or its name on the Hub.")
-    ],
+    adapter: Annotated[str, typer.Argument(help="A LoRA adapter's folder or its name on the Hub.")],
     output: Annotated[Path, typer.Argument(help="A new folder for the whole model.")],
     base: Annotated[str | None, typer.Option(help="The base model; by default the one that the adapter names.")] = None,
-    revision: RevisionOption = "main",
-    verbose: VerboseOption = False,
+    revision: options.Revision = "main",
 ) -> None:
     """
     Merge a LoRA adapter into its base model: a whole model that loads without peft.
 
     Example: pai-painter merge out merged --base alibaba-pai/pai-painter-base-zh
     """
-    with one_sentence_errors(verbose):
-        quieten(verbose)
-        from ..lora import merge_lora
+    from ..lora import merge_lora
 
-        echo(f"{merge_lora(adapter, output, base, revision)}: the whole model")
+    echo(f"{merge_lora(adapter, output, base, revision)}: the whole model")

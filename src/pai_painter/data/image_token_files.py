@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..imaging.png_files import file_stem, unique_names, write_atomically
+from ..imaging.png_files import file_stem, unique_names
 from ..model.configuration_pai_painter import PaiPainterVQConfig
 from ..model.folder_pai_painter import load_processor, naming_damaged_weights, read_painter_folder
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..model.modeling_vqgan import PaiPainterVQModel
+from ..whole_files import write_whole
 from .open_picture import open_picture
 
 __all__ = ["PictureVQGAN", "decoded_names", "read_image_tokens", "write_image_tokens"]
@@ -65,8 +66,8 @@ class PictureVQGAN:
 
 def write_image_tokens(pictures: list[dict[str, Any]], path: Path, force: bool = False) -> None:
     """Writes a file of image tokens, one picture per line; a `FileExistsError` if it is there, unless `force`."""
-    rows = ",\n".join(json.dumps(picture, ensure_ascii=False) for picture in pictures)
-    write_atomically(path, lambda file: file.write(f"[\n{rows}\n]\n".encode()), force)
+    rows = ",\n".join(json.dumps(vars(picture), ensure_ascii=False) for picture in pictures)
+    write_whole(path, lambda partial: partial.write_bytes(f"[\n{rows}\n]\n".encode()), force)
 
 
 def read_image_tokens(path: Path, config: PaiPainterVQConfig) -> list[dict[str, Any]]:

@@ -48,20 +48,20 @@ _FLAGS = {
     "use_amp": _Flag("trains in fp16", bool, _TRAIN),
     "data_threads": _Flag("--dataloader_num_workers", int, _TRAIN),
     "sequence_length": _Flag("must be the model's", int),
-    "worker_gpu": _Flag("number of GPUs; without one, the CPU does the work", int),
+    "worker_gpu": _Flag("1 (more: by torchrun); without a GPU, the CPU does the work", int),
     "worker_count": _Flag("only 1", int),
     "user_defined_parameters": _Flag("name=value, separated by blanks or line breaks"),
 }
 _REFUSED = {
     "export_tf_checkpoint_type master_port predict_queue_size predict_slice_size predict_table_read_thread_num "
-    "predict_thread_num restore_works_dir": "it has no effect here; please leave it out",
+    "predict_thread_num restore_works_dir label_name label_enumerate_values do_lower_case": (
+        "it has no effect here; please leave it out"
+    ),
     "skip_first_line": "please remove the header first: `tail -n +2 FILE > WITHOUT_HEADER.tsv`",
     "buckets odps_config": "please download the files first and give their paths",
     "modelzoo_base_dir": "please give the model's whole path as pretrain_model_name_or_path",
     "user_script user_entry_file": "your own script can import the library (`from pai_painter import …`)",
     "append_cols": "please name all columns (idx, text, gen_imgbase64) in --output_schema",
-    "label_name label_enumerate_values": "pictures have no labels; please leave it out",
-    "do_lower_case": "the model's tokenizer decides about upper and lower case; please leave it out",
     "worker_cpu": "please set the environment's OMP_NUM_THREADS to the number of CPU cores",
     "optimizer optimizer_type": "painters are trained by AdamW; please leave it out",
     "use_torchacc": "please use `pai-painter train --torch_compile true`",
@@ -69,10 +69,10 @@ _REFUSED = {
         "processes are started by `accelerate launch` or `torchrun`, which set this themselves"
     ),
     "vqgan_ckpt_path": "a new painter is made by `pai-painter convert VQGAN_CHECKPOINT VQGAN` and then `pai-painter "
-    "train --config_name CONFIG --vqgan VQGAN --tokenizer_name FOLDER_WITH_VOCAB`, where CONFIG is a config.json with "
-    "text_vocab_size, num_hidden_layers (n_layer), num_attention_heads (n_head) and hidden_size (n_embd)",
+    "train --config_name CONFIG --vqgan VQGAN --tokenizer_name FOLDER_WITH_VOCAB`",
     "entity_num entity_emb_path": "painters with an entity table are other models",
 }
+_CHOICES = {"mode": _ALL, "app_name": (TASK,)}
 _PARAMETERS: dict[str, tuple[str, ...]] = dict.fromkeys(SIZES, _ALL)
 _PARAMETERS |= {"pretrain_model_name_or_path": _TRAIN, "random_crop": _TRAIN, "max_generated_num": _PREDICT}
 
@@ -115,7 +115,7 @@ def parse_flags(argv: list[str]) -> Given:
         text = flag.native if flag.default is None else f"{flag.native} ({flag.default})"
         kind: dict[str, Any] = {"action": "store_true", "default": None}
         if flag.type is not bool:
-            kind = {"type": flag.type, "metavar": flag.type.__name__.upper()}
+            kind = {"type": flag.type, "metavar": flag.type.__name__.upper(), "choices": _CHOICES.get(name)}
         parser.add_argument(*words, dest=name, help=text, **kind)
     known = {"help", *_FLAGS, *(alias for flag in _FLAGS.values() for alias in flag.aliases)}
     for word in argv:
@@ -126,12 +126,8 @@ def parse_flags(argv: list[str]) -> Given:
         raise ValueError(f"{others[0]!r} belongs to no flag: please check quotes, and blanks after backslashes.")
     flags = {name: value for name, value in vars(found).items() if value is not None}
     parameters = _parse_parameters(flags.pop("user_defined_parameters", ""))
-    mode = flags.pop("mode", "train")
-    if mode not in _ALL:
-        raise ValueError(f"--mode must be train, evaluate or predict, got {mode!r}.")
-    if flags.pop("app_name", TASK) != TASK:
-        raise ValueError(f"--app_name must be {TASK}: pai-painter does nothing else.")
-    return Given(mode, flags, parameters)
+    flags.pop("app_name", None)
+    return Given(flags.pop("mode", "train"), flags, parameters)
 
 
 def _parse_parameters(text: str) -> dict[str, str]:

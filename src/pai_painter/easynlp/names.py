@@ -3,11 +3,9 @@
 
 import difflib
 import os
-from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # the command line is parsed without transformers
-    from ..model.configuration_pai_painter import PaiPainterConfig
+from collections.abc import Collection, Mapping
+from operator import attrgetter
+from typing import Any
 
 __all__ = ["PUBLISHED", "SIZES", "TASK", "checked_model", "nearest", "number_of_pictures"]
 
@@ -16,17 +14,18 @@ PUBLISHED = tuple(
     f"pai-painter-{kind}-zh" for kind in ("base", "large", "commercial-base", "scenery-base", "painting-base")
 )
 _OWNER = "alibaba-pai"
-SIZES: "dict[str, Callable[[PaiPainterConfig], int]]" = {
-    "size": lambda config: config.vq_config.resolution,  # type: ignore[union-attr]  # a PaiPainterVQConfig by now
-    "text_len": lambda config: config.text_length,
-    "img_len": lambda config: config.num_image_tokens,
-    **dict.fromkeys(("sequence_length", "block_size"), lambda config: config.max_position_embeddings),
-    "img_vocab_size": lambda config: config.image_vocab_size,
-    "text_vocab_size": lambda config: config.text_vocab_size,
-    "vocab_size": lambda config: config.vocab_size,
-    "n_layer": lambda config: config.num_hidden_layers,
-    "n_head": lambda config: config.num_attention_heads,
-    "n_embd": lambda config: config.hidden_size,
+SIZES = {  # what they are in the model's configuration
+    "size": "vq_config.resolution",
+    "text_len": "text_length",
+    "img_len": "num_image_tokens",
+    "sequence_length": "max_position_embeddings",
+    "block_size": "max_position_embeddings",
+    "img_vocab_size": "image_vocab_size",
+    "text_vocab_size": "text_vocab_size",
+    "vocab_size": "vocab_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_embd": "hidden_size",
 }
 
 
@@ -45,9 +44,10 @@ def checked_model(name: str, given: Mapping[str, Any]) -> str:
             f"The model {name} is not in the cache, and the Hub can't be reached or doesn't have it: please go online, "
             f"or run `pai-painter convert` on EasyNLP's archive of it and give that folder instead."
         ) from error
-    for size, get in SIZES.items():
-        if size in given and str(given[size]) != str(get(config)):
-            told = f"{size}={given[size]} contradicts the model {name}, which has {get(config)}"
+    for size, field in SIZES.items():
+        actual = attrgetter(field)(config)
+        if str(given.get(size, actual)) != str(actual):
+            told = f"{size}={given[size]} contradicts the model {name}, which has {actual}"
             raise ValueError(f"{told}: please leave it out, or take a model of that size.")
     return name
 

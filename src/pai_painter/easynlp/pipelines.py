@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import torch
 
-from ..imaging.painting import PaintingOptions, painted_png
+from ..imaging.painting import PaintingOptions, picture_text
+from ..imaging.png_files import png_bytes
 from ..model.pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from .names import PUBLISHED, SIZES, TASK, checked_model, nearest, number_of_pictures
 
@@ -59,21 +60,19 @@ class TextImageGenerationPipeline:
         Returns `{"gen_imgbase64": …}` for each caption, with the PNG in base64's standard alphabet, as in EasyNLP; with
         `max_generated_num` above 1, a list of such strings. `torch.manual_seed` makes pictures repeatable.
         """
-        captions = self.painter.check_inputs(inputs)
-        wanted = [caption for caption in captions for _ in range(self.num_images)]
-        pieces = (wanted[start : start + _AT_ONCE] for start in range(0, len(wanted), _AT_ONCE))
-        pictures = [picture for piece in pieces for picture in self._paint(piece)]
-        starts = range(0, len(pictures), self.num_images)
-        groups = [pictures[start : start + self.num_images] for start in starts]
+        wanted = [caption for caption in self.painter.check_inputs(inputs) for _ in range(self.num_images)]
+        pictures: list[str] = []
+        for start in range(0, len(wanted), _AT_ONCE):
+            pictures += self._paint(wanted[start : start + _AT_ONCE])
+        groups = [pictures[start : start + self.num_images] for start in range(0, len(pictures), self.num_images)]
         return [{"gen_imgbase64": group if self.num_images > 1 else group[0]} for group in groups]
 
     def _paint(self, captions: list[str]) -> list[str]:
         """One picture of each caption, in base64."""
         generators = [torch.Generator().manual_seed(int(torch.randint(2**62, ()))) for _ in captions]
         painted = cast(PaiPainterPipelineOutput, self.painter(captions, generator=generators))
-        pictures = zip(painted.images, captions, painted.seeds, painted.scores, strict=True)
-        files = (
-            painted_png(image, caption, seed, seed, score, self._model_name, self._options)
-            for image, caption, seed, score in pictures
-        )
-        return [base64.b64encode(file).decode("ascii") for file in files]
+        pictures = []
+        for image, caption, seed, score in zip(painted.images, captions, painted.seeds, painted.scores, strict=True):
+            text = picture_text(caption, seed, seed, score, self._model_name, self._options)
+            pictures.append(base64.b64encode(png_bytes(image, text)).decode("ascii"))
+        return pictures

@@ -35,8 +35,9 @@ def translate(argv: list[str]) -> NativeCommand:
     at_most = 1 if given.mode == "predict" else 2
     if len(tables) > at_most or not all(tables):
         raise ValueError(f"--tables must be at most {at_most} files for --mode={given.mode}, got {','.join(tables)!r}.")
-    command = NativeCommand([given.mode])
-    options = {"train": _train, "evaluate": _evaluate, "predict": _predict}[given.mode](given, tables, command)
+    command = NativeCommand([given.mode, *(tables if given.mode == "predict" else [])])
+    _check_processes(given, command)
+    options = {"train": _train, "evaluate": _evaluate, "predict": _predict}[given.mode](given, tables)
     for option, value in {**options, **given.native_options()}.items():
         command.words += [] if value is None else [option, str(value)]
     if given.idle:
@@ -44,7 +45,7 @@ def translate(argv: list[str]) -> NativeCommand:
     return command
 
 
-def _train(given: Given, tables: list[str], command: NativeCommand) -> dict[str, Any]:
+def _train(given: Given, tables: list[str]) -> dict[str, Any]:
     if "pretrain_model_name_or_path" not in given.parameters:
         raise ValueError("--mode=train needs pretrain_model_name_or_path=MODEL in --user_defined_parameters.")
     if not 0 <= given["warmup_proportion"] < 1:
@@ -52,17 +53,15 @@ def _train(given: Given, tables: list[str], command: NativeCommand) -> dict[str,
     if given.parameters.get("random_crop") not in (None, "True", "False"):
         raise ValueError(f"random_crop must be True or False, got {given.parameters['random_crop']!r}.")
     model = checked_model(given.parameters["pretrain_model_name_or_path"], {**given.parameters, **given.flags})
-    accumulation = given["gradient_accumulation_steps"] * _processes_to_stand_for(given, command)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if given["micro_batch_size"] * accumulation * processes < 1 or given["epoch_num"] <= 0:
+    sizes = {
+        "per_device_train_batch_size": given["micro_batch_size"],
+        "gradient_accumulation_steps": given["gradient_accumulation_steps"],
+    }
+    if min(*sizes.values(), given["epoch_num"]) <= 0:
         raise ValueError("--epoch_num, --micro_batch_size and --gradient_accumulation_steps must be above 0.")
-    rows = sum(1 for _ in open_lines(Path(tables[0])))
+    rows, processes = sum(1 for _ in open_lines(Path(tables[0]))), int(os.environ.get("WORLD_SIZE", "1"))
 
     def steps(epochs: float) -> int:
-        sizes = {
-            "per_device_train_batch_size": given["micro_batch_size"],
-            "gradient_accumulation_steps": accumulation,
-        }
         return TrainingArguments("", num_train_epochs=epochs, **sizes).total_steps(rows, processes)
 
     saves = given["save_checkpoint_steps"] or steps(1.0)
@@ -77,8 +76,7 @@ def _train(given: Given, tables: list[str], command: NativeCommand) -> dict[str,
         "--adam_beta2": 0.999,
         "--adam_epsilon": 1e-6,
         "--warmup_steps": int(given["warmup_proportion"] * steps(given["epoch_num"])),
-        "--per_device_train_batch_size": given["micro_batch_size"],
-        "--gradient_accumulation_steps": accumulation,
+        **{f"--{name}": size for name, size in sizes.items()},
         "--save_steps": saves,
         "--eval_steps": saves,
         "--save_total_limit": 1_000_000 if given["save_all_checkpoints"] else None,
@@ -88,21 +86,17 @@ def _train(given: Given, tables: list[str], command: NativeCommand) -> dict[str,
     }
 
 
-def _evaluate(given: Given, tables: list[str], command: NativeCommand) -> dict[str, Any]:
-    model = _trained_model(given, command)
-    return {"--model": model, "--file": tables[-1], "--batch_size": given["micro_batch_size"]}
+def _evaluate(given: Given, tables: list[str]) -> dict[str, Any]:
+    return {**_trained_model(given), "--file": tables[-1]}
 
 
-def _predict(given: Given, tables: list[str], command: NativeCommand) -> dict[str, Any]:
-    model = _trained_model(given, command)
-    output = _required(given, "outputs", "the file for the pictures")
-    command.words += tables
+def _predict(given: Given, tables: list[str]) -> dict[str, Any]:
+    model, output = _trained_model(given), _required(given, "outputs", "the file for the pictures")
     return {
-        "--model": model,
+        **model,
         "--output": output,
         "--input_format": None if tables[0].lower().endswith((".tsv", ".tsv.gz")) else "tsv",
         "--format": None if output.lower().endswith(".tsv") else "tsv",
-        "--batch_size": given["micro_batch_size"],
         "--num_images_per_prompt": number_of_pictures(given.parameters.get("max_generated_num", 1)),
     }
 
@@ -113,25 +107,22 @@ def _required(given: Given, name: str, what: str) -> str:
     return str(given[name])
 
 
-def _trained_model(given: Given, command: NativeCommand) -> str:
-    _processes_to_stand_for(given, command)
-    return checked_model(_required(given, "checkpoint_dir", "the trained model"), {**given.parameters, **given.flags})
+def _trained_model(given: Given) -> dict[str, Any]:
+    folder = _required(given, "checkpoint_dir", "the trained model")
+    model = checked_model(folder, {**given.parameters, **given.flags})
+    return {"--model": model, "--batch_size": given["micro_batch_size"]}
 
 
-def _processes_to_stand_for(given: Given, command: NativeCommand) -> int:
-    """How many GPUs' processes this one stands for, since there may be only a CPU."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # a launcher has seen to it
-        return 1
+def _check_processes(given: Given, command: NativeCommand) -> None:
+    """One process for each GPU is a launcher's business; without a GPU, the CPU does the work."""
     count, wanted = given.flags.get("worker_count", 1), given.flags.get("worker_gpu", -1)
-    gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-    if count != 1 or (wanted > 1 and gpus):
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return
+    if count != 1 or wanted > 1:
         where = f"--nnodes {count}" if count != 1 else f"--nproc_per_node {wanted}"
-        told = f"--worker_count={count} and --worker_gpu={wanted} on a machine with {gpus} GPUs"
+        told = f"--worker_count={count} and --worker_gpu={wanted} need a launcher"
         raise ValueError(f"{told}: please run `torchrun --no-python {where} pai-painter easynlp …` on each machine.")
-    if wanted == 0 and gpus:
+    if wanted == 0 and torch.accelerator.is_available():
         raise ValueError("--worker_gpu=0 with a GPU at hand: please hide it (CUDA_VISIBLE_DEVICES=) to use the CPU.")
-    if wanted < 1 or gpus:
-        return 1
-    also = f"; {wanted} batches make one step, as on {wanted} GPUs" if wanted > 1 and given.mode == "train" else ""
-    command.notes.append(f"--worker_gpu={wanted}: this machine has no GPU, so the CPU does the work{also}.")
-    return wanted
+    if wanted == 1 and not torch.accelerator.is_available():
+        command.notes.append("--worker_gpu=1: this machine has no GPU, so the CPU does the work.")

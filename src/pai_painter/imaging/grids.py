@@ -8,7 +8,7 @@ from functools import lru_cache
 from importlib.resources import files
 from io import BytesIO
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 __all__ = ["draw_grid"]
 
@@ -106,12 +106,8 @@ def _check_count(name: str, texts: Sequence[str] | None, count: int, things: str
 
 def _paste(page: Image.Image, image: Image.Image, corner: tuple[int, int], cell: int) -> None:
     """Scales `image` into the cell at `corner`, centred there."""
-    picture = image.convert("RGBA")
-    scale = cell / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    place = (corner[0] + (cell - size[0]) // 2, corner[1] + (cell - size[1]) // 2)
+    picture = ImageOps.contain(image.convert("RGBA"), (cell, cell), Image.Resampling.LANCZOS)
+    place = (corner[0] + (cell - picture.width) // 2, corner[1] + (cell - picture.height) // 2)
     page.paste(picture, place, mask=picture)
 
 
