@@ -19,11 +19,11 @@ from transformers import PreTrainedModel
 
 from ..model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
-from ..model.model_files_pai_painter import build_without_memory, check_finite
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from ..model.tokenization_pai_painter import PaiPainterTokenizer
+from ..model.weight_conversion import build_without_memory, check_finite, list_misfits
 from ..printable import printable
 
 _MAX_SETTINGS = 2**20
@@ -41,14 +41,49 @@ class CheckpointError(ValueError):
 
 
 @dataclass
-class ReadModel:
-    """A checkpoint as a model of this package; `ignored` are weights, entries and files that the model doesn't use."""
+class ConversionReport:
+    """What was read from a checkpoint, as a model of this package, and what the user should know about the result."""
 
     origin: str  # the program that made it
     model: PaiPainterForImageGeneration | PaiPainterVQModel
     processor: PaiPainterProcessor | PaiPainterImageProcessor
     read: list[str]  # files
-    ignored: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)  # weights, entries and files that the model doesn't use
+    notes: list[str] = field(default_factory=list)
+    output: Path = Path()
+
+    @property
+    def vqgan(self) -> PaiPainterVQModel:
+        """The model's VQGAN, or the model, if that is one."""
+        return self.model if isinstance(self.model, PaiPainterVQModel) else self.model.vqgan
+
+    @property
+    def vqgan_parameters(self) -> int:
+        """The number of the VQGAN's parameters."""
+        return self.vqgan.num_parameters()
+
+    @property
+    def transformer_parameters(self) -> int:
+        """The number of the transformer's parameters; 0 for a VQGAN alone."""
+        return self.model.num_parameters() - self.vqgan_parameters
+
+    @property
+    def dtype(self) -> str:
+        """The precision, such as `"float32"`."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        transformer, vqgan = self.transformer_parameters, self.vqgan_parameters
+        parts = f"{transformer:,} transformer + {vqgan:,} VQGAN = {transformer + vqgan:,}"
+        lines = [
+            f"{self.output}: {'a painter' if transformer else 'a VQGAN'}, from a checkpoint of {self.origin}",
+            f"Read: {', '.join(self.read)}",
+            f"Ignored: {', '.join(self.ignored) or 'nothing'}",
+            f"Parameters: {parts if transformer else f'{vqgan:,}'}, in {self.dtype}",
+            *(f"Note: {note}" for note in self.notes),
+        ]
+        return [printable(line) for line in lines]
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -121,19 +156,9 @@ def fill_model(
     names = names or {}
     theirs = {ours: name for name, ours in names.items()}
     model = build_without_memory(model_class, str(source), config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    placed = {names.get(name, name): name for name in weights}
-    problems = [f"missing: {theirs.get(ours, ours)}" for ours in shapes if ours not in placed]
-    for name, tensor in weights.items():
-        ours = names.get(name, name)
-        if ours not in shapes or placed[ours] != name:
-            problems.append(f"unexpected: {_shown(name)}")
-        elif tuple(tensor.shape) != shapes[ours]:
-            problems.append(f"wrong shape: {_shown(name)} is {tuple(tensor.shape)}, expected {shapes[ours]}")
-    if problems:
-        raise CheckpointError(
-            f"{len(problems)} weights of {source} don't fit its configuration: {'; '.join(problems)}."
-        )
+    wanted = {theirs.get(ours, ours): tensor for ours, tensor in model.state_dict().items()}
+    if misfits := list_misfits({_shown(name): tensor for name, tensor in weights.items()}, wanted):
+        raise CheckpointError(f"{len(misfits)} weights of {source} don't fit its configuration: {'; '.join(misfits)}.")
     for name, tensor in weights.items():
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta:
             raise CheckpointError(f"The weight {_shown(name)} of {source} holds no floating-point numbers.")

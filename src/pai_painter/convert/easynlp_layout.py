@@ -14,12 +14,20 @@ from transformers.core_model_loading import WeightRenaming, apply_renamings
 
 from ..model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
-from ..model.model_files_pai_painter import build_without_memory
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
+from ..model.weight_conversion import build_without_memory
 from ..model_hash import architecture_of
-from .checkpoint_reading import CheckpointError, ReadModel, fill_model, grouped, load_weights, read_settings, read_vocab
+from .checkpoint_reading import (
+    CheckpointError,
+    ConversionReport,
+    fill_model,
+    grouped,
+    load_weights,
+    read_settings,
+    read_vocab,
+)
 
 _WEIGHTS = "pytorch_model.bin"
 _STEP = re.compile(r"pytorch_model_step_\d+\.bin")
@@ -36,7 +44,7 @@ _SIZES = {  # by EasyNLP's names
 }  # fmt: skip
 
 
-def read_easynlp(source: Path, vq_config: PaiPainterVQConfig | None = None) -> ReadModel:
+def read_easynlp(source: Path, vq_config: PaiPainterVQConfig | None = None) -> ConversionReport:
     """Reads a folder or a file of weights in it; EasyNLP doesn't write the VQGAN's sizes down (`vq_config`)."""
     files = [source] if source.is_file() else [source / _WEIGHTS]
     if not files[0].is_file():
@@ -60,7 +68,7 @@ def read_easynlp(source: Path, vq_config: PaiPainterVQConfig | None = None) -> R
     model = fill_model(PaiPainterForImageGeneration, config, weights, file, names)
     beside = [name for name in sorted(os.listdir(folder)) if name in _NEVER_READ or _STEP.fullmatch(name)]
     ignored = grouped(masks) + others + [name for name in beside if name != file.name]
-    return ReadModel("EasyNLP", model, processor, ["config.json", file.name, "vocab.txt"], ignored)
+    return ConversionReport("EasyNLP", model, processor, ["config.json", file.name, "vocab.txt"], ignored)
 
 
 def _easynlp_names(painter: PaiPainterForImageGeneration) -> dict[str, str]:

@@ -19,7 +19,7 @@ from ..model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConf
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model_hash import architecture_of
 from ..printable import printable
-from .checkpoint_reading import CheckpointError, ReadModel, check_tensors, fill_model, read_vocab
+from .checkpoint_reading import CheckpointError, ConversionReport, check_tensors, fill_model, read_vocab
 
 _TABLE = "StructuredToParameterName@@"  # Paddle's own: names of names
 _RENAMINGS = [
@@ -37,7 +37,9 @@ _LINEAR = re.compile(r"model\.layers\.\d+\.(attn|mlp)\..*\.weight")
 _USUAL_HEAD = 64  # width of an attention head in all published models
 
 
-def read_paddlenlp(file: Path, vq_config: PaiPainterVQConfig | None = None, settings: Path | None = None) -> ReadModel:
+def read_paddlenlp(
+    file: Path, vq_config: PaiPainterVQConfig | None = None, settings: Path | None = None
+) -> ConversionReport:
     """
     Reads a painter from its `.pdparams` and the `vocab.txt` beside it; its VQGAN has no encoder.
 
@@ -56,7 +58,7 @@ def read_paddlenlp(file: Path, vq_config: PaiPainterVQConfig | None = None, sett
     (head,) = (name for name, ours in names.items() if ours == "lm_head.weight")
     unused = f"{head}, rows {config.image_vocab_size}…{config.vocab_size - 1} (caption tokens)"
     read = [file.name, "vocab.txt", *([settings.name] if settings else [])]
-    return ReadModel("PaddleNLP", model, processor, read, [unused, _TABLE])
+    return ConversionReport("PaddleNLP", model, processor, read, [unused, _TABLE])
 
 
 def _read_config(

@@ -19,8 +19,9 @@ from PIL import Image
 
 from ..imaging.png_files import file_stem, unique_names, write_atomically
 from ..model.configuration_pai_painter import PaiPainterVQConfig
-from ..model.folder_pai_painter import load_processor, naming_damaged_weights, read_painter_folder
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.lora_pai_painter import load_processor
+from ..model.model_files_pai_painter import read_painter_folder
 from ..model.modeling_vqgan import PaiPainterVQModel
 from .open_picture import open_picture
 
@@ -46,10 +47,9 @@ class PictureVQGAN:
         """Loads the VQGAN alone from a painter's folder or Hub repository."""
         folder = read_painter_folder(os.fspath(name_or_path), revision=revision)
         processor = load_processor(folder)  # the base's, if it is an adapter's folder
-        with naming_damaged_weights(folder.name):
-            vqgan = PaiPainterVQModel.from_pretrained(
-                folder.name, config=folder.vq_config, dtype=torch.float32, **folder.hub_options
-            )
+        vqgan = PaiPainterVQModel.from_pretrained(
+            folder.name, config=folder.vq_config, dtype=torch.float32, **folder.hub_options
+        )
         return cls(vqgan, processor.image_processor)
 
     @torch.no_grad()

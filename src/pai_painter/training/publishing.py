@@ -10,7 +10,7 @@ from huggingface_hub import get_token
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not in its __all__
 
 from ..hub import push_folder
-from ..model.folder_pai_painter import portable_base_name
+from ..model.model_files_pai_painter import portable_base_name
 from .arguments import PainterModelArguments, PainterTrainingArguments
 
 __all__ = ["check_push", "push_model"]
