@@ -63,7 +63,7 @@ def add_lora(
     config.revision = base_revision
     peft.inject_adapter_in_model(config, painter)
     painter._hf_peft_config_loaded = True  # so that transformers saves the adapter rather than the whole
-    peft.functional.cast_adapter_dtype(painter, "default")
+    peft.tuners.tuners_utils.cast_adapter_dtype(painter, "default")
 
 
 def merge_lora(

@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration
 from pai_painter.hub import pull_folder, push_folder
-from pai_painter.model.folder_pai_painter import DEMO_NAME
+from pai_painter.model.model_files_pai_painter import DEMO_NAME
 
 pytestmark = pytest.mark.usefixtures("token")
 

@@ -29,7 +29,7 @@ from pai_painter.cli import app
 from pai_painter.convert import convert
 from pai_painter.data.image_token_files import PictureVQGAN
 from pai_painter.lora import load_painter
-from pai_painter.model.folder_pai_painter import read_adapter_folder
+from pai_painter.model.model_files_pai_painter import read_adapter_folder
 from pai_painter.model_info import describe_model
 from pai_painter.training.arguments import PainterModelArguments
 from pai_painter.training.painter_model import build_painter
