@@ -449,13 +449,21 @@ def with_an_unknown_weight(folder: Path) -> None:
             ValueError,
             r"'\(q_proj\|k_proj\)' in its settings is no name of a layer",
         ),
-        (lambda folder: edit_settings(folder, strength=2), ValueError, "doesn't fit .*`strength` 2 in its settings is not supported"),
+        (
+            lambda folder: edit_settings(folder, strength=2),
+            ValueError,
+            "doesn't fit .*`strength` 2 in its settings is not supported",
+        ),
         (
             lambda folder: edit_settings(folder, layer_replication=[[0, 2], [1, 2]]),  # peft would change the painter
             ValueError,
             "`layer_replication` .* in its settings is not supported",
         ),
-        (lambda folder: edit_settings(folder, peft_type="IA3"), ValueError, "`peft_type` 'IA3' in its settings is not supported"),
+        (
+            lambda folder: edit_settings(folder, peft_type="IA3"),
+            ValueError,
+            "`peft_type` 'IA3' in its settings is not supported",
+        ),
         (
             lambda folder: edit_settings(folder, modules_to_save=["lm_head"]),
             ValueError,

@@ -18,7 +18,7 @@ from huggingface_hub.utils import filter_repo_objects, get_token, httpx  # type:
 from safetensors import safe_open
 from yaml import YAMLError
 
-from .model.model_files_pai_painter import DEMO_NAME, find_weight_files, read_json_object
+from .model.model_files_pai_painter import DEMO_NAME, AdapterFolder, find_weight_files, read_adapter_folder
 from .model.weight_conversion import naming_damaged_weights
 from .printable import printable
 from .remote_code import Files, with_remote_code
@@ -135,7 +135,7 @@ def pull_folder(
     patterns = [*_FILES, *_WEIGHTS, *_EASYNLP_WEIGHTS, *_CODE]
     with _errors_in_one_line("pulled", repo_id, token):
         snapshot = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns))
-    _weights(snapshot, repo_id)
+    _weights(snapshot)
     if local_dir is None:
         return snapshot
     with new_folder(Path(local_dir)) as (whole, _):
@@ -143,18 +143,14 @@ def pull_folder(
     return Path(local_dir)
 
 
-def _weights(folder: Path, name: str, use_safetensors: bool | None = None) -> list[Path]:
-    """The complete weights of the one model or adapter in a folder."""
-    configs = [config for config in _CONFIGS if (folder / config).is_file()]
-    if len(configs) == 2:
-        raise ValueError(f"{name} holds both a whole model (config.json) and an adapter (adapter_config.json).")
-    if not configs:
-        raise ValueError(f"{name} holds no model: it has neither config.json nor adapter_config.json.")
-    if configs == ["config.json"]:
-        return [Path(file) for file in find_weight_files(folder, use_safetensors=use_safetensors)]
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise OSError(f"The adapter {name} has no weights: there is no adapter_model.safetensors.")
-    return [folder / "adapter_model.safetensors"]
+def _weights(folder: Path, use_safetensors: bool | None = None) -> tuple[list[Path], AdapterFolder | None]:
+    """The complete weights of the one model or adapter in a folder, and the adapter."""
+    adapter = read_adapter_folder(folder)
+    if adapter is not None:
+        return [Path(adapter.weights)], adapter
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no model: it has neither config.json nor adapter_config.json.")
+    return [Path(file) for file in find_weight_files(folder, use_safetensors=use_safetensors)], None
 
 
 def _files_of(folder: Path, base: str | None) -> Files:
@@ -163,7 +159,7 @@ def _files_of(folder: Path, base: str | None) -> Files:
         raise ValueError(f"There is no folder {folder}.")
     if (folder / "pytorch_model.bin").is_file() and not list(folder.glob("model*.safetensors")):
         raise ValueError(f"{folder} has no safetensors: please run `pai-painter convert {folder} NEW_FOLDER` first.")
-    found = _weights(folder, str(folder), use_safetensors=True)
+    found, adapter = _weights(folder, use_safetensors=True)
     for file in found:
         with naming_damaged_weights(str(file)), safe_open(file, framework="numpy"):
             pass  # reading the header compares it with the file's length
@@ -180,19 +176,18 @@ def _files_of(folder: Path, base: str | None) -> Files:
         card = ModelCard.load(folder / "README.md") if "README.md" in files else None
     except (ValueError, YAMLError) as error:
         raise ValueError(f"The card {folder / 'README.md'} is damaged ({printable(error)}).") from error
-    if "config.json" in files:
-        if base is not None:
-            raise ValueError(f"{folder} is a whole model and has no base: please leave `base` out.")
+    if adapter is None and base is not None:
+        raise ValueError(f"{folder} is a whole model and has no base: please leave `base` out.")
+    if adapter is None:
         return files
-    settings = read_json_object(folder / "adapter_config.json", folder)
-    name = settings.get("base_model_name_or_path") if base is None else base
+    name = adapter.settings.get("base_model_name_or_path") if base is None else base
     if not isinstance(name, str) or not (name == DEMO_NAME or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
         raise ValueError(
             f"The base of the adapter {folder} must be a repository on the Hub, got {name!r}: please say what that "
             "model is called there (`base`, on the command line `--base OWNER/NAME`)."
         )
     if base is not None:
-        settings |= {"base_model_name_or_path": base, "revision": None}
+        settings = {**adapter.settings, "base_model_name_or_path": base, "revision": None}
         files["adapter_config.json"] = (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
         if card is not None:
             card.data["base_model"], card.data["base_model_relation"] = base, "adapter"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from checkpoints import files_of
 
-from pai_painter.convert.checkpoint_kinds import unpack
 from pai_painter.convert.checkpoint_reading import CheckpointError
+from pai_painter.convert.conversion import unpack
 
 
 def archive_of(path: Path, *members: tuple[str, bytes | dict[str, Any]], mode: Any = "w:gz") -> Path:
@@ -51,17 +51,13 @@ def test_plain_files_are_unpacked(tmp_path: Path, target: Path, mode: str) -> No
         ("../escaped", b"x"),
         ("model/../../escaped", b"x"),
         ("link", {"type": tarfile.SYMTYPE, "linkname": ".."}),
-        ("link", {"type": tarfile.SYMTYPE, "linkname": "model"}),
         ("link", {"type": tarfile.LNKTYPE, "linkname": "../escaped"}),
         ("device", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}),
         ("device", {"type": tarfile.BLKTYPE}),
         ("pipe", {"type": tarfile.FIFOTYPE}),
-        ("model/\x1b[2J.pdparams", b"x"),
     ],
 )
-def test_what_could_reach_outside_or_the_terminal_is_refused(
-    tmp_path: Path, target: Path, name: str, content: Any
-) -> None:
+def test_what_could_reach_outside_is_refused(tmp_path: Path, target: Path, name: str, content: Any) -> None:
     path = archive_of(tmp_path / "file.tgz", ("model/config.json", b"{}"), (name, content))
     with pytest.raises(CheckpointError, match="refused") as error:
         unpack(path, target)

@@ -83,13 +83,11 @@ def test_precision_by_component(tiny_painter: Path) -> None:
     ("options", "sentence"),
     [
         ({"torch_dtype": {"transformer": torch.float16}}, "may name the component 'model' only, got 'transformer'"),
-        ({"torch_dtype": torch.int8}, "must be a precision such as torch.bfloat16"),
-        ({"dtype": "half a byte"}, "must be a precision such as torch.bfloat16"),
-        ({"device_map": "mars"}, "`device_map` must be 'balanced' or 'cpu'"),
-        ({"device_map": {"model": "cpu"}}, "`device_map` must be 'balanced' or 'cpu'"),
-        ({"max_memory": {"cpu": "1GB"}}, "`max_memory` goes with `device_map='balanced'`"),
-        ({"offload_folder": "somewhere"}, "`offload_folder` goes with `device_map='balanced'`"),
-        ({"quantization_config": "int8"}, "`quantization_config` must be .* got str"),
+        ({"torch_dtype": torch.int8}, "not a floating-point dtype"),
+        ({"dtype": "half a byte"}, "a string representation of a valid"),
+        ({"device_map": "mars"}, "device_map .* but found mars"),
+        ({"max_memory": {"cpu": "1GB"}}, "`max_memory` and `offload_folder` go with `device_map='balanced'`"),
+        ({"offload_folder": "somewhere"}, "`max_memory` and `offload_folder` go with `device_map='balanced'`"),
         (
             {"quantization_config": PipelineQuantizationConfig(quant_mapping={"unet": FineGrainedFP8Config()})},
             "may name the component 'model' only, got 'unet'",
@@ -97,20 +95,16 @@ def test_precision_by_component(tiny_painter: Path) -> None:
         ({"low_cpu_mem_usage": False}, "`low_cpu_mem_usage=False` isn't supported"),
     ],
 )
-def test_options_that_make_no_sense_are_named(
-    tiny_painter: Path, options: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pai_painter.model.pipeline_loading_pai_painter.get_device", lambda: "cpu")
+def test_options_that_make_no_sense_are_named(tiny_painter: Path, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         PaiPainterPipeline.from_pretrained(tiny_painter, **options)
 
 
-def test_devices(tiny_painter: Path, pipe: PaiPainterPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices(tiny_painter: Path, pipe: PaiPainterPipeline) -> None:
     on_cpu = PaiPainterPipeline.from_pretrained(tiny_painter, device_map="cpu")
     assert on_cpu.device.type == "cpu"
     assert on_cpu.hf_device_map == "cpu"
     assert torch.equal(tokens_of(on_cpu), tokens_of(pipe))
-    monkeypatch.setattr("pai_painter.model.pipeline_loading_pai_painter.get_max_memory", lambda given: given)
     balanced = PaiPainterPipeline.from_pretrained(tiny_painter, device_map="balanced", max_memory={"cpu": "1GB"})
     assert torch.equal(tokens_of(balanced), tokens_of(pipe))
 

@@ -23,7 +23,6 @@ from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from ..model.tokenization_pai_painter import PaiPainterTokenizer
-from ..model.weight_conversion import build_without_memory, check_finite, list_misfits
 from ..printable import printable
 
 _MAX_SETTINGS = 2**20
@@ -52,35 +51,17 @@ class ConversionReport:
     notes: list[str] = field(default_factory=list)
     output: Path = Path()
 
-    @property
-    def vqgan(self) -> PaiPainterVQModel:
-        """The model's VQGAN, or the model, if that is one."""
-        return self.model if isinstance(self.model, PaiPainterVQModel) else self.model.vqgan
-
-    @property
-    def vqgan_parameters(self) -> int:
-        """The number of the VQGAN's parameters."""
-        return self.vqgan.num_parameters()
-
-    @property
-    def transformer_parameters(self) -> int:
-        """The number of the transformer's parameters; 0 for a VQGAN alone."""
-        return self.model.num_parameters() - self.vqgan_parameters
-
-    @property
-    def dtype(self) -> str:
-        """The precision, such as `"float32"`."""
-        return str(self.model.dtype).removeprefix("torch.")
-
     def lines(self) -> list[str]:
         """The report as text."""
-        transformer, vqgan = self.transformer_parameters, self.vqgan_parameters
-        parts = f"{transformer:,} transformer + {vqgan:,} VQGAN = {transformer + vqgan:,}"
+        alone = isinstance(self.model, PaiPainterVQModel)
+        whole = self.model.num_parameters()
+        vqgan = whole if alone else self.model.vqgan.num_parameters()
+        parts = f"{vqgan:,}" if alone else f"{whole - vqgan:,} transformer + {vqgan:,} VQGAN = {whole:,}"
         lines = [
-            f"{self.output}: {'a painter' if transformer else 'a VQGAN'}, from a checkpoint of {self.origin}",
+            f"{self.output}: {'a VQGAN' if alone else 'a painter'}, from a checkpoint of {self.origin}",
             f"Read: {', '.join(self.read)}",
             f"Ignored: {', '.join(self.ignored) or 'nothing'}",
-            f"Parameters: {parts if transformer else f'{vqgan:,}'}, in {self.dtype}",
+            f"Parameters: {parts}, in {str(self.model.dtype).removeprefix('torch.')}",
             *(f"Note: {note}" for note in self.notes),
         ]
         return [printable(line) for line in lines]
@@ -140,38 +121,20 @@ def _reason(error: Exception) -> str:
     return printable(line.rpartition("WeightsUnpickler error:")[2].strip().rstrip("."), 200)
 
 
-def fill_model(
-    model_class: type[Model],
-    config: Any,
-    weights: Mapping[str, torch.Tensor],
-    source: Path,
-    names: Mapping[str, str] | None = None,
-) -> Model:
+def fill_model(model_class: type[Model], config: Any, weights: Mapping[str, torch.Tensor], source: Path) -> Model:
     """
-    Builds a model from a state dict, in evaluation mode and in its precision (float32 if there are several).
-
-    `names` are the model's by the checkpoint's, where they differ. Weights that are missing, unexpected or of the wrong
-    shape are all listed in the error; each must hold finite floating-point numbers.
+    Builds a model from a state dict, in evaluation mode and in its precision (float32 if there are several). Weights
+    that are missing, unexpected or of the wrong shape are all listed in the error; each must hold finite numbers.
     """
-    names = names or {}
-    theirs = {ours: name for name, ours in names.items()}
-    model = build_without_memory(model_class, str(source), config)
-    wanted = {theirs.get(ours, ours): tensor for ours, tensor in model.state_dict().items()}
-    if misfits := list_misfits({_shown(name): tensor for name, tensor in weights.items()}, wanted):
-        raise CheckpointError(f"{len(misfits)} weights of {source} don't fit its configuration: {'; '.join(misfits)}.")
     for name, tensor in weights.items():
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta:
             raise CheckpointError(f"The weight {_shown(name)} of {source} holds no floating-point numbers.")
-    check_finite({_shown(name): tensor for name, tensor in weights.items()}, str(source))
     dtypes = {tensor.dtype for tensor in weights.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    own = {
-        names.get(name, name): tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in weights.items()
-    }
-    model.load_state_dict(own, assign=True)
-    model.config.dtype = model.dtype
-    return model.eval()
+    try:
+        return model_class.from_pretrained(None, config=config, state_dict=dict(weights), dtype=dtype)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
 
 
 def check_tensors(content: object, source: Path) -> dict[str, torch.Tensor]:

@@ -90,7 +90,8 @@ def convert(
         if to == "easynlp":
             found.notes += write_easynlp(found.model, found.processor, whole)
         else:
-            found.notes += [] if found.vqgan.config.has_encoder else [_NO_ENCODER]
+            vqgan_config = getattr(found.model.config, "vq_config", found.model.config)
+            found.notes += [] if vqgan_config.has_encoder else [_NO_ENCODER]
             found.model.save_pretrained(whole)
             found.processor.save_pretrained(whole)
     found.output = output

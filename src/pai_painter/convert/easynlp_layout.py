@@ -17,7 +17,6 @@ from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
-from ..model.weight_conversion import build_without_memory
 from ..model_hash import architecture_of
 from .checkpoint_reading import (
     CheckpointError,
@@ -61,11 +60,11 @@ def read_easynlp(source: Path, vq_config: PaiPainterVQConfig | None = None) -> C
         raise CheckpointError(f"The sizes in the config.json of {folder} must be numbers.") from error
     processor = read_vocab(folder / "vocab.txt", config)
     found, others = load_weights(file)
-    shapes = build_without_memory(PaiPainterForImageGeneration, str(folder), config)
-    names = {theirs: ours for ours, theirs in _easynlp_names(shapes).items()}
+    if ours := [name for name in found if name.startswith(("model.", "lm_head.", "vqgan."))]:
+        raise CheckpointError(f"{file} holds weights under other names than EasyNLP's: {', '.join(ours[:5])}.")
     masks = [name for name in found if _MASK.fullmatch(name)]
     weights = {name: tensor for name, tensor in found.items() if name not in masks}
-    model = fill_model(PaiPainterForImageGeneration, config, weights, file, names)
+    model = fill_model(PaiPainterForImageGeneration, config, weights, file)
     beside = [name for name in sorted(os.listdir(folder)) if name in _NEVER_READ or _STEP.fullmatch(name)]
     ignored = grouped(masks) + others + [name for name in beside if name != file.name]
     return ConversionReport("EasyNLP", model, processor, ["config.json", file.name, "vocab.txt"], ignored)

@@ -52,11 +52,14 @@ def read_paddlenlp(
     settings = settings or next((path for path in beside if path.is_file()), None)
     config = _read_config(arrays, vq_config, settings, file)
     processor = read_vocab(file.parent / "vocab.txt", config)
-    names = {name: _native_name(name) for name in arrays}
-    weights = {name: _as_native(names[name], array, config) for name, array in arrays.items()}
-    model = fill_model(PaiPainterForImageGeneration, config, weights, file, names)
-    (head,) = (name for name, ours in names.items() if ours == "lm_head.weight")
-    unused = f"{head}, rows {config.image_vocab_size}…{config.vocab_size - 1} (caption tokens)"
+    weights = {}
+    for name, array in arrays.items():
+        ours = _native_name(name)
+        if ours in weights:
+            raise CheckpointError(f"{file} holds {ours} twice, once as {name}.")
+        weights[ours] = _as_native(ours, array, config)
+    model = fill_model(PaiPainterForImageGeneration, config, weights, file)
+    unused = f"lm_head, rows {config.image_vocab_size}…{config.vocab_size - 1} (caption tokens)"
     read = [file.name, "vocab.txt", *([settings.name] if settings else [])]
     return ConversionReport("PaddleNLP", model, processor, read, [unused, _TABLE])
 

@@ -94,11 +94,14 @@ class StrictLoadingMixin:
             ValueError: if the weights are damaged, hold NaN or infinity, or if one is missing, unexpected or of another
                 shape, all of which are listed.
         """
-        name = str(pretrained_model_name_or_path)
+        name = str(pretrained_model_name_or_path or "the state dict")
         if pretrained_model_name_or_path is not None:
             kwargs |= resolve_hub_options(name, **{key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()})
             if not os.path.isfile(name) and not _ELSEWHERE & kwargs.keys():
                 _check_files(cls, name, args, kwargs)
+        elif kwargs.get("state_dict") is not None:
+            found = sum(weight.numel() for weight in kwargs["state_dict"].values())
+            _check_size(cls, name, found, kwargs["config"], *args)
         wants_info = kwargs.pop("output_loading_info", False)
         may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told by the error below
@@ -153,8 +156,12 @@ def _check_files(cls: Any, name: str, args: tuple, kwargs: dict[str, Any]) -> No
     # Quantised, several weights may stand in one number; the option is there to have them another size.
     if hasattr(config, "quantization_config") or kwargs.get("ignore_mismatched_sizes"):
         return
-    model = build_without_memory(cls, name, config, *args)
-    wanted, found = sum(weight.numel() for weight in model.state_dict().values()), _count_numbers(files)
+    _check_size(cls, name, _count_numbers(files), config, *args)
+
+
+def _check_size(cls: Any, name: str, found: int, *args: Any) -> None:
+    model = build_without_memory(cls, name, *args)
+    wanted = sum(weight.numel() for weight in model.state_dict().values())
     if wanted > 2 * found + _FEW:
         raise ValueError(
             f"The weights of {name} don't fit {cls.__name__} with its configuration, which describes {wanted:,} "
