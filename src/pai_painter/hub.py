@@ -56,16 +56,14 @@ def push_folder(
     What is sent: weights (safetensors), configurations of model, generation, processor and tokenizer, the card,
     licences, loss.png, training_summary.json, samples/*.png, and the code that loads a whole model where this package
     isn't installed. Weights that are in the repository but not in the folder are deleted in the same commit. Pushing
-    the same content again makes no commit; after an interruption, what has arrived isn't sent again.
+    the same content again makes no commit.
 
     Args:
-        folder: the model's or adapter's folder.
         repo_id: `owner/name`; a name alone is under the token's owner.
         private: create a private repository; a public one is refused.
         revision: a branch, created if there is none. `main` by default.
         tag: a name for the commit. A tag that names another commit is not moved.
         pull_request: open a pull request instead of committing to the branch.
-        commit_message: the first line of the commit's message.
         token: a token with write access; `HF_TOKEN` or the login of `hf auth login` by default.
         base: for an adapter trained on a local folder, the name of that model on the Hub.
 
@@ -120,9 +118,7 @@ def pull_folder(
     if one is given. It is there complete or not at all.
 
     Args:
-        repo_id: `owner/name`.
         local_dir: a new or empty folder.
-        revision: branch, tag or commit.
         token: for private and gated repositories; `HF_TOKEN` or the login of `hf auth login` by default.
 
     Returns:
@@ -157,8 +153,6 @@ def _files_of(folder: Path, base: str | None) -> Files:
     """What is sent of a folder; the settings and the card of an adapter name its base as the Hub does."""
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
-    if (folder / "pytorch_model.bin").is_file() and not list(folder.glob("model*.safetensors")):
-        raise ValueError(f"{folder} has no safetensors: please run `pai-painter convert {folder} NEW_FOLDER` first.")
     found, adapter = _weights(folder, use_safetensors=True)
     for file in found:
         with naming_damaged_weights(str(file)), safe_open(file, framework="numpy"):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from checkpoints import files_of
 
+from pai_painter.convert import convert
 from pai_painter.convert.checkpoint_reading import CheckpointError
 from pai_painter.convert.conversion import unpack
 
@@ -90,10 +91,8 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, target: Path, share: flo
         unpack(tmp_path / "cut.tgz", target)
 
 
-@pytest.mark.parametrize(
-    ("members", "reason"), [([], "holds no checkpoint"), (["a/config.json", "b/x.ckpt"], "several checkpoints")]
-)
-def test_an_archive_holds_one_model(tmp_path: Path, target: Path, members: list[str], reason: str) -> None:
+@pytest.mark.parametrize("members", [[], ["a/config.json", "b/x.ckpt"]])
+def test_an_archive_holds_one_model(tmp_path: Path, members: list[str]) -> None:
     path = archive_of(tmp_path / "file.tgz", *((name, b"{}") for name in members))
-    with pytest.raises(CheckpointError, match=reason):
-        unpack(path, target)
+    with pytest.raises(CheckpointError, match="is no known checkpoint"):
+        convert(path, tmp_path / "out")

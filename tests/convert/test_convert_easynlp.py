@@ -186,7 +186,7 @@ def test_a_program_in_the_weights(tmp_path: Path) -> None:
         ("vocab.txt", b"[PAD]\n" * 256, "only 1 are different"),
         ("vocab.txt", b"\xff\xfe" * 600, "UTF-8"),
         ("pytorch_model.bin", None, "has no files pytorch_model"),
-        ("config.json", None, "holds no known checkpoint"),
+        ("config.json", None, "is no known checkpoint"),
         ("config.json", b"{", "can't be read as settings"),
         ("config.json", b'{"model_type": "bert"}', "'bert'"),
         ("config.json", b'{"model_type": "artist"}', "lacks block_size"),

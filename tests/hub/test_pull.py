@@ -112,11 +112,11 @@ def test_a_pull_that_failed_is_no_model_and_the_next_one_fetches_the_rest(
     pushed: HubStandIn, tmp_path: Path, stored: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pushed.faults = [Fault(stored, 503, times=100)]
-    with pytest.raises(OSError, match="painter/shop could not be pulled .*503") as caught:
+    with pytest.raises(OSError, match=r"painter/shop could not be pulled .*503") as caught:
         pull_folder("painter/shop", tmp_path / "shop")
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="painter/shop could not be pulled|has no weights|lacks model"):
+    with pytest.raises(OSError, match=r"painter/shop could not be pulled|has no weights|lacks model"):
         pull_folder("painter/shop", tmp_path / "shop")
     assert not (tmp_path / "shop").exists()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

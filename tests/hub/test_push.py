@@ -163,7 +163,7 @@ def _cut_off(folder: Path) -> None:
     [
         (shutil.rmtree, "There is no folder"),
         (_without("config.json"), "holds no model: it has neither config.json nor adapter_config.json"),
-        (_without("model.safetensors"), "has no safetensors: please run `pai-painter convert"),
+        (_without("model.safetensors"), "has no weights"),
         (_with("adapter_config.json", b"{}"), "holds a whole model .* and an adapter"),
         (_with("config.json", b'{"model_type": "artist"}'), "got 'artist' .*`pai-painter convert`"),
         (_with("config.json", b"{"), r"config\.json .* is damaged"),

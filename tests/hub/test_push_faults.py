@@ -100,14 +100,14 @@ def test_no_token(hub: HubStandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_pull_request_to_what_is_not_there(hub: HubStandIn, folder: Path) -> None:
-    with pytest.raises(OSError, match="somebody/shop could not be pushed .*Repository Not Found"):
+    with pytest.raises(OSError, match=r"somebody/shop could not be pushed .*Repository Not Found"):
         push_folder(folder, "somebody/shop", pull_request=True)
     assert hub.repositories == {}
 
 
 def test_offline_mode(hub: HubStandIn, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="could not be pushed .*HF_HUB_OFFLINE") as caught:
+    with pytest.raises(OSError, match=r"could not be pushed .*HF_HUB_OFFLINE") as caught:
         push_folder(folder, "painter/shop")
     check_sentence(caught.value)
     assert hub.requests == []

@@ -192,7 +192,7 @@ def test_damaged_weights_are_an_error(changed: Callable, layout: str, damage: st
     file = folder / ("model.safetensors" if layout == "native" else "pytorch_model.bin")
     content = file.read_bytes()
     file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"version https://git-lfs"}[damage])
-    with pytest.raises(ValueError, match="The weights of .* are damaged or cut off"):
+    with pytest.raises(ValueError, match=r"The weights of .* are damaged or cut off"):
         load(folder, layout)
 
 

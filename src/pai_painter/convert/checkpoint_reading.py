@@ -17,15 +17,13 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from ..model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from ..model.configuration_pai_painter import PaiPainterVQConfig
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
-from ..model.tokenization_pai_painter import PaiPainterTokenizer
 from ..printable import printable
 
-_MAX_SETTINGS = 2**20
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _UNKNOWN_NAME = re.compile(r"GLOBAL (.+) was not an allowed global by default")
 
@@ -150,11 +148,8 @@ def check_tensors(content: object, source: Path) -> dict[str, torch.Tensor]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Reads a YAML or JSON file as plain data (without YAML's aliases, which can stand for billions of values)."""
-    with path.open("rb") as file:
-        text = file.read(_MAX_SETTINGS + 1)
+    text = path.read_bytes()
     try:
-        if len(text) > _MAX_SETTINGS:
-            raise ValueError(f"it is longer than {_MAX_SETTINGS:,} bytes")
         if path.suffix == ".json":  # not all of JSON is YAML: 1e-06 would be a string
             settings = json.loads(text)
         elif any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
@@ -184,18 +179,6 @@ def read_vq_config(path: Path) -> PaiPainterVQConfig:
         return PaiPainterVQConfig(**sizes)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} doesn't describe a VQGAN: {str(error).rstrip('.')}.") from error
-
-
-def read_vocab(path: Path, config: PaiPainterConfig) -> PaiPainterProcessor:
-    """A painter's processor from its `vocab.txt`; an `OSError` or `ValueError` if that is missing or doesn't fit."""
-    if not path.is_file():
-        raise OSError(f"{path.parent} has no vocab.txt: please put the model's vocabulary there.")
-    tokenizer = PaiPainterTokenizer(
-        str(path), image_vocab_size=config.image_vocab_size, model_max_length=config.text_length, name_or_path=str(path)
-    )
-    processor = PaiPainterProcessor(PaiPainterImageProcessor(size=config.vq_config.resolution), tokenizer)  # type: ignore[union-attr]
-    processor.check_model(config)
-    return processor
 
 
 def grouped(names: Iterable[object]) -> list[str]:

@@ -11,10 +11,10 @@ import torch
 
 from ..model.configuration_pai_painter import PaiPainterVQConfig
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.lora_pai_painter import load_painter
 from ..model.model_files_pai_painter import refuse_git_lfs_pointer
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
-from ..model.processing_pai_painter import PaiPainterProcessor
 from ..model.weight_conversion import check_finite
 from ..whole_files import new_folder
 from .checkpoint_reading import CheckpointError, ConversionReport, read_settings, read_vq_config
@@ -27,10 +27,7 @@ DType = Literal["float32", "float16", "bfloat16"]
 MAX_ARCHIVE_BYTES = 16 * 2**30  # unpacked; the large painter with its optimizer has about 6
 _BY_SUFFIX = {".bin": "easynlp", ".ckpt": "taming", ".pdparams": "paddlenlp"}
 _BY_MODEL_TYPE = {"artist": "easynlp", "pai_painter": "painter", "pai_painter_vqgan": "vqgan"}
-_KNOWN = (
-    "EasyNLP folders (config.json with model_type 'artist') and their .tgz, .ckpt files of taming-transformers, and "
-    "PaddleNLP's .pdparams"
-)
+_KNOWN = "EasyNLP's folders and their .tgz, .ckpt files of taming-transformers, and PaddleNLP's .pdparams"
 _SAME_WEIGHT = 1e-5  # largest difference: a VQGAN that went through another program may have been rounded
 _NO_ENCODER = "the VQGAN is decoder only: the model can't encode pictures or be trained on them (see --vqgan)"
 
@@ -52,7 +49,6 @@ def convert(
     Args:
         source: A folder of EasyNLP or its archive (`.tgz`), one of its `pytorch_model_step_N.bin`, a `.ckpt` of
             taming-transformers, a folder of PaddleNLP or its `.pdparams`, or a folder of this package.
-        output: A new folder.
         to: `"native"`, which `from_pretrained` reads, or `"easynlp"`.
         vqgan: A folder of this package with the whole VQGAN, for a model whose VQGAN has no encoder.
         config: taming's YAML, or a JSON with PaddleNLP's `num_attention_heads`; by default the one beside the weights.
@@ -99,7 +95,7 @@ def convert(
 
 
 def unpack(path: Path, folder: Path, max_bytes: int = MAX_ARCHIVE_BYTES) -> Path:
-    """Unpacks an archive, and gives the folder in it that holds the model."""
+    """Unpacks an archive, and gives the folder in it that holds more than another folder."""
     size = 0
     try:
         with tarfile.open(path) as archive:
@@ -112,34 +108,29 @@ def unpack(path: Path, folder: Path, max_bytes: int = MAX_ARCHIVE_BYTES) -> Path
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise CheckpointError(f"{path} is damaged or refused: {error}.") from error
-    patterns = ("config.json", "*.pdparams", "*.ckpt")
-    folders = {file.parent for kind in patterns for file in folder.rglob(kind) if not file.name.startswith("._")}
-    found = sorted(folders, key=lambda place: (len(place.parts), place))
-    if not found:
-        raise CheckpointError(f"{path} holds no checkpoint: it has neither a config.json nor weights.")
-    if len(found) > 1 and len(found[0].parts) == len(found[1].parts):
-        names = ", ".join(str(place.relative_to(folder)) for place in found[:3])
-        raise CheckpointError(f"{path} holds several checkpoints ({names}): please unpack it and name one.")
-    return found[0]
+    while len(inside := [place for place in folder.iterdir() if not place.name.startswith("._")]) == 1:
+        if not inside[0].is_dir():
+            break
+        folder = inside[0]
+    return folder
 
 
 def _kind_of(source: Path) -> tuple[str, Path]:
     """Finds out which program made a checkpoint, and gives the folder or file to read."""
-    if source.is_file():
-        if source.suffix not in _BY_SUFFIX:
-            raise CheckpointError(f"{source} is no known checkpoint; supported are {_KNOWN}.")
-        return _BY_SUFFIX[source.suffix], source
-    config = source / "config.json"
-    model_type = str(read_settings(config).get("model_type")) if config.is_file() else None
-    if model_type in _BY_MODEL_TYPE:
-        return _BY_MODEL_TYPE[model_type], source
-    files = [path for path in sorted(source.iterdir()) if path.suffix in (".pdparams", ".ckpt")]
-    if len(files) == 1:
-        return _BY_SUFFIX[files[0].suffix], files[0]
-    if files:
-        raise CheckpointError(f"{source} has {len(files)} files of weights: please name one, e.g. {files[0]}.")
-    found = "" if model_type is None else f" (its config.json has the model_type {model_type!r})"
-    raise CheckpointError(f"{source} holds no known checkpoint{found}; supported are {_KNOWN}.")
+    found = ""
+    if source.is_dir():
+        config = source / "config.json"
+        model_type = str(read_settings(config).get("model_type")) if config.is_file() else None
+        if model_type in _BY_MODEL_TYPE:
+            return _BY_MODEL_TYPE[model_type], source
+        found = "" if model_type is None else f" (its config.json has the model_type {model_type!r})"
+        files = [path for path in sorted(source.iterdir()) if path.suffix in (".pdparams", ".ckpt")]
+        if len(files) > 1:
+            raise CheckpointError(f"{source} has {len(files)} files of weights: please name one, e.g. {files[0]}.")
+        source = files[0] if files else source
+    if source.suffix not in _BY_SUFFIX:
+        raise CheckpointError(f"{source} is no known checkpoint{found}; supported are {_KNOWN}.")
+    return _BY_SUFFIX[source.suffix], source
 
 
 def _read(place: Path, settings: Path | None, vq_config: PaiPainterVQConfig | None) -> ConversionReport:
@@ -155,20 +146,13 @@ def _read(place: Path, settings: Path | None, vq_config: PaiPainterVQConfig | No
         return read_easynlp(place, vq_config)
     if kind == "paddlenlp":
         return read_paddlenlp(place, vq_config, settings)
-    return read_taming(place, settings) if kind == "taming" else _read_native(place, kind == "vqgan")
-
-
-def _read_native(place: Path, alone: bool) -> ConversionReport:
-    if (place / "adapter_config.json").is_file():
-        raise CheckpointError(f"{place} is an adapter: please merge it into its model first (`pai-painter merge`).")
+    if kind == "taming":
+        return read_taming(place, settings)
     files = ["config.json", "model.safetensors"]
-    if alone:
+    if kind == "vqgan":
         vqgan = PaiPainterVQModel.from_pretrained(place, use_safetensors=True)
         return ConversionReport("pai-painter", vqgan, PaiPainterImageProcessor.from_pretrained(place), files)
-    painter = PaiPainterForImageGeneration.from_pretrained(place, use_safetensors=True)
-    processor = PaiPainterProcessor.from_pretrained(place)
-    processor.check_model(painter.config)
-    return ConversionReport("pai-painter", painter, processor, files)
+    return ConversionReport("pai-painter", *load_painter(place, dtype="auto", options={"use_safetensors": True}), files)
 
 
 def _add_encoder(painter: PaiPainterForImageGeneration | PaiPainterVQModel, folder: Path) -> None:

@@ -44,13 +44,8 @@ _WITHOUT_EFFECT = {
 
 
 def require_peft() -> Any:
-    """
-    The package peft. (It is imported by a call: transformers and diffusers take a line that looks like an import for a
-    package without which the file can't be loaded.)
-
-    Raises:
-        ModuleNotFoundError: if it isn't installed.
-    """
+    """The package peft, or a `ModuleNotFoundError`."""
+    # By a call: transformers and diffusers take a line that looks like an import for a package that is needed.
     return importlib.import_module("peft")
 
 
@@ -70,12 +65,7 @@ def lora_layers(painter: PaiPainterForImageGeneration) -> list[Any]:
 def active_lora(
     painter: PaiPainterForImageGeneration, state_dict: dict[str, torch.Tensor] | None = None
 ) -> tuple[dict[str, torch.Tensor], Any]:
-    """
-    The weights of the active adapter, under the painter's own names, and its `LoraConfig`; see [`save_lora`].
-
-    Raises:
-        ValueError: if there is no adapter, or if more than one is active.
-    """
+    """The weights of the active adapter, under the painter's own names, and its `LoraConfig`; see [`save_lora`]."""
     if not has_lora(painter):
         raise ValueError("The painter has no adapter to save: please call `add_lora` or load one first.")
     active = list(lora_layers(painter)[0].active_adapters)
@@ -96,10 +86,8 @@ def save_lora(
 ) -> None:
     """
     Saves the active adapter in peft's form (adapter_config.json, adapter_model.safetensors) with the recommended
-    settings (generation_config.json).
-
-    Args:
-        state_dict: the painter's weights, gathered from all processes, if its own are spread over them.
+    settings (generation_config.json). `state_dict` has the painter's weights, gathered from all processes, if its own
+    are spread over them.
 
     Raises:
         ValueError: if there is no adapter, or if more than one is active.
@@ -113,12 +101,7 @@ def save_lora(
 
 
 def painter_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """
-    The weights of an adapter under the painter's own names, without diffusers' or peft's prefix.
-
-    Raises:
-        ValueError: if there are other weights, or none.
-    """
+    """The weights of an adapter without diffusers' or peft's prefix; `ValueError` for other weights, or none."""
     if not state_dict:
         raise ValueError("There are no LoRA weights in the state dict.")
     weights = {}
@@ -211,13 +194,7 @@ def take_lora_out(painter: PaiPainterForImageGeneration) -> None:
 
 
 def load_processor(folder: PainterFolder) -> PaiPainterProcessor:
-    """
-    The processor of a painter, or of an adapter's base.
-
-    Raises:
-        OSError: if it isn't there.
-        ValueError: if it is damaged or of another model.
-    """
+    """The processor of a painter or of an adapter's base; an error if it isn't there, is damaged or another model's."""
     sizes: dict[str, int] = {}
     if folder.layout == "EasyNLP":  # whose files say nothing of them
         sizes = {"text_length": folder.config.text_length, "size": folder.vq_config.resolution}

@@ -77,7 +77,6 @@ class LoraPipelineMixin(LoraBaseMixin):
 
         Args:
             model_lora_layers: the pipeline's model, with one active adapter, or a state dict.
-            weight_name: by default `pytorch_lora_weights.safetensors`.
             model_lora_adapter_metadata: for a state dict, peft's settings, `LoraConfig.to_dict()`.
             others: see diffusers' `save_lora_weights`; `safe_serialization` must be `True`.
 
@@ -100,12 +99,7 @@ class LoraPipelineMixin(LoraBaseMixin):
         )
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """
-        Takes adapters out of the model.
-
-        Raises:
-            ValueError: if there is no such adapter, or if it is fused.
-        """
+        """Takes adapters out of the model; a `ValueError` if there is no such adapter, or if it is fused."""
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         self._check_names(names)
         if self.fused_loras & set(names):

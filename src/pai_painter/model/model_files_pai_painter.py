@@ -110,9 +110,9 @@ def read_painter_folder(
         ValueError: if its config.json isn't a painter's, or see [`read_adapter_folder`].
     """
     adapter = read_adapter_folder(name_or_path, **hub_options)
-    if adapter is None and base is not None:
-        raise ValueError(f"{os.fspath(name_or_path)} is a whole model and has no base: please leave `base` out.")
     if adapter is None:
+        if base is not None:
+            raise ValueError(f"{os.fspath(name_or_path)} is a whole model and has no base: please leave `base` out.")
         return _read_whole_painter(os.fspath(name_or_path), vq_config, hub_options)
     where, revision = adapter.base() if base is None else (os.fspath(base), None)
     try:
@@ -135,23 +135,20 @@ def _read_whole_painter(
     if config_file is None:
         where = " (as far as it is in the cache)" if hub_options.get("local_files_only") else ""
         raise OSError(f"{name}{where} holds no painter: it has no config.json.")
-    config_dict = read_json_object(config_file, name)
-    model_type = config_dict.get("model_type")
-    if model_type == "artist":
-        config = PaiPainterConfig.from_dict(config_dict, vq_config=vq_config)
-        return PainterFolder(name, config, "EasyNLP", hub_options)
-    if model_type != PaiPainterConfig.model_type:
+    fields = read_json_object(config_file, name)
+    model_type = fields.get("model_type")
+    if model_type not in ("artist", PaiPainterConfig.model_type):
         raise ValueError(
             f"{name} holds no painter: the model_type in its config.json is {model_type!r}, but must be "
             f"{PaiPainterConfig.model_type!r}, or 'artist' for a checkpoint of EasyNLP."
         )
-    if vq_config is not None:
+    if model_type != "artist" and vq_config is not None:
         raise ValueError(f"{name} says itself what its VQGAN is; `vq_config` is for EasyNLP's checkpoints only.")
     try:
-        config = PaiPainterConfig.from_dict(config_dict)
+        config = PaiPainterConfig.from_dict(fields, **({"vq_config": vq_config} if model_type == "artist" else {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"The config.json of {name} is no painter's: {str(error).rstrip('.')}.") from error
-    return PainterFolder(name, config, "native", hub_options)
+    return PainterFolder(name, config, "EasyNLP" if model_type == "artist" else "native", hub_options)
 
 
 def read_adapter_folder(name_or_path: str | os.PathLike, **hub_options: Any) -> AdapterFolder | None:
@@ -169,8 +166,8 @@ def read_adapter_folder(name_or_path: str | os.PathLike, **hub_options: Any) -> 
         return None
     if find_model_file(name, "config.json", **hub_options) is not None:
         raise ValueError(
-            f"{name} holds a whole model (config.json) and an adapter (adapter_config.json): which of them is meant? "
-            f"Please keep them in different folders."
+            f"{name} holds a whole model (config.json) and an adapter (adapter_config.json): please keep them in "
+            f"different folders."
         )
     settings = read_json_object(settings_file, name)
     weights = find_model_file(name, "adapter_model.safetensors", **hub_options)
@@ -238,12 +235,7 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
 
 
 def find_model_file(name_or_path: str | os.PathLike, filename: str, **hub_options: Any) -> str | None:
-    """
-    The local path of a file of a folder or a Hub repository, or `None` if that has no such file.
-
-    Raises:
-        OSError: if there is no such folder or repository.
-    """
+    """The local path of a file of a folder or a Hub repository, or `None`; see [`resolve_hub_options`]."""
     hub_options = resolve_hub_options(name_or_path, **hub_options)
     return cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False, **hub_options)
 
@@ -255,11 +247,8 @@ def find_weight_files(
     **hub_options: Any,
 ) -> list[str]:
     """
-    The local paths of a model's weights, one or several, as transformers looks for them.
-
-    Args:
-        name_or_path: a folder or a Hub repository.
-        variant, use_safetensors, hub_options: as for `from_pretrained`.
+    The local paths of a model's weights, one or several, as transformers looks for them; with the options of
+    `from_pretrained`.
 
     Raises:
         OSError: if there are none, if a file that the index names is missing, or if one of them is a Git LFS pointer.
@@ -283,25 +272,20 @@ def find_weight_files(
 def _shards(index_file: str, name: str, hub_options: dict[str, Any]) -> list[str]:
     index, index_name = read_json_object(index_file, name), os.path.basename(index_file)
     places = index.get("weight_map")
-    if not isinstance(places, dict) or not isinstance(index.get("metadata"), dict):
-        raise ValueError(
-            f"The {index_name} of {name} is damaged: it must hold the objects `metadata` and `weight_map`."
-        )
+    if not isinstance(places, dict) or not places or not isinstance(index.get("metadata"), dict):
+        raise ValueError(f"The {index_name} of {name} is damaged: it needs the objects `metadata` and `weight_map`.")
     for file in places.values():
         if not isinstance(file, str) or not file or os.path.basename(file) != file:
             raise ValueError(f"The {index_name} of {name} is damaged: {file!r} is no name of a file beside it.")
     files, _ = get_checkpoint_shard_files(name, index_file, **hub_options)
-    missing = [os.path.basename(file) for file in files if not os.path.isfile(file)]
-    if missing or not files:
-        raise OSError(f"{name} lacks {missing[0] if missing else 'weights'}, according to its {index_name}.")
+    for file in files:
+        if not os.path.isfile(file):
+            raise OSError(f"{name} lacks {os.path.basename(file)}, according to its {index_name}.")
     return files
 
 
 def refuse_git_lfs_pointer(path: str | os.PathLike) -> None:
-    """
-    Raises:
-        OSError: if a file was never fetched: Git puts a few lines there instead of a large file.
-    """
+    """Raises `OSError` if a file was never fetched: Git puts a few lines there instead of a large file."""
     with open(path, "rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             folder = os.path.dirname(os.path.abspath(path))

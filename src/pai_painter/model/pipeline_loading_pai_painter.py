@@ -66,14 +66,9 @@ COMPONENTS = {component: (__name__, cls.__name__) for component, cls in _CLASSES
 
 def pipeline_files(modules: Iterable[str] = ()) -> dict[str, str]:
     """
-    The two files by which `DiffusionPipeline.from_pretrained` finds the pipeline in a folder, beside the weights at its
-    root: `model_index.json` names the class, `pipeline.py` has it.
-
-    Args:
-        modules: names of the files of code in the folder, for use where this package isn't installed.
-
-    Returns:
-        the name in the folder, and the content.
+    The two files, content by name, by which `DiffusionPipeline.from_pretrained` finds the pipeline in a folder, beside
+    the weights at its root: `model_index.json` names the class, `pipeline.py` has it. `modules` are the files of code
+    in the folder, for use where this package isn't installed.
     """
     imports = "\n".join(f"    from .{module} import *" for module in sorted(modules))
     otherwise = _WITH_CODE.format(imports=imports).rstrip() if imports else "    raise"
@@ -106,10 +101,7 @@ def loading_options(
         further: options of `from_pretrained` as they are.
 
     Returns:
-        the model's precision, and options of its `from_pretrained`.
-
-    Raises:
-        ValueError: if one of them names another component, or if they contradict each other.
+        the model's precision, and options of its `from_pretrained`; a `ValueError` if they contradict each other.
     """
     if device_map != "balanced" and (max_memory is not None or offload_folder is not None):
         raise ValueError("`max_memory` and `offload_folder` go with `device_map='balanced'` only.")

@@ -170,12 +170,7 @@ def _check_size(cls: Any, name: str, found: int, *args: Any) -> None:
 
 
 def build_without_memory(model_class: Any, name: str, *args: Any) -> Any:
-    """
-    A model on PyTorch's device `meta`, with the shapes of its weights alone: `model_class(*args)`.
-
-    Raises:
-        ValueError: if the sizes in the configuration of `name` are beyond all bounds.
-    """
+    """`model_class(*args)` on PyTorch's device `meta`; `ValueError` if the sizes of `name` are beyond all bounds."""
     try:
         with torch.device("meta"):
             return model_class(*args)
@@ -207,19 +202,14 @@ def list_misfits(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
 
 def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
     """
-    Refuses NaN and infinity in the weights of the model or adapter `name`; quantised ones and those without memory are
-    passed over.
-
-    Raises:
-        ValueError: if there are any, with their names.
+    Raises `ValueError` if there is NaN or infinity in the weights of the model or adapter `name`; quantised ones and
+    those without memory are passed over.
     """
     spoilt = [key for key, weight in weights.items() if _is_plain(weight) and not _is_finite(weight.detach())]
     if spoilt:
-        more = f" and {len(spoilt) - _MAX_LISTED} more" if len(spoilt) > _MAX_LISTED else ""
+        listed = ", ".join(spoilt[:_MAX_LISTED]) + (", …" if len(spoilt) > _MAX_LISTED else "")
         dtypes = ", ".join(sorted({str(weights[key].dtype).removeprefix("torch.") for key in spoilt}))
-        raise ValueError(
-            f"The weights of {name} hold NaN or infinity (in {dtypes}): {', '.join(spoilt[:_MAX_LISTED])}{more}."
-        )
+        raise ValueError(f"The weights of {name} hold NaN or infinity (in {dtypes}): {listed}.")
 
 
 def _is_plain(weight: torch.Tensor) -> bool:
@@ -234,12 +224,7 @@ def _is_finite(weight: torch.Tensor) -> bool:
 
 @contextmanager
 def naming_damaged_weights(name: str) -> Iterator[None]:
-    """
-    For the time in which weights are read.
-
-    Raises:
-        ValueError: if a file of weights is damaged or was cut off.
-    """
+    """While weights are read: `ValueError` if a file of them is damaged or was cut off."""
     try:
         yield
     except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
