@@ -44,7 +44,6 @@ def add_lora(
         base_revision: of the base, if it is a repository on the Hub.
 
     Raises:
-        ModuleNotFoundError: if peft isn't installed.
         ValueError: if an option is out of range, or if the painter has an adapter already.
     """
     peft = require_peft()
@@ -82,7 +81,6 @@ def merge_lora(
         revision: of the adapter's repository.
 
     Raises:
-        ModuleNotFoundError: if peft isn't installed.
         OSError: if `output` isn't an empty folder, or if adapter or base is missing.
         ValueError: if `adapter_folder` is no adapter, or if it is damaged or doesn't fit its base.
     """

@@ -37,10 +37,8 @@ _CLASSES: dict[str, dict[str, type]] = {
 def with_remote_code(files: Files) -> Files:
     """
     Adds the modules that a painter, a VQGAN or a processor needs, and names their classes in the configurations'
-    `auto_map`, as `save_pretrained` does after `register_for_auto_class`. An adapter needs none.
-
-    Raises:
-        ValueError: if a configuration is damaged, or belongs to another kind of model.
+    `auto_map`, as `save_pretrained` does after `register_for_auto_class`. An adapter needs none. A `ValueError` says
+    that a configuration is damaged, or another kind of model's.
     """
     complete = dict(files)
     with tempfile.TemporaryDirectory() as code:

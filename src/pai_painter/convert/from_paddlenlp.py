@@ -54,11 +54,8 @@ def read_paddlenlp(
     beside = [file.parent / "model_config.json", file.parent / "config.json"]
     settings = settings or next((path for path in beside if path.is_file()), None)
     config = _read_config(arrays, vq_config, settings, file)
-    vocab = file.parent / "vocab.txt"
-    if not vocab.is_file():
-        raise OSError(f"{file.parent} has no vocab.txt: please put the model's vocabulary there.")
-    tokenizer = PaiPainterTokenizer(
-        vocab, image_vocab_size=config.image_vocab_size, model_max_length=config.text_length, name_or_path=str(vocab)
+    tokenizer = PaiPainterTokenizer.from_pretrained(
+        file.parent, image_vocab_size=config.image_vocab_size, model_max_length=config.text_length
     )
     processor = PaiPainterProcessor(PaiPainterImageProcessor(size=vq_config.resolution), tokenizer)
     processor.check_model(config)

@@ -43,9 +43,7 @@ def _read_config(path: Path) -> PaiPainterVQConfig:
         raise CheckpointError(f"{path} isn't taming's: it has no `model` with `target` and `params`.")
     if model.get("target") not in _KINDS:
         raise CheckpointError(f"{path} describes {str(model.get('target'))[:80]!r}; only {_KINDS[0]} is supported.")
-    if params.get("remap") is not None:
-        raise CheckpointError(f"{path} renumbers the image tokens (`remap`), which isn't supported.")
-    fields = {name: value for name, value in params.items() if name not in {*_OF_TRAINING, "remap"}}
+    fields = {name: value for name, value in params.items() if name not in _OF_TRAINING and value is not None}
     if fields.keys() != {"ddconfig", "embed_dim", "n_embed"}:
         names = ", ".join(map(str, fields)) or "none of them"
         raise CheckpointError(f"{path} must have `ddconfig`, `embed_dim` and `n_embed` in `params`, but has {names}.")

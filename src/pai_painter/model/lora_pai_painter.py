@@ -18,7 +18,7 @@ from .model_files_pai_painter import PainterFolder, read_painter_folder
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .processing_pai_painter import PaiPainterProcessor
 from .sampling_pai_painter import read_generation_config
-from .weight_conversion import check_finite, list_misfits, naming_damaged_weights
+from .weight_conversion import check_finite, naming_damaged_weights
 
 __all__ = [
     "active_lora",
@@ -89,8 +89,7 @@ def save_lora(
     settings (generation_config.json). `state_dict` has the painter's weights, gathered from all processes, if its own
     are spread over them.
 
-    Raises:
-        ValueError: if there is no adapter, or if more than one is active.
+    A `ValueError` says that there is no adapter, or that more than one is active.
     """
     weights, config = active_lora(painter, state_dict)
     tensors = {f"{_PREFIX}{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
@@ -124,17 +123,12 @@ def load_lora(
     """
     Puts an adapter into a painter, frozen, and makes it the active one. If that fails, the painter is as it was.
 
-    The layers are those that the weights name; patterns in settings, which may be a stranger's, choose none. No memory
-    is taken before sizes have been compared.
+    The layers are those that the weights name; patterns in settings, which may be a stranger's, choose none.
 
     Args:
         weights: from [`painter_names`].
         settings: of peft's `LoraConfig`; without them the rank is read off the weights, and alpha is the rank.
-        source: what errors call the adapter.
-
-    Raises:
-        ModuleNotFoundError: if peft isn't installed.
-        ValueError: if the name is taken, or if weights or settings don't fit the painter.
+        source: what errors call the adapter; they are `ValueError`s.
     """
     peft = require_peft()
     if adapter_name in getattr(painter, "peft_config", ()):
@@ -145,8 +139,7 @@ def load_lora(
         with torch.device("meta"):  # a painter without memory, to try it on
             trial = type(painter)(painter.config)
             peft.inject_adapter_in_model(config, trial, adapter_name)
-        if misfits := list_misfits(weights, _weights_of(trial, adapter_name)):
-            raise ValueError(f"{len(misfits)} of its weights don't: {'; '.join(misfits[:5])}")
+        _check_fit(weights, _weights_of(trial, adapter_name))
         if not all(math.isfinite(layer.scaling.get(adapter_name, 1.0)) for layer in lora_layers(trial)):
             raise ValueError("its scale is NaN or infinite")
     except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError) as error:
@@ -159,6 +152,16 @@ def load_lora(
         layer.set_adapter([adapter_name])
     painter.requires_grad_(False)
     painter.train(painter.training)  # the new layers, too
+
+
+def _check_fit(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    misfits = [f"missing: {name}" for name in wanted if name not in found]
+    misfits += [f"unexpected: {name}" for name in found if name not in wanted]
+    for name in wanted.keys() & found.keys():
+        if found[name].shape != wanted[name].shape:
+            misfits.append(f"mismatched: {name} is {tuple(found[name].shape)}, must be {tuple(wanted[name].shape)}")
+    if misfits:
+        raise ValueError(f"{len(misfits)} of its weights don't: {'; '.join(misfits[:5])}")
 
 
 def _config_of(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None) -> Any:
@@ -225,7 +228,7 @@ def load_painter(
 
     Raises:
         OSError: if there is no such folder or repository, or if a file is missing in it.
-        ValueError: if it isn't a painter's, if its weights don't fit, or if an adapter's comes with `painter`.
+        ValueError: if it isn't a painter's, or if its weights don't fit.
     """
     folder = read_painter_folder(name_or_path, vq_config, base, **hub_options)
     adapter = folder.adapter

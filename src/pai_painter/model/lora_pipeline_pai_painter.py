@@ -52,9 +52,8 @@ class LoraPipelineMixin(LoraBaseMixin):
             hub_options: `subfolder`, `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`.
 
         Raises:
-            ModuleNotFoundError: if peft isn't installed.
-            OSError: if there is no such folder, file or repository.
-            ValueError: if it is no adapter, if the name is taken, or if the adapter doesn't fit the model.
+            OSError: if there is no such folder, file or repository, or no adapter in it.
+            ValueError: if the name is taken, or if the adapter is damaged or doesn't fit the model.
         """
         require_peft()
         weights, settings, source = _read(pretrained_model_name_or_path_or_dict, weight_name, **hub_options)
@@ -79,9 +78,6 @@ class LoraPipelineMixin(LoraBaseMixin):
             model_lora_layers: the pipeline's model, with one active adapter, or a state dict.
             model_lora_adapter_metadata: for a state dict, peft's settings, `LoraConfig.to_dict()`.
             others: see diffusers' `save_lora_weights`; `safe_serialization` must be `True`.
-
-        Raises:
-            ValueError: if there is no adapter, if more than one is active, or if an option isn't supported.
         """
         if not safe_serialization or not (weight_name or ".safetensors").endswith(".safetensors"):
             raise ValueError("LoRA weights are saved as .safetensors only.")
@@ -123,13 +119,7 @@ class LoraPipelineMixin(LoraBaseMixin):
         safe_fusing: bool = False,
         adapter_names: list[str] | None = None,
     ) -> None:
-        """
-        Adds the active adapters to the weights, which makes painting as fast as without them; see diffusers'
-        `fuse_lora`.
-
-        Raises:
-            ValueError: if there is no such adapter, if one is fused already, or if `lora_scale` is 0.
-        """
+        """Adds the active adapters to the weights: painting is as fast as without them. See diffusers' `fuse_lora`."""
         if not has_lora(self.model) or self.num_fused_loras or lora_scale == 0:
             raise ValueError("`fuse_lora` needs an adapter, none that is fused already, and a `lora_scale` above 0.")
         self._check_names(adapter_names or [])

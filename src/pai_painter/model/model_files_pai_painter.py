@@ -60,12 +60,7 @@ class AdapterFolder:
     hub_options: dict[str, Any] = field(default_factory=dict)  # with which its other files are found
 
     def base(self) -> tuple[str, str | None]:
-        """
-        The model under it, a folder or a repository, and that one's revision.
-
-        Raises:
-            ValueError: if its settings don't say.
-        """
+        """The model under it, a folder or a repository, and that one's revision; a `ValueError` if nothing says so."""
         name, revision = self.settings.get("base_model_name_or_path"), self.settings.get("revision")
         if not name or not isinstance(name, str) or not isinstance(revision, str | None):
             raise ValueError(
@@ -106,8 +101,8 @@ def read_painter_folder(
         hub_options: some of `HUB_OPTIONS`.
 
     Raises:
-        OSError: if there is no such folder or repository, if it has no config.json, or if an adapter's base is missing.
-        ValueError: if its config.json isn't a painter's, or see [`read_adapter_folder`].
+        OSError: if there is no such folder or repository, or if a file or an adapter's base is missing.
+        ValueError: if it isn't a painter's or an adapter's, or both.
     """
     adapter = read_adapter_folder(name_or_path, **hub_options)
     if adapter is None:
@@ -152,13 +147,7 @@ def _read_whole_painter(
 
 
 def read_adapter_folder(name_or_path: str | os.PathLike, **hub_options: Any) -> AdapterFolder | None:
-    """
-    Reads the settings of a LoRA adapter, or gives `None` if the folder or repository holds none.
-
-    Raises:
-        OSError: if there is no such folder or repository, or if the adapter's weights are missing in it.
-        ValueError: if the settings are damaged, or if the folder holds a whole model as well.
-    """
+    """Reads the settings of a LoRA adapter, or gives `None` if there is none; see [`read_painter_folder`]."""
     name = os.fspath(name_or_path)
     hub_options = resolve_hub_options(name, **hub_options)
     settings_file = find_model_file(name, "adapter_config.json", **hub_options)
@@ -206,12 +195,8 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
     The options with which all files of one model are loaded: the Hub is asked once which commit the revision is. If it
     can't be reached, only the cache is used, rather than after the client's retries for each file that isn't in it.
 
-    Args:
-        name_or_path: a folder, for which nothing changes, or the name of a Hub repository.
-        hub_options: some of `HUB_OPTIONS`.
-
-    Raises:
-        OSError: if there is no such repository, or if the Hub can't be reached and the repository isn't in the cache.
+    For a folder nothing changes. An `OSError` says that there is no such repository, or that the Hub can't be reached
+    and it isn't in the cache.
     """
     name = os.fspath(name_or_path)
     if os.path.exists(name):
@@ -247,12 +232,8 @@ def find_weight_files(
     **hub_options: Any,
 ) -> list[str]:
     """
-    The local paths of a model's weights, one or several, as transformers looks for them; with the options of
-    `from_pretrained`.
-
-    Raises:
-        OSError: if there are none, if a file that the index names is missing, or if one of them is a Git LFS pointer.
-        ValueError: if the index is damaged.
+    The local paths of a model's weights, one or several, as `from_pretrained` looks for them with these options. An
+    `OSError` says that one is missing or a Git LFS pointer, a `ValueError` that the index of them is damaged.
     """
     names = [] if use_safetensors is False else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]
     names += [] if use_safetensors else [WEIGHTS_NAME, WEIGHTS_INDEX_NAME]
@@ -293,13 +274,7 @@ def refuse_git_lfs_pointer(path: str | os.PathLike) -> None:
 
 
 def read_json_object(path: str | os.PathLike, name_or_path: str | os.PathLike) -> dict[str, Any]:
-    """
-    Reads one of a model's JSON files; `name_or_path` is the model, for the error.
-
-    Raises:
-        OSError: if it is a Git LFS pointer.
-        ValueError: if it is no JSON in UTF-8, or if it holds something else than an object.
-    """
+    """Reads one of a model's JSON files; a `ValueError` that names it and the model if it is damaged or no object."""
     refuse_git_lfs_pointer(path)
     file = f"The {os.path.basename(path)} of {os.fspath(name_or_path)}"
     try:

@@ -246,8 +246,7 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         Args:
             pretrained_model_name_or_path: the folder's path or the repository's name, `owner/name`.
             torch_dtype, dtype: the precision, under diffusers' name and under transformers'. The default is float32,
-                whatever the weights are stored in; `"auto"` is the precision of the file; a dict has it for the
-                component `"model"` or `"default"`.
+                whatever the weights are stored in; `"auto"` is the precision of the file.
             attn_implementation: `"sdpa"` (default), `"eager"`, …
             vq_config: the VQGAN of an EasyNLP folder, if it isn't f16_16384.
             base: the model under an adapter, if it isn't where the adapter says.

@@ -32,7 +32,6 @@ __all__ = [
     "StrictLoadingMixin",
     "build_without_memory",
     "check_finite",
-    "list_misfits",
     "naming_damaged_weights",
     "register_easynlp_names",
 ]
@@ -188,16 +187,6 @@ def _count_numbers(files: Iterable[str]) -> int:
         except SafetensorsParsingError:
             total += os.path.getsize(file)
     return total
-
-
-def list_misfits(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
-    """What weights lack, have too much or in another shape than wanted; empty if they fit."""
-    misfits = [f"missing: {name}" for name in wanted if name not in found]
-    misfits += [f"unexpected: {name}" for name in found if name not in wanted]
-    for name in wanted.keys() & found.keys():
-        if found[name].shape != wanted[name].shape:
-            misfits.append(f"mismatched: {name} is {tuple(found[name].shape)}, must be {tuple(wanted[name].shape)}")
-    return misfits
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
