@@ -84,7 +84,6 @@ def merge_lora(
         OSError: if `output` isn't an empty folder, or if adapter or base is missing.
         ValueError: if `adapter_folder` is no adapter, or if it is damaged or doesn't fit its base.
     """
-    require_peft()
     with new_folder(Path(output)) as (whole, _):
         folder = read_painter_folder(adapter_folder, base=base, revision=revision)
         if folder.adapter is None:

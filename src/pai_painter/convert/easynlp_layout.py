@@ -64,13 +64,6 @@ def read_easynlp(source: Path, vq_config: PaiPainterVQConfig | None = None) -> C
     return ConversionReport("EasyNLP", model, processor, ["config.json", file.name, "vocab.txt"], ignored)
 
 
-def _easynlp_names(painter: PaiPainterForImageGeneration) -> dict[str, str]:
-    """EasyNLP's name of each weight, by ours."""
-    mapping = get_model_conversion_mapping(cast(PreTrainedModel, painter), add_legacy=False)
-    backwards = [cast(WeightRenaming, each.reverse_transform()) for each in reversed(mapping)]
-    return {name: apply_renamings(name, backwards) for name in painter.state_dict()}
-
-
 def write_easynlp(
     painter: PaiPainterForImageGeneration | PaiPainterVQModel,
     processor: PaiPainterProcessor | PaiPainterImageProcessor,
@@ -98,8 +91,10 @@ def write_easynlp(
     pieces = processor.tokenizer.convert_ids_to_tokens(range(config.image_vocab_size, config.vocab_size))
     if any("\n" in piece for piece in pieces):
         raise CheckpointError("EasyNLP's vocab.txt has one word piece per line, but one of this model's has a newline.")
-    names = _easynlp_names(painter)
-    content = {names[name]: tensor.detach().contiguous() for name, tensor in painter.state_dict().items()}
+    mapping = get_model_conversion_mapping(cast(PreTrainedModel, painter), add_legacy=False)
+    renaming = [cast(WeightRenaming, each.reverse_transform()) for each in reversed(mapping)]
+    weights = {name: tensor.detach().contiguous() for name, tensor in painter.state_dict().items()}
+    content = {apply_renamings(name, renaming): tensor for name, tensor in weights.items()}
     length, unmasked = config.max_position_embeddings, config.num_unmasked
     mask = torch.ones(1, 1, length, length).tril()  # 1 where a position (row) may look
     mask[..., :unmasked, :unmasked] = 1

@@ -56,10 +56,7 @@ def has_lora(painter: PaiPainterForImageGeneration) -> bool:
 
 def lora_layers(painter: PaiPainterForImageGeneration) -> list[Any]:
     """peft's `LoraLayer`s in the painter."""
-    if not has_lora(painter):
-        return []
-    LoraLayer = require_peft().tuners.lora.LoraLayer
-    return [module for module in painter.modules() if isinstance(module, LoraLayer)]
+    return [module for module in painter.modules() if hasattr(module, "lora_A")]
 
 
 def active_lora(
@@ -187,9 +184,8 @@ def _config_of(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any] 
 
 def take_lora_out(painter: PaiPainterForImageGeneration) -> None:
     """Puts the layers under the adapters back, with what was merged into them."""
-    LoraLayer = require_peft().tuners.lora.LoraLayer
     for name, module in list(painter.named_modules()):
-        if isinstance(module, LoraLayer):
+        if hasattr(module, "lora_A"):
             painter.set_submodule(name, module.get_base_layer())
     if hasattr(painter, "peft_config"):
         del painter.peft_config

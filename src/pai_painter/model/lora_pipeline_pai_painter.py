@@ -12,7 +12,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .lora_pai_painter import active_lora, has_lora, load_lora, lora_layers, painter_names, require_peft, take_lora_out
+from .lora_pai_painter import active_lora, has_lora, load_lora, lora_layers, painter_names, take_lora_out
 from .model_files_pai_painter import HUB_OPTIONS, find_model_file, read_adapter_folder
 from .weight_conversion import naming_damaged_weights
 
@@ -55,7 +55,6 @@ class LoraPipelineMixin(LoraBaseMixin):
             OSError: if there is no such folder, file or repository, or no adapter in it.
             ValueError: if the name is taken, or if the adapter is damaged or doesn't fit the model.
         """
-        require_peft()
         weights, settings, source = _read(pretrained_model_name_or_path_or_dict, weight_name, **hub_options)
         with self._without_offloading():
             load_lora(self.model, weights, settings, source, adapter_name)

@@ -104,11 +104,13 @@ def read_painter_folder(
         OSError: if there is no such folder or repository, or if a file or an adapter's base is missing.
         ValueError: if it isn't a painter's or an adapter's, or both.
     """
-    adapter = read_adapter_folder(name_or_path, **hub_options)
+    name = os.fspath(name_or_path)
+    hub_options = resolve_hub_options(name, **hub_options)
+    adapter = read_adapter_folder(name, **hub_options)
     if adapter is None:
         if base is not None:
-            raise ValueError(f"{os.fspath(name_or_path)} is a whole model and has no base: please leave `base` out.")
-        return _read_whole_painter(os.fspath(name_or_path), vq_config, hub_options)
+            raise ValueError(f"{name} is a whole model and has no base: please leave `base` out.")
+        return _read_whole_painter(name, vq_config, hub_options)
     where, revision = adapter.base() if base is None else (os.fspath(base), None)
     try:
         folder = _read_whole_painter(where, vq_config, {**hub_options, "revision": revision, "subfolder": ""})
@@ -179,12 +181,13 @@ def portable_base_name(name_or_path: str) -> str:
 
 
 class _PatientApi(HfApi):
-    """The Hub's client, which notes whether the Hub has answered."""
+    """The Hub's client, which notes whether the Hub has answered, if it was asked."""
 
-    answered = False
+    answered = True
 
     def repo_info(self, *args: Any, **kwargs: Any) -> ModelInfo:
         """See [`~huggingface_hub.HfApi.repo_info`]."""
+        self.answered = False
         info = super().repo_info(*args, **kwargs, timeout=_PATIENCE)
         self.answered = True
         return info
@@ -210,13 +213,11 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
     except (httpx.HTTPError, RevisionResolutionError, ValueError) as error:  # the last if HF_ENDPOINT is no Hub's
         reason = " ".join(str(error).split()).rstrip(".")
         raise OSError(
-            f"There is no folder {name}, and the Hub ({constants.ENDPOINT}) does not give it either: {reason}."
+            f"There is no folder {name}, and the Hub does not give it either ({constants.ENDPOINT}): {reason}."
         ) from error
-    asked = not local_only and commit != options["revision"]
-    if asked and not api.answered:
+    if not api.answered and not constants.HF_HUB_OFFLINE:
         logger.warning("The Hub (%s) can't be reached; %s is taken from the cache.", constants.ENDPOINT, name)
-        local_only = True
-    return {**hub_options, "revision": commit, "local_files_only": local_only}
+    return {**hub_options, "revision": commit, "local_files_only": local_only or not api.answered}
 
 
 def find_model_file(name_or_path: str | os.PathLike, filename: str, **hub_options: Any) -> str | None:
