@@ -5,7 +5,7 @@ import os
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -86,7 +86,7 @@ def convert(
         if to == "easynlp":
             found.notes += write_easynlp(found.model, found.processor, whole)
         else:
-            vqgan_config = getattr(found.model.config, "vq_config", found.model.config)
+            vqgan_config: Any = getattr(found.model.config, "vq_config", found.model.config)
             found.notes += [] if vqgan_config.has_encoder else [_NO_ENCODER]
             found.model.save_pretrained(whole)
             found.processor.save_pretrained(whole)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from huggingface_hub import HfApi, ModelInfo, constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RevisionResolutionError
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client's, whatever its version
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
@@ -185,7 +185,7 @@ class _PatientApi(HfApi):
 
     answered = True
 
-    def repo_info(self, *args: Any, **kwargs: Any) -> ModelInfo:
+    def repo_info(self, *args: Any, **kwargs: Any) -> Any:
         """See [`~huggingface_hub.HfApi.repo_info`]."""
         self.answered = False
         info = super().repo_info(*args, **kwargs, timeout=_PATIENCE)

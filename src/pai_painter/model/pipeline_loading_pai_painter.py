@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, ProcessorMixin
 
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .processing_pai_painter import PaiPainterProcessor
@@ -55,7 +56,10 @@ class PainterInFloat32(PaiPainterForImageGeneration):
 
 
 # diffusers looks for the base classes by their names in the module that it is told, which is this one.
-_CLASSES: dict[str, type] = {"model": PainterInFloat32, "processor": PaiPainterProcessor}
+_CLASSES: dict[str, type[PreTrainedModel | ProcessorMixin]] = {
+    "model": PainterInFloat32,
+    "processor": PaiPainterProcessor,
+}
 COMPONENTS = {component: (__name__, cls.__name__) for component, cls in _CLASSES.items()}
 
 
