@@ -34,8 +34,7 @@ _FILES = (
     *("README.md", "LICENSE", "NOTICE", "loss.png", "training_summary.json", "samples/*.png"),
 )
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
-_CODE = ("model_index.json", "*.py")
-_EASYNLP_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+_ONLY_PULLED = ("model_index.json", "*.py", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def push_folder(
@@ -128,7 +127,7 @@ def pull_folder(
         ValueError: if the name can't be a repository's, or if it holds no model.
         OSError: if the Hub refuses or can't be reached, or if `local_dir` holds something already.
     """
-    patterns = [*_FILES, *_WEIGHTS, *_EASYNLP_WEIGHTS, *_CODE]
+    patterns = [*_FILES, *_WEIGHTS, *_ONLY_PULLED]
     with _errors_in_one_line("pulled", repo_id, token):
         snapshot = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns))
     _weights(snapshot)

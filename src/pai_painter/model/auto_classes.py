@@ -36,12 +36,8 @@ class EasyNLPArtist(PaiPainterForImageGeneration):
 
 def register_auto_classes() -> None:
     """Called once by `import pai_painter`; calling it again changes nothing."""
-    for model_type, config in (
-        ("pai_painter", PaiPainterConfig),
-        ("pai_painter_vqgan", PaiPainterVQConfig),
-        ("artist", EasyNLPArtistConfig),
-    ):
-        AutoConfig.register(model_type, config, exist_ok=True)
+    for config in (PaiPainterConfig, PaiPainterVQConfig, EasyNLPArtistConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoImageProcessor.register(config, image_processor_classes={"pil": PaiPainterImageProcessor}, exist_ok=True)
     AutoModel.register(PaiPainterVQConfig, PaiPainterVQModel, exist_ok=True)
     for painter in (PaiPainterForImageGeneration, EasyNLPArtist):

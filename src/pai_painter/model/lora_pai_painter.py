@@ -84,9 +84,7 @@ def save_lora(
     """
     Saves the active adapter in peft's form (adapter_config.json, adapter_model.safetensors) with the recommended
     settings (generation_config.json). `state_dict` has the painter's weights, gathered from all processes, if its own
-    are spread over them.
-
-    A `ValueError` says that there is no adapter, or that more than one is active.
+    are spread over them. A `ValueError` says that there is no adapter, or that more than one is active.
     """
     weights, config = active_lora(painter, state_dict)
     tensors = {f"{_PREFIX}{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}

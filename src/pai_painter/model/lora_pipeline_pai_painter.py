@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .lora_pai_painter import active_lora, has_lora, load_lora, lora_layers, painter_names, take_lora_out
-from .model_files_pai_painter import HUB_OPTIONS, find_model_file, read_adapter_folder
+from .model_files_pai_painter import HUB_OPTIONS, find_model_file, read_adapter_folder, resolve_hub_options
 from .weight_conversion import naming_damaged_weights
 
 __all__ = ["LoraPipelineMixin"]
@@ -169,6 +169,7 @@ def _read(source: _Source, weight_name: str | None, **hub_options: Any) -> _Lora
         name, weight_name = os.path.split(os.path.abspath(name))
     if not (weight_name or ".safetensors").endswith(".safetensors"):
         raise ValueError(f"LoRA weights are read from .safetensors files only, but `weight_name` is {weight_name!r}.")
+    hub_options = resolve_hub_options(name, **hub_options)
     of_peft = weight_name in (None, "adapter_model.safetensors")
     adapter = read_adapter_folder(name, **hub_options) if of_peft else None
     path = adapter.weights if adapter else find_model_file(name, weight_name or LORA_WEIGHT_NAME_SAFE, **hub_options)
