@@ -202,9 +202,9 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
     and it isn't in the cache.
     """
     name = os.fspath(name_or_path)
-    if os.path.exists(name):
+    if os.path.isdir(name):
         return hub_options
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+    if os.path.isfile(name) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise OSError(f"There is no folder {name}, and it is no name of a Hub repository (owner/name) either.")
     api, options = _PatientApi(), {key: hub_options.get(key) for key in ("revision", "cache_dir", "token")}
     local_only = bool(hub_options.get("local_files_only"))

@@ -96,7 +96,7 @@ class StrictLoadingMixin:
         name = str(pretrained_model_name_or_path or "the state dict")
         if pretrained_model_name_or_path is not None:
             kwargs |= resolve_hub_options(name, **{key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()})
-            if not os.path.isfile(name) and not _ELSEWHERE & kwargs.keys():
+            if not _ELSEWHERE & kwargs.keys():
                 _check_files(cls, name, args, kwargs)
         elif kwargs.get("state_dict") is not None:
             found = sum(weight.numel() for weight in kwargs["state_dict"].values())
