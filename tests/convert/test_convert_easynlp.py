@@ -181,8 +181,8 @@ def test_a_program_in_the_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("vocab.txt", None, "has no vocab.txt"),
-        ("vocab.txt", b"[PAD]\n[UNK]\n", r"vocab\.txt lacks \[CLS\], \[MASK\], \[SEP\]"),
+        ("vocab.txt", None, r"it needs a vocab\.txt"),
+        ("vocab.txt", b"[PAD]\n[UNK]\n", r"lacks \[CLS\], \[MASK\], \[SEP\]"),
         ("vocab.txt", b"[PAD]\n" * 256, "only 1 are different"),
         ("vocab.txt", b"\xff\xfe" * 600, "UTF-8"),
         ("pytorch_model.bin", None, "has no files pytorch_model"),
@@ -197,7 +197,7 @@ def test_a_program_in_the_weights(tmp_path: Path) -> None:
         ("n_embd", 5 * 10**8, "can't be built|which describes"),
         ("n_embd", 10**15, "must be at most"),
         ("n_head", 5, "divisible"),
-        ("block_size", "48", "must be numbers"),
+        ("block_size", "48", "is no painter's"),
         ("block_size", 16, "positions"),
     ],
 )

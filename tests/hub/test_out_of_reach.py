@@ -153,9 +153,7 @@ def test_no_hub_is_asked_if_it_must_not_be(
     hub: HubStandIn, tiny_painter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(NAME, tiny_painter)
-    with pytest.raises(
-        OSError, match=r"'local_files_only=True' is set and no matching entry was found in the local cache"
-    ):
+    with pytest.raises(OSError, match="'local_files_only=True' is set and no matching entry"):
         PaiPainterPipeline.from_pretrained(NAME, local_files_only=True)
     assert hub.requests == []
     PaiPainterPipeline.from_pretrained(NAME)

@@ -97,6 +97,7 @@ def convert(
 def unpack(path: Path, folder: Path, max_bytes: int = MAX_ARCHIVE_BYTES) -> Path:
     """Unpacks an archive, and gives the folder in it that holds more than another folder."""
     size = 0
+    folder.mkdir(exist_ok=True)
     try:
         with tarfile.open(path) as archive:
             for member in archive:

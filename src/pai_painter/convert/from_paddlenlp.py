@@ -105,7 +105,9 @@ def _num_heads(width: int, settings: Path | None) -> int:
     text = "" if settings is None else settings.read_text(encoding="utf-8")
     found = re.search(r'"num_attention_heads"\s*:\s*(\d{1,6})\b', text)
     if found is None:
-        raise CheckpointError("Please name a JSON file with the model's `num_attention_heads`, with --config.")
+        raise CheckpointError(
+            "The weights don't tell `num_attention_heads`: please name a JSON file that does, with --config."
+        )
     return int(found[1])
 
 
