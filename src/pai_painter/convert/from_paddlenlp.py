@@ -106,7 +106,7 @@ def _num_heads(width: int, settings: Path | None) -> int:
     found = re.search(r'"num_attention_heads"\s*:\s*(\d{1,6})\b', text)
     if found is None:
         raise CheckpointError(
-            "The weights don't tell `num_attention_heads`: please name a JSON file that does, with --config."
+            "The weights don't tell `num_attention_heads`: please name a JSON file with it (--config)."
         )
     return int(found[1])
 
