@@ -3,10 +3,13 @@
 
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 __all__ = ["check_new_files", "new_folder", "sync", "write_whole"]
 

@@ -29,7 +29,7 @@ from pai_painter.cli import app
 from pai_painter.convert import convert
 from pai_painter.data.image_token_files import PictureVQGAN
 from pai_painter.lora import load_painter
-from pai_painter.model.folder_pai_painter import read_adapter_folder
+from pai_painter.model.model_files_pai_painter import read_adapter_folder
 from pai_painter.model_info import describe_model
 from pai_painter.training.arguments import PainterModelArguments
 from pai_painter.training.painter_model import build_painter
@@ -134,12 +134,12 @@ def test_odd_values_are_one_sentence(folder: Path, name: str, changes: dict, wor
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"weight_map": ["model-00001-of-00003.safetensors"]}, "must hold the objects"),
-        ({"metadata": None}, "must hold the objects"),
+        ({"weight_map": ["model-00001-of-00003.safetensors"]}, "needs the objects"),
+        ({"metadata": None}, "needs the objects"),
         ({"weight_map": {"lm_head.weight": 3}}, "3 is no name of a file"),
         ({"weight_map": {"lm_head.weight": "../../model.safetensors"}}, "is no name of a file"),
         ({"weight_map": {"lm_head.weight": "other.safetensors"}}, "lacks other.safetensors"),
-        ({"weight_map": {}}, "lacks weights"),
+        ({"weight_map": {}}, "needs the objects"),
     ],
 )
 def test_an_index_that_is_not_one(folder: Path, change: dict, words: str) -> None:

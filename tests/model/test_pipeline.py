@@ -373,7 +373,7 @@ def test_no_such_model(tmp_path, monkeypatch) -> None:
             PaiPainterPipeline.from_pretrained(name)
     with pytest.raises(OSError, match="There is no folder nobody/nothing, and the Hub does not give"):
         PaiPainterPipeline.from_pretrained("nobody/nothing")
-    with pytest.raises(OSError, match="is a file, but a model is a folder"):
+    with pytest.raises(OSError, match="There is no folder"):
         PaiPainterPipeline.from_pretrained(__file__)
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 
 from ..imaging.png_files import file_stem, unique_names
 from ..model.configuration_pai_painter import PaiPainterVQConfig
-from ..model.folder_pai_painter import load_processor, naming_damaged_weights, read_painter_folder
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.lora_pai_painter import load_processor
+from ..model.model_files_pai_painter import read_painter_folder
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..whole_files import write_whole
 from .open_picture import open_picture
@@ -34,8 +35,7 @@ class PictureVQGAN:
         folder = read_painter_folder(os.fspath(name_or_path), revision=revision)
         processor = load_processor(folder)  # the base's, if it is an adapter's folder
         options = {"config": folder.vq_config, "dtype": torch.float32, **folder.hub_options}
-        with naming_damaged_weights(folder.name):
-            vqgan = PaiPainterVQModel.from_pretrained(folder.name, **options)
+        vqgan = PaiPainterVQModel.from_pretrained(folder.name, **options)
         return cls(vqgan, processor.image_processor)
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class PictureVQGAN:
 
 def write_image_tokens(pictures: list[dict[str, Any]], path: Path, force: bool = False) -> None:
     """Writes a file of image tokens, one picture per line; a `FileExistsError` if it is there, unless `force`."""
-    rows = ",\n".join(json.dumps(vars(picture), ensure_ascii=False) for picture in pictures)
+    rows = ",\n".join(json.dumps(picture, ensure_ascii=False) for picture in pictures)
     write_whole(path, lambda partial: partial.write_bytes(f"[\n{rows}\n]\n".encode()), force)
 
 

@@ -53,15 +53,11 @@ class Schema:
 def read_table(path: Path, schema: Schema | None = None, is_csv: bool | None = None) -> Iterator[Row]:
     """
     The rows of a table: a TSV if a `schema` is given, else JSON lines or CSV with a header, by default as it is named.
-
-    Yields:
-        `(int, dict, str or None)`: the line, from 1, the cells by column, and what is wrong with the row, if anything.
-        Bytes of a CSV that are not UTF-8 come as halves of surrogate pairs.
-
-    Raises:
-        ValueError: If the file can't be such a table, or at the place where it is damaged.
+    Bytes of a CSV that are not UTF-8 come as halves of surrogate pairs. For errors see [`open_lines`].
     """
-    if schema is None and (_is_csv(path) if is_csv is None else is_csv):
+    if is_csv is None:
+        is_csv = path.name.lower().removesuffix(".gz").endswith(".csv")
+    if is_csv and schema is None:
         yield from _read_csv(path)
         return
     for number, line in open_lines(path):

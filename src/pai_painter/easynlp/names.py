@@ -31,7 +31,7 @@ SIZES = {  # what they are in the model's configuration
 
 def checked_model(name: str, given: Mapping[str, Any]) -> str:
     """The name that loads a model (a published one gets its owner), if the sizes in `given` are the model's."""
-    from ..model.folder_pai_painter import read_painter_folder
+    from ..model.model_files_pai_painter import read_painter_folder
 
     published = name.removeprefix(f"{_OWNER}/") in PUBLISHED and not os.path.isdir(name)
     name = f"{_OWNER}/{name}" if published and "/" not in name else name

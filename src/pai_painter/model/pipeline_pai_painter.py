@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captions → pictures, with the habits of diffusers."""
 
-import importlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -330,17 +329,6 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = kwargs.get("model", pipeline).dtype
         return super().from_pipe(pipeline, **kwargs)
-
-    def push_to_hub(self, repo_id: str, *args: Any, **options: Any) -> str:
-        """
-        Pushes model and processor as diffusers does; where the package is installed, in one commit and with the code
-        that loads them elsewhere. See [`~hub.push_saved`] for the options.
-        """
-        try:  # by a call, since diffusers takes a line that looks like an import for a package that is needed
-            push_saved = importlib.import_module("pai_painter.hub").push_saved
-        except ImportError:
-            return super().push_to_hub(repo_id, *args, **options)
-        return push_saved(self, repo_id, *args, **options)
 
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from ..model.configuration_pai_painter import PaiPainterConfig
-from ..model.folder_pai_painter import find_file, load_processor, naming_damaged_weights, read_painter_folder
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.lora_pai_painter import load_processor
+from ..model.model_files_pai_painter import find_model_file, read_painter_folder
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
@@ -36,8 +37,7 @@ def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGener
 def naming_damaged_files(name: str) -> Iterator[None]:
     """While a model's files are read: errors that don't say what is wrong with them become a `ValueError`."""
     try:
-        with naming_damaged_weights(name):
-            yield
+        yield
     except (OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # tokenizers raises nothing more special
@@ -76,7 +76,7 @@ def _trained(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration
 def _new(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     vqgan_name, name = str(model.vqgan), str(model.config_name)
     for part in (vqgan_name, name):
-        if not os.path.isfile(part) and find_file(part, "config.json") is None:
+        if not os.path.isfile(part) and find_model_file(part, "config.json") is None:
             raise OSError(f"{part} has no config.json.")
     with naming_damaged_files(vqgan_name):
         vqgan = PaiPainterVQModel.from_pretrained(vqgan_name, dtype=torch.float32)
@@ -88,7 +88,7 @@ def _new(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, Pa
         raise ValueError(f"The `vq_config` of {name} isn't that of the VQGAN {vqgan_name}: please leave it out.")
     config.update(_dropout(model))
     words = str(model.tokenizer_name or model.config_name)
-    if not any(find_file(words, file) for file in ("tokenizer.json", "vocab.txt")):
+    if not any(find_model_file(words, file) for file in ("tokenizer.json", "vocab.txt")):
         raise ValueError(f"{words} has no vocabulary (vocab.txt or tokenizer.json): please set `tokenizer_name`.")
     tokenizer = PaiPainterTokenizer.from_pretrained(
         words, image_vocab_size=config.image_vocab_size, model_max_length=config.text_length

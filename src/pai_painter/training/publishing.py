@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard, ModelCardData, get_token
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not in its __all__
 
 from ..hub import push_folder
-from ..model.folder_pai_painter import portable_base_name
+from ..model.model_files_pai_painter import portable_base_name
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..whole_files import write_whole
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
