@@ -106,19 +106,19 @@ def made_up_caption(row: int) -> str:
 
 
 def made_up_rows(config: PaiPainterConfig, count: int) -> datasets.Dataset:
-    """Rows as the cache of codes has them; every code is as likely as any other."""
-    codes = torch.randint(config.image_vocab_size, (count, 1, config.num_image_tokens))
+    """Rows as the cache of tokens has them; every token is as likely as any other."""
+    tokens = torch.randint(config.image_vocab_size, (count, 1, config.num_image_tokens))
     captions = [[made_up_caption(row)] for row in range(count)]
-    columns = {"idx": [str(row) for row in range(count)], "captions": captions, "image_tokens": codes.tolist()}
+    columns = {"idx": [str(row) for row in range(count)], "captions": captions, "image_tokens": tokens.tolist()}
     return datasets.Dataset.from_dict(columns)
 
 
 class OurStep:
-    """The step of `train.py` in its second epoch: codes come from a table on the disk, the head skips the caption."""
+    """The step of `train.py` in its second epoch: tokens come from a table on the disk, the head skips the caption."""
 
     def __init__(self, painter: PaiPainterForImageGeneration, settings: StepSettings):
         config = painter.config
-        self._folder = tempfile.TemporaryDirectory(prefix="codes-")
+        self._folder = tempfile.TemporaryDirectory(prefix="tokens-")
         made_up_rows(config, 4 * settings.batch_size).save_to_disk(self._folder.name)
         self.rows = CaptionedTokens(datasets.load_from_disk(self._folder.name), build_processor(config))
         self.vqgan = take_vqgan(painter)  # stays in memory, as in training
@@ -177,11 +177,11 @@ class PublishedStep:
             pixel_values (`torch.FloatTensor` of shape `(batch, 3, resolution, resolution)`): In [-1, 1].
 
         Returns:
-            Mean cross-entropy of the codes.
+            Mean cross-entropy of the tokens.
         """
         with torch.no_grad():
             image_tokens = self.painter.vqgan.encode(pixel_values).image_tokens
         sequence = torch.cat([caption_ids, image_tokens], dim=1)[:, :-1]
-        logits = self.painter(sequence, use_cache=False).logits  # (B, text_length + codes - 1, image_vocab_size)
+        logits = self.painter(sequence, use_cache=False).logits  # (B, text_length + tokens - 1, image_vocab_size)
         logits = logits[:, caption_ids.shape[1] - 1 :]
         return nn.functional.cross_entropy(logits.flatten(0, 1), image_tokens.flatten())

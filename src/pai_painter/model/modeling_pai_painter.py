@@ -46,10 +46,7 @@ _FOR_THE_LOSS = {"num_items_in_batch"}
 
 
 def refuse_unknown(kwargs: dict[str, Any], known: set[str], where: str) -> None:
-    """
-    Raises:
-        TypeError: if there are keywords beside those that are known; a keyword that vanished would change the result.
-    """
+    """A `TypeError` if there are keywords beside those that are known; one that vanished would change the result."""
     unknown = sorted(name for name in kwargs.keys() - known if kwargs[name] is not None)
     if unknown:
         raise TypeError(f"{where} has no option {', '.join(unknown)}.")
