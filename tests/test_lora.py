@@ -391,9 +391,9 @@ def test_the_bases_vocabulary_must_be_its_own(tiny_painter: Path, adapter: Path,
     for old, new in (('"红"', '"<red>"'), ('"绿"', '"红"'), ('"<red>"', '"绿"')):
         vocabulary = vocabulary.replace(old, new)
     (tmp_path / "base" / "tokenizer.json").write_text(vocabulary, encoding="utf-8")
-    with pytest.raises(ValueError, match="isn't the one that the model was trained with"):
+    with pytest.raises(ValueError, match="isn't the model's: the `vocabulary_fingerprint`"):
         PaiPainterPipeline.from_pretrained(adapter, base=tmp_path / "base")
-    with pytest.raises(ValueError, match="isn't the one that the model was trained with"):
+    with pytest.raises(ValueError, match="isn't the model's: the `vocabulary_fingerprint`"):
         merge_lora(adapter, tmp_path / "again", base=tmp_path / "base")
     assert not (tmp_path / "again").exists()
 

@@ -18,8 +18,13 @@ from huggingface_hub.utils import filter_repo_objects, get_token, httpx  # type:
 from safetensors import safe_open
 from yaml import YAMLError
 
-from .model.model_files_pai_painter import DEMO_NAME, AdapterFolder, find_weight_files, read_adapter_folder
-from .model.weight_conversion import naming_damaged_weights
+from .model.model_files_pai_painter import (
+    DEMO_NAME,
+    AdapterFolder,
+    find_weight_files,
+    naming_damaged_weights,
+    read_adapter_folder,
+)
 from .printable import printable
 from .remote_code import Files, with_remote_code
 from .whole_files import new_folder

@@ -8,10 +8,15 @@ from typing import Any
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
-from .model.model_files_pai_painter import PainterFolder, find_model_file, read_painter_folder
+from .model.model_files_pai_painter import (
+    PainterFolder,
+    find_model_file,
+    naming_damaged_weights,
+    read_painter_folder,
+)
 from .model.modeling_pai_painter import PaiPainterForImageGeneration
 from .model.sampling_pai_painter import default_generation_config, read_generation_config
-from .model.weight_conversion import build_without_memory, naming_damaged_weights
+from .model.weight_conversion import build_without_memory
 from .printable import printable
 
 __all__ = ["describe_model"]

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .configuration_pai_painter import PaiPainterVQConfig
-from .model_files_pai_painter import PainterFolder, read_painter_folder
+from .model_files_pai_painter import PainterFolder, naming_damaged_weights, read_painter_folder
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .processing_pai_painter import PaiPainterProcessor
 from .sampling_pai_painter import read_generation_config
-from .weight_conversion import check_finite, naming_damaged_weights
+from .weight_conversion import check_finite
 
 __all__ = [
     "active_lora",

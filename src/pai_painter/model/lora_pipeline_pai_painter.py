@@ -13,8 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .lora_pai_painter import active_lora, has_lora, load_lora, lora_layers, painter_names, take_lora_out
-from .model_files_pai_painter import HUB_OPTIONS, find_model_file, read_adapter_folder, resolve_hub_options
-from .weight_conversion import naming_damaged_weights
+from .model_files_pai_painter import (
+    HUB_OPTIONS,
+    find_model_file,
+    naming_damaged_weights,
+    read_adapter_folder,
+    resolve_hub_options,
+)
 
 __all__ = ["LoraPipelineMixin"]
 

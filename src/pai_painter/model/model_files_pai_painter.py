@@ -6,10 +6,14 @@ transformers asks the Hub for each file anew, passes over a damaged generation_c
 JSON with a `TypeError`. What is checked here ends in one sentence that names the file.
 """
 
+import errno
 import json
 import logging
 import os
+import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,6 +21,7 @@ from typing import Any, Literal, cast
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RevisionResolutionError
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client's, whatever its version
+from safetensors import SafetensorError
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
@@ -29,6 +34,7 @@ __all__ = [
     "PainterFolder",
     "find_model_file",
     "find_weight_files",
+    "naming_damaged_weights",
     "portable_base_name",
     "read_adapter_folder",
     "read_json_object",
@@ -285,3 +291,17 @@ def read_json_object(path: str | os.PathLike, name_or_path: str | os.PathLike) -
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a JSON object, but holds {json.dumps(content)[:40]}.")
     return content
+
+
+@contextmanager
+def naming_damaged_weights(name: str) -> Iterator[None]:
+    """While weights are read: `ValueError` if a file of them is damaged or was cut off."""
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what mapping a cut file into memory gives
+            raise
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        reason = str(error).split(". ")[0].rstrip(".")
+        raise ValueError(f"The weights of {name} are damaged or cut off ({reason}).") from error

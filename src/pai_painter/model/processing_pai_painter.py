@@ -228,10 +228,7 @@ class PaiPainterProcessor(ProcessorMixin):
 def _image_settings(name: str, hub_options: dict[str, Any]) -> dict[str, Any]:
     """The image processor's settings in a native folder; EasyNLP's has none."""
     for file in ("processor_config.json", "config.json"):
-        try:
-            path = find_model_file(name, file, **hub_options)
-        except OSError as error:
-            raise OSError(f"{name} is neither a folder nor a Hub repository within reach: {error}") from error
+        path = find_model_file(name, file, **hub_options)
         found = {} if path is None else read_json_object(path, name)
         if isinstance(found.get("image_processor"), dict):
             return found["image_processor"]

@@ -5,17 +5,13 @@ Reading weights: EasyNLP's parameter names are translated while loading, and wei
 EasyNLP keeps minGPT's and taming-transformers' names. The VQGAN's are kept here as well, without their prefix.
 """
 
-import errno
 import os
-import pickle
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from huggingface_hub import parse_local_safetensors_file_metadata
 from huggingface_hub.errors import SafetensorsParsingError
-from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
@@ -24,6 +20,7 @@ from .model_files_pai_painter import (
     HUB_OPTIONS,
     find_model_file,
     find_weight_files,
+    naming_damaged_weights,
     read_json_object,
     resolve_hub_options,
 )
@@ -32,7 +29,6 @@ __all__ = [
     "StrictLoadingMixin",
     "build_without_memory",
     "check_finite",
-    "naming_damaged_weights",
     "register_easynlp_names",
 ]
 
@@ -209,17 +205,3 @@ def _is_plain(weight: torch.Tensor) -> bool:
 def _is_finite(weight: torch.Tensor) -> bool:
     # A sum takes a tenth of the time, and is finite only if all of them are; but it may overflow by itself.
     return bool(weight.sum(dtype=torch.float32).isfinite()) or bool(weight.isfinite().all())
-
-
-@contextmanager
-def naming_damaged_weights(name: str) -> Iterator[None]:
-    """While weights are read: `ValueError` if a file of them is damaged or was cut off."""
-    try:
-        yield
-    except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what mapping a cut file into memory gives
-            raise
-        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
-            raise
-        reason = str(error).split(". ")[0].rstrip(".")
-        raise ValueError(f"The weights of {name} are damaged or cut off ({reason}).") from error
