@@ -29,8 +29,6 @@ from .printable import printable
 from .remote_code import Files, with_remote_code
 from .whole_files import new_folder
 
-__all__ = ["pull_folder", "push_folder"]
-
 _CONFIGS = ("config.json", "adapter_config.json")
 # What belongs to a model beside its weights. All else stays: checkpoints, optimizer state, data, caches, logs.
 _FILES = (

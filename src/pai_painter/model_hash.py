@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["architecture_of", "hash_of_model"]
-
 
 def architecture_of(config: PreTrainedConfig) -> dict[str, Any]:
     """The fields that a configuration class itself declares, as JSON has them, without the vocabulary's fingerprint."""

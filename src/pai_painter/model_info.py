@@ -19,8 +19,6 @@ from .model.sampling_pai_painter import default_generation_config, read_generati
 from .model.weight_conversion import build_without_memory
 from .printable import printable
 
-__all__ = ["describe_model"]
-
 _CARD_FIELDS = ("license", "language", "base_model", "datasets")
 _SETTINGS = ("temperature", "top_k", "top_p", "best_of")
 _MAX_TEXT = 600

@@ -16,8 +16,6 @@ from .model.modeling_vqgan import PaiPainterVQModel
 from .model.processing_pai_painter import PaiPainterProcessor
 from .model.tokenization_pai_painter import PaiPainterTokenizer
 
-__all__ = ["Files", "with_remote_code"]
-
 Files = dict[str, Path | bytes]  # the name in the repository, and a file or its content
 
 # Which classes answer to the Auto classes: by the file that says so, or by the model_type in config.json.

@@ -12,8 +12,6 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["StopSignals", "Stopped", "ended_by_signals", "forget_empty_ranks", "words_at_home"]
-
 _GRACE = 2.0  # seconds that Python has to end by itself
 _OVER = b"\0"  # no signal has this number
 

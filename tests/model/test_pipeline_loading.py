@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor, TorchAoConfig
+from transformers import AutoModel, AutoProcessor, FineGrainedFP8Config, TorchAoConfig
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration, PaiPainterPipeline, PaiPainterProcessor
 
@@ -68,15 +68,27 @@ def test_diffusers_passes_its_options_on(pipe: PaiPainterPipeline, tmp_path: Pat
         DiffusionPipeline.from_pretrained(folder, **TRUST, torch_dtpye=torch.bfloat16)
 
 
-def test_precision_by_name(tiny_painter: Path) -> None:
-    assert PaiPainterPipeline.from_pretrained(tiny_painter, torch_dtype="bfloat16").dtype == torch.bfloat16
-    assert PaiPainterPipeline.from_pretrained(tiny_painter, dtype=torch.float16).dtype == torch.float16
+def test_precision_by_component_and_by_name(tiny_painter: Path) -> None:
+    def precision(**options: Any) -> torch.dtype:
+        return PaiPainterPipeline.from_pretrained(tiny_painter, **options).dtype
+
+    assert precision(torch_dtype={"model": torch.bfloat16}) == torch.bfloat16
+    assert precision(dtype={"default": torch.float16}) == torch.float16
+    assert precision(torch_dtype={"model": torch.bfloat16, "default": torch.float16}) == torch.bfloat16
+    assert precision(torch_dtype={}) == torch.float32
+    assert precision(torch_dtype="bfloat16") == torch.bfloat16
+    assert precision(dtype=torch.float16) == torch.float16
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"torch_dtype": {"transformer": torch.float16}}, "must be a precision such as torch.bfloat16"),
+        ({"torch_dtype": {"transformer": torch.float16}}, "may name the component 'model' only, got 'transformer'"),
+        ({"torch_dtype": 16}, "must be a precision such as torch.bfloat16"),
+        (
+            {"quantization_config": PipelineQuantizationConfig(quant_mapping={"unet": FineGrainedFP8Config()})},
+            "may name the component 'model' only, got 'unet'",
+        ),
         ({"torch_dtype": torch.int8}, "not a floating-point dtype"),
         ({"dtype": "half a byte"}, "a string representation of a valid"),
         ({"device_map": "mars"}, "device_map .* but found mars"),
@@ -153,9 +165,12 @@ def test_components_that_are_given_are_used(tiny_painter: Path, pipe: PaiPainter
             PaiPainterPipeline.from_pretrained(tiny_painter, model=pipe.model, **options)
 
 
-def test_int8_weights(tiny_painter: Path, pipe: PaiPainterPipeline) -> None:
+@pytest.mark.parametrize("kind", ["diffusers", "transformers"])
+def test_int8_weights(kind: str, tiny_painter: Path, pipe: PaiPainterPipeline) -> None:
     quantization = pytest.importorskip("torchao.quantization")
-    quantization_config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    quantization_config: Any = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    if kind == "diffusers":
+        quantization_config = PipelineQuantizationConfig(quant_mapping={"model": quantization_config})
     loaded = PaiPainterPipeline.from_pretrained(tiny_painter, quantization_config=quantization_config)
     assert "Int8" in type(loaded.model.model.layers[0].mlp.fc_1.weight).__name__
     ids = pipe.processor(text="红苹果", return_tensors="pt")["input_ids"]

@@ -17,8 +17,6 @@ from .decoding import DecodingLoop, StopWhen, is_as_built
 from .speculative_decoding import SpeculativeDecodingLoop
 from .speed import PaintingSpeed, SpeedName, find_speed
 
-__all__ = ["can_decode", "decode", "rounded_vqgan"]
-
 
 def can_decode(
     model: PreTrainedModel, speed: SpeedName | PaintingSpeed = "exact", generate_options: Sequence[str] = ()

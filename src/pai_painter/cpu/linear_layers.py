@@ -14,8 +14,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-__all__ = ["Int8Linear", "LinearLayer", "packed_linear", "plain_linear"]
-
 LinearLayer = Callable[[torch.Tensor], torch.Tensor]  # (rows, in_features) -> (rows, out_features)
 
 

@@ -8,8 +8,6 @@ from typing import Literal
 
 import torch
 
-__all__ = ["SPEEDS", "PaintingSpeed", "SpeedName", "find_speed", "has_bfloat16"]
-
 logger = logging.getLogger(__name__)
 
 SpeedName = Literal["exact", "balanced", "fastest"]

@@ -10,8 +10,6 @@ from PIL import Image
 
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 
-__all__ = ["Augmentation", "shift_and_flip"]
-
 
 @dataclass(frozen=True)
 class Augmentation:

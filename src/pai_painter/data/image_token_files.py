@@ -20,8 +20,6 @@ from ..model.modeling_vqgan import PaiPainterVQModel
 from ..whole_files import write_whole
 from .open_picture import open_picture
 
-__all__ = ["PictureVQGAN", "decoded_names", "read_image_tokens", "write_image_tokens"]
-
 
 class PictureVQGAN:
     """The VQGAN of a painter and its image processor, from files to image tokens and from those to pictures."""

@@ -20,8 +20,6 @@ from .open_picture import open_picture
 from .row_cache import cached_table
 from .sources import FEATURES
 
-__all__ = ["ImageTokenCache"]
-
 _BATCH = 32
 # Rows whose tokens are one file: what a run that is stopped while it encodes loses at most. A multiple of _BATCH, so
 # that a picture has the same neighbours in its batch whatever the number of rows.

@@ -14,8 +14,6 @@ from ..model.processing_pai_painter import PaiPainterProcessor
 from .open_picture import picture_format
 from .sources import DataSource, open_row
 
-__all__ = ["inspect_rows"]
-
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 _SHOWN_REASONS = 5
 

@@ -23,8 +23,6 @@ from .open_picture import open_picture, picture_format
 from .row_cache import load_rows, mapped
 from .sources import FEATURES, DataSource
 
-__all__ = ["prepare_rows"]
-
 _LAYOUT = "shards of pai-painter, 3"
 _MANIFEST, _REJECTED = "manifest.json", "rejected_rows.jsonl"
 _LINE_BREAK = re.compile(r" *[\t\r\n]+ *")

@@ -26,8 +26,6 @@ from .open_picture import open_picture
 from .sources import FEATURES, DataSource, open_row
 from .table_files import BadRows
 
-__all__ = ["PictureRows", "cached_table", "load_rows", "mapped"]
-
 logger = logging.getLogger(__name__)
 
 _LAYOUT = 7  # raised when the table's columns or the checks of a row change, so that old caches are left alone

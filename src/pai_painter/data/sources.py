@@ -20,8 +20,6 @@ from .cells import captions_of, id_of, picture_of
 from .open_picture import BadPicture, open_picture
 from .table_files import Row, Schema, check_file, read_table
 
-__all__ = ["FEATURES", "DataSource", "Record", "find_source", "open_row"]
-
 _TEXT, _NUMBER = datasets.Value("string"), datasets.Value("int64")
 # A row's `picture` is its file, `part` its place in the source's `parts`, `line` its place there, and `reason` says why
 # it can't be used.

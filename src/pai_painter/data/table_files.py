@@ -20,8 +20,6 @@ from typing import Any
 
 from ..printable import printable
 
-__all__ = ["BadRows", "Row", "Schema", "check_file", "open_lines", "read_table"]
-
 MAX_ROW_BYTES = 256 * 1024 * 1024
 _SCHEMA_COLUMN = re.compile(r"\s*([^:]*?)\s*(:\s*(str|int|float)\s*:\s*\d+\s*)?")
 

@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping
 from operator import attrgetter
 from typing import Any
 
-__all__ = ["PUBLISHED", "SIZES", "TASK", "checked_model", "nearest", "number_of_pictures"]
-
 TASK = "text2image_generation"
 PUBLISHED = tuple(
     f"pai-painter-{kind}-zh" for kind in ("base", "large", "commercial-base", "scenery-base", "painting-base")

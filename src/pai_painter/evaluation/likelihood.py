@@ -14,8 +14,6 @@ from ..training.painter_objective import PainterObjective, validation_loss
 from ..training.painter_rows import CaptionedRows
 from ..training.rows import encode_together, find_rows
 
-__all__ = ["Likelihood", "evaluate_painter"]
-
 
 @dataclass(frozen=True)
 class Likelihood:

@@ -65,6 +65,20 @@ class LoraPipelineMixin(LoraBaseMixin):
             load_lora(self.model, weights, settings, source, adapter_name)
 
     @classmethod
+    def lora_state_dict(
+        cls,
+        pretrained_model_name_or_path_or_dict: _Source,
+        *,
+        weight_name: str | None = None,
+        return_lora_metadata: bool = False,
+        **hub_options: Any,
+    ) -> Any:
+        """What [`load_lora_weights`] reads, under diffusers' names; with peft's settings if asked."""
+        weights, settings, _ = _read(pretrained_model_name_or_path_or_dict, weight_name, **hub_options)
+        named = cls.pack_weights(weights, "model")
+        return (named, settings) if return_lora_metadata else named
+
+    @classmethod
     def save_lora_weights(
         cls,
         save_directory: str | os.PathLike,

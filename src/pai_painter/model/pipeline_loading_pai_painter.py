@@ -2,10 +2,11 @@
 """How diffusers finds the pipeline in a folder, and diffusers' options of loading as transformers takes them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from diffusers import PipelineQuantizationConfig
 from transformers import PreTrainedModel, ProcessorMixin
 
 from .modeling_pai_painter import PaiPainterForImageGeneration
@@ -13,7 +14,7 @@ from .processing_pai_painter import PaiPainterProcessor
 
 __all__ = ["COMPONENTS", "Precision", "loading_options", "pipeline_files"]
 
-Precision = torch.dtype | str
+Precision = torch.dtype | str | Mapping[str, torch.dtype | str]
 
 # diffusers accepts only names of libraries that it knows; the pipeline itself says which classes its components are.
 _MODEL_INDEX = {
@@ -86,15 +87,16 @@ def loading_options(
     quantization_config: Any,
     model: PaiPainterForImageGeneration | None,
     further: dict[str, Any],
-) -> tuple[Precision, dict[str, Any]]:
+) -> tuple[torch.dtype | str, dict[str, Any]]:
     """
     Args:
-        torch_dtype, dtype: diffusers' two names of one option: a precision, its name, or `"auto"` for the file's. By
-            default float32.
+        torch_dtype, dtype: diffusers' two names of one option: a precision, its name, `"auto"` for the file's, or a
+            dict with one for the component `"model"` or the `"default"`. By default float32.
         device_map: a device, or `"balanced"`, which fills one after the other: diffusers places whole components, and
             this pipeline has one model.
         max_memory, offload_folder: for `"balanced"`: how much of each device, and where the rest goes on disk.
-        quantization_config: transformers' configuration of a method, such as `TorchAoConfig`.
+        quantization_config: diffusers' `PipelineQuantizationConfig` for the component `"model"`, or transformers'
+            configuration of a method, such as `TorchAoConfig`.
         model: given instead of being loaded, for which the others would have no effect.
         further: options of `from_pretrained` as they are.
 
@@ -104,8 +106,14 @@ def loading_options(
     if device_map != "balanced" and (max_memory is not None or offload_folder is not None):
         raise ValueError("`max_memory` and `offload_folder` go with `device_map='balanced'` only.")
     given = dtype if torch_dtype is None else torch_dtype
+    if isinstance(quantization_config, PipelineQuantizationConfig):
+        named = quantization_config.components_to_quantize or quantization_config.quant_mapping or ["model"]
+        _of_model("quantization_config", dict.fromkeys(named))
+        quantization_config = quantization_config._resolve_quant_config(is_diffusers=False, module_name="model")
     if dtype not in (None, given):
         raise ValueError(f"`torch_dtype` is {torch_dtype} and `dtype` is {dtype}: please give one of them.")
+    if isinstance(given, Mapping):
+        given = _of_model("torch_dtype", given)
     if not isinstance(given, str | torch.dtype | None):
         raise ValueError(f"`torch_dtype` must be a precision such as torch.bfloat16, or 'auto', got {given!r}.")
     options = {
@@ -122,3 +130,10 @@ def loading_options(
                 f"`{useless[0]}` is for a model that is loaded here, but `model` is given: please leave one out."
             )
     return given or torch.float32, {name: value for name, value in options.items() if value is not None}
+
+
+def _of_model(option: str, by_component: Mapping[str, Any]) -> Any:
+    others = sorted(by_component.keys() - {"model", "default"})
+    if others:
+        raise ValueError(f"`{option}` may name the component 'model' only, got {', '.join(map(repr, others))}.")
+    return by_component.get("model", by_component.get("default"))

@@ -10,8 +10,6 @@ from accelerate.utils import DistributedType
 from ..signals import forget_empty_ranks
 from .arguments import TrainingArguments
 
-__all__ = ["build_accelerator", "is_sharded"]
-
 
 def build_accelerator(training: TrainingArguments) -> Accelerator:
     """

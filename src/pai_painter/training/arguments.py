@@ -8,15 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = [
-    "DataArguments",
-    "PainterModelArguments",
-    "PainterTrainingArguments",
-    "TrainingArguments",
-    "VQGANModelArguments",
-    "VQGANTrainingArguments",
-]
-
 # Those of transformers' schedules that need no further settings.
 _Schedule = Literal["constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"]
 _HUB = ("hub_model_id", "hub_private", "hub_tag", "hub_base_model")

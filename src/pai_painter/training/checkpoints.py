@@ -25,8 +25,6 @@ from torch import nn
 from ..whole_files import sync
 from .output_folder import all_checkpoints
 
-__all__ = ["attempt", "find_checkpoint", "hold_only_trained", "load_checkpoint", "save_checkpoint"]
-
 logger = logging.getLogger(__name__)
 
 _FAILED_SAVES = (OSError, RuntimeError, SafetensorError)  # torch.save and safetensors have their own for a full disk

@@ -12,8 +12,6 @@ from ..model.modeling_vqgan import PaiPainterVQCodebook
 from .arguments import VQGANTrainingArguments
 from .order import seed_of
 
-__all__ = ["CodebookLearner", "k_means"]
-
 _HARDLY_USED = 1e-6
 _CHUNK = 4096  # rows of a table of distances; all at once, 16,384 entries would need 40 GB
 

@@ -22,8 +22,6 @@ from ..printable import printable
 from ..signals import Stopped, StopSignals, forget_empty_ranks
 from .output_folder import all_checkpoints
 
-__all__ = ["parse_arguments", "run_from_command_line"]
-
 _HEAD_START = 5.0  # seconds that the first process has to say what is wrong, and its launcher to end the others
 _ABOUT = (
     "The settings may be in a YAML or JSON file, given first; flags after it override its lines. For example: "

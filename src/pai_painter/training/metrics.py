@@ -12,8 +12,6 @@ from accelerate import Accelerator
 
 from ..whole_files import write_whole
 
-__all__ = ["Metrics", "draw_loss_curve", "read_metrics"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-__all__ = ["seed_of", "step_batches"]
-
 
 def seed_of(*numbers: int) -> int:
     """One 63-bit seed out of several integers; neighbours give unrelated seeds."""

@@ -15,8 +15,6 @@ from filelock import FileLock, Timeout
 
 from .arguments import TrainingArguments
 
-__all__ = ["BestModel", "all_checkpoints", "check_folder", "held_folder", "save_whole"]
-
 _MODELS = ("config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 
 

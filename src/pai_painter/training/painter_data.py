@@ -26,8 +26,6 @@ from .painter_rows import CaptionedRows, StreamedPictures
 from .rows import REJECTED, encode_together, find_rows, load_run_rows, load_validation_rows
 from .training_run import TrainingRun
 
-__all__ = ["PainterData"]
-
 _SAMPLED_TOGETHER = 8
 _COLUMNS = ("原图", "编解码", "生成")  # the original, through the VQGAN, painted
 

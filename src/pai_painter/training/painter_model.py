@@ -18,8 +18,6 @@ from ..model.tokenization_pai_painter import PaiPainterTokenizer
 from ..model_hash import architecture_of
 from .arguments import PainterModelArguments
 
-__all__ = ["build_painter", "naming_damaged_files", "take_vqgan", "with_vqgan"]
-
 
 def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     """

@@ -10,8 +10,6 @@ from torch.utils.data import default_collate
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from .painter_rows import CaptionedRows, sequences
 
-__all__ = ["PainterObjective", "validation_loss"]
-
 
 class PainterObjective(torch.nn.Module):
     """

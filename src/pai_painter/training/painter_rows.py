@@ -13,8 +13,6 @@ from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from .order import seed_of
 
-__all__ = ["CaptionedRows", "StreamedPictures", "sequences"]
-
 Items = dict[str, torch.Tensor]
 _UNCHANGED = Augmentation()
 

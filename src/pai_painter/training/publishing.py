@@ -28,8 +28,6 @@ from .painter_data import PainterData
 from .rows import REJECTED
 from .training_run import TrainingRun
 
-__all__ = ["check_push", "describe_run", "push_model", "write_model_card"]
-
 logger = logging.getLogger(__name__)
 
 _MARK = "<!-- Written by pai-painter's training, which overwrites it only if nobody has edited it: {} -->\n"

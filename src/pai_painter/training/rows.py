@@ -11,8 +11,6 @@ from ..data.row_cache import load_rows
 from ..data.sources import DataSource, find_source
 from .arguments import DataArguments
 
-__all__ = ["REJECTED", "encode_together", "find_rows", "load_run_rows", "load_validation_rows"]
-
 REJECTED = "rejected_rows.jsonl"  # in the output folder; with streams, other processes have their own
 
 

@@ -18,8 +18,6 @@ from .painter_rows import sequences
 from .publishing import check_push, describe_run, push_model
 from .training_run import begin_run
 
-__all__ = ["main", "train_painter"]
-
 
 def train_painter(model: PainterModelArguments, data: DataArguments, training: PainterTrainingArguments) -> Path:
     """

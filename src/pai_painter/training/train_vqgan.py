@@ -29,8 +29,6 @@ from .painter_model import naming_damaged_files
 from .rows import find_rows, load_run_rows, load_validation_rows
 from .training_run import TrainingRun, begin_run
 
-__all__ = ["VQGANObjective", "blank_patches", "main", "train_vqgan", "validate_vqgan"]
-
 _LATENTS_PER_ENTRY = 40  # what k-means starts from; more changes little
 _WHITE = 0.995  # of 1.0: an 8-bit picture's next level is 0.992
 

@@ -25,8 +25,6 @@ from .metrics import Metrics
 from .order import seed_of, step_batches
 from .output_folder import BestModel, all_checkpoints, check_folder, held_folder, save_whole
 
-__all__ = ["TrainingRun", "begin_run", "build_optimizer"]
-
 logger = logging.getLogger(__name__)
 
 # Arguments that don't change the weights; the number of steps is compared instead of the last two.
