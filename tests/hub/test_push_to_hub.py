@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`push_to_hub` of models, processors and pipelines is transformers' and diffusers' own."""
+"""`push_to_hub` of models, processors and pipelines is transformers' own."""
 
 import pytest
 import torch
 from hub_stand_in import HubStandIn
+from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor
 
 from pai_painter import PaiPainterForImageGeneration, PaiPainterPipeline
@@ -20,7 +21,11 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def test_a_pipeline(hub: HubStandIn, pipe: PaiPainterPipeline) -> None:
-    pipe.push_to_hub(NAME)
+    pipe.push_to_hub(NAME, commit_message="第一次", commit_description="墨", tags=["ink"], private=True)
+    repository = hub.repositories[NAME]
+    assert "ink" in ModelCard(repository.files()["README.md"].decode()).data.tags
+    assert len(repository.branches["main"]) == 2  # the empty first one, and all files in one
+    assert repository.branches["main"][-1].message == "第一次"
     loaded = PaiPainterPipeline.from_pretrained(NAME)
     assert same_weights(loaded.model, pipe.model)
     assert loaded.processor(text="山水") == pipe.processor(text="山水")
@@ -42,6 +47,14 @@ def test_with_the_code(
     pipe.model.push_to_hub(NAME)
     files = {name for name in hub.repositories[NAME].files() if name.endswith(".py")}
     assert {"modeling_pai_painter.py", "modeling_vqgan.py"} <= files <= code
+
+
+def test_an_adapter_alone(hub: HubStandIn, pipe: PaiPainterPipeline) -> None:
+    add_lora(pipe.model, rank=2)
+    pipe.push_to_hub(NAME)
+    files = hub.repositories[NAME].files()
+    assert "adapter_model.safetensors" in files
+    assert "model.safetensors" not in files
 
 
 def test_a_fused_adapter_goes_with_the_model(hub: HubStandIn, pipe: PaiPainterPipeline) -> None:

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from tqdm import tqdm
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import logging
+from transformers.utils import PushToHubMixin, logging
 
 from .configuration_pai_painter import PaiPainterVQConfig
 from .lora_pai_painter import has_lora, load_painter, save_lora
@@ -33,7 +33,7 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 StepCallback = Callable[["PaiPainterPipeline", int, int, dict[str, Any]], dict[str, Any] | None]
 
 
-class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
+class PaiPainterPipeline(PushToHubMixin, DiffusionPipeline, LoraPipelineMixin):
     """
     Generates pictures from Chinese captions.
 
@@ -295,7 +295,7 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
 
         Args:
             variant: a name in the weights' file names, such as `"fp16"` in `model.fp16.safetensors`.
-            max_shard_size: larger weights are split into files of at most this size.
+            max_shard_size: larger weights are split into files of at most this size; an adapter is one file.
 
         Raises:
             ValueError: if an option isn't supported, such as `safe_serialization=False`.
@@ -305,8 +305,8 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         self.processor.save_pretrained(save_directory)
         options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         if has_lora(self.model):
-            if variant is not None or options:
-                raise ValueError("`variant` and `max_shard_size` are for whole models, but this one has an adapter.")
+            if variant is not None:
+                raise ValueError("`variant` is for whole models, but this one has an adapter.")
             save_lora(self.model, save_directory)
             return
         self.model.save_pretrained(save_directory, variant=variant, **options)
