@@ -205,8 +205,7 @@ def find_source(
         image_folder: what the paths in CSV and JSON lines start from; the folder of each file by default.
 
     Raises:
-        ValueError: if nothing or too much is named, files are of several kinds, or one isn't there, is empty, damaged
-            or of another kind, or lacks a column.
+        ValueError: if nothing or too much is named, or if a file isn't there, is of another kind or lacks a column.
     """
     options = (id_column, caption_column, image_column, caption_separator)
     if dataset_name is not None:
