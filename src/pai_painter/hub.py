@@ -18,13 +18,7 @@ from huggingface_hub.utils import filter_repo_objects, get_token, httpx  # type:
 from safetensors import safe_open
 from yaml import YAMLError
 
-from .model.model_files_pai_painter import (
-    DEMO_NAME,
-    AdapterFolder,
-    find_weight_files,
-    naming_damaged_weights,
-    read_adapter_folder,
-)
+from .model.model_files_pai_painter import DEMO_NAME, find_weight_files, naming_damaged_weights, read_adapter_folder
 from .printable import printable
 from .remote_code import Files, with_remote_code
 from .whole_files import new_folder
@@ -37,6 +31,7 @@ _FILES = (
     *("README.md", "LICENSE", "NOTICE", "loss.png", "training_summary.json", "samples/*.png"),
 )
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+_CLIENT_ERRORS = (httpx.HTTPError, json.JSONDecodeError, LocalEntryNotFoundError, OfflineModeIsEnabled, RuntimeError)
 _ONLY_PULLED = ("model_index.json", "*.py", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -141,11 +136,11 @@ def pull_folder(
     return Path(local_dir)
 
 
-def _weights(folder: Path, use_safetensors: bool | None = None) -> tuple[list[Path], AdapterFolder | None]:
-    """The complete weights of the one model or adapter in a folder, and the adapter."""
+def _weights(folder: Path, use_safetensors: bool | None = None) -> tuple[list[Path], dict[str, Any] | None]:
+    """The complete weights of the one model or adapter in a folder, and the adapter's settings."""
     adapter = read_adapter_folder(folder)
     if adapter is not None:
-        return [Path(adapter.weights)], adapter
+        return [Path(adapter.weights)], adapter.settings
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: it has neither config.json nor adapter_config.json.")
     return [Path(file) for file in find_weight_files(folder, use_safetensors=use_safetensors)], None
@@ -155,7 +150,7 @@ def _files_of(folder: Path, base: str | None) -> Files:
     """What is sent of a folder; the settings and the card of an adapter name its base as the Hub does."""
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
-    found, adapter = _weights(folder, use_safetensors=True)
+    found, settings = _weights(folder, use_safetensors=True)
     for file in found:
         with naming_damaged_weights(str(file)), safe_open(file, framework="numpy"):
             pass  # reading the header compares it with the file's length
@@ -172,18 +167,18 @@ def _files_of(folder: Path, base: str | None) -> Files:
         card = ModelCard.load(folder / "README.md") if "README.md" in files else None
     except (ValueError, YAMLError) as error:
         raise ValueError(f"The card {folder / 'README.md'} is damaged ({printable(error)}).") from error
-    if adapter is None and base is not None:
-        raise ValueError(f"{folder} is a whole model and has no base: please leave `base` out.")
-    if adapter is None:
+    if settings is None:
+        if base is not None:
+            raise ValueError(f"{folder} is a whole model and has no base: please leave `base` out.")
         return files
-    name = adapter.settings.get("base_model_name_or_path") if base is None else base
+    name = settings.get("base_model_name_or_path") if base is None else base
     if not isinstance(name, str) or not (name == DEMO_NAME or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
         raise ValueError(
             f"The base of the adapter {folder} must be a repository on the Hub, got {name!r}: please say what that "
             "model is called there (`base`, on the command line `--base OWNER/NAME`)."
         )
     if base is not None:
-        settings = {**adapter.settings, "base_model_name_or_path": base, "revision": None}
+        settings |= {"base_model_name_or_path": base, "revision": None}
         files["adapter_config.json"] = (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
         if card is not None:
             card.data["base_model"], card.data["base_model_relation"] = base, "adapter"
@@ -196,14 +191,8 @@ def _errors_in_one_line(done: str, repo_id: str, token: str | None) -> Iterator[
     """The client's errors in its words, but on one line and without their cause, whose requests carry the token."""
     try:
         yield
-    except (
-        httpx.HTTPError,
-        json.JSONDecodeError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RuntimeError,
-    ) as error:
-        said: Any = " ".join(f"{error} {error.__cause__ or ''}".split())
+    except _CLIENT_ERRORS as error:
+        said = " ".join(f"{error} {error.__cause__ or ''}".split())
         text = printable(f"{repo_id} could not be {done} ({HfApi().endpoint}): {said}")
         secret = token or get_token()
         raise OSError(text.replace(secret, "[token]") if secret else text) from None

@@ -89,8 +89,6 @@ def _read_config(
             num_attention_heads=_num_heads(width, settings),
             intermediate_size=len(arrays["gpt.decoder.layers.0.linear1.bias"]),
         )
-    except CheckpointError:
-        raise
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file} holds no painter of PaddleNLP with {vq_config.num_image_tokens} image tokens and a codebook of "

@@ -56,9 +56,8 @@ class LoraPipelineMixin(LoraBaseMixin):
                 `pytorch_lora_weights.safetensors`.
             hub_options: `subfolder`, `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`.
 
-        Raises:
-            OSError: if there is no such folder, file or repository, or no adapter in it.
-            ValueError: if the name is taken, or if the adapter is damaged or doesn't fit the model.
+        An `OSError` says that there is no such folder, file or repository, or no adapter in it; a `ValueError` that the
+        name is taken, or that the adapter is damaged or doesn't fit the model.
         """
         weights, settings, source = _read(pretrained_model_name_or_path_or_dict, weight_name, **hub_options)
         with self._without_offloading():

@@ -192,7 +192,6 @@ class _PatientApi(HfApi):
     answered = True
 
     def repo_info(self, *args: Any, **kwargs: Any) -> Any:
-        """See [`~huggingface_hub.HfApi.repo_info`]."""
         self.answered = False
         info = super().repo_info(*args, **kwargs, timeout=_PATIENCE)
         self.answered = True
