@@ -25,7 +25,7 @@ def test_a_pipeline(hub: HubStandIn, pipe: PaiPainterPipeline) -> None:
     repository = hub.repositories[NAME]
     assert "ink" in ModelCard(repository.files()["README.md"].decode()).data.tags
     assert len(repository.branches["main"]) == 2  # the empty first one, and all files in one
-    assert repository.branches["main"][-1].message == "第一次"
+    assert repository.branches["main"][-1].message == "第一次\n\n墨"
     loaded = PaiPainterPipeline.from_pretrained(NAME)
     assert same_weights(loaded.model, pipe.model)
     assert loaded.processor(text="山水") == pipe.processor(text="山水")
