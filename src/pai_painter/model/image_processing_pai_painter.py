@@ -176,10 +176,6 @@ class PaiPainterImageProcessor(BaseImageProcessor):
         resample (`int`, *optional*, defaults to `PIL.Image.Resampling.BICUBIC`): Pillow's resampling filter. The
             original programs used OpenCV's bilinear filter, which skips pixels when it shrinks.
         random_crop (`bool`, *optional*, defaults to `False`): Cut a random square. Each call then needs a `generator`.
-
-    Raises:
-        ValueError: If `size` or `resample` isn't one of the above.
-        TypeError: If there are other arguments.
     """
 
     model_input_names = ["pixel_values"]
@@ -210,7 +206,7 @@ class PaiPainterImageProcessor(BaseImageProcessor):
         return_tensors: str | None = None,
     ) -> BatchFeature:
         """
-        Turns pictures into the VQGAN's input. Options that aren't given are those of the processor.
+        Turns pictures into the VQGAN's input: `pixel_values`, float32 (batch, 3, size, size) in [-1, 1].
 
         Args:
             images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): Pictures of any size. Arrays
@@ -221,12 +217,8 @@ class PaiPainterImageProcessor(BaseImageProcessor):
                 moves on by two draws per picture, or a seed.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; a list of arrays without it.
 
-        Returns:
-            `BatchFeature`: with `pixel_values`, float32 (batch, 3, size, size) in [-1, 1].
-
         Raises:
-            ValueError: If `images` is empty or holds something else, if an option is out of range, or if
-                `random_crop` has no `generator`.
+            ValueError: If `images` is empty or holds something else, or if an option is out of range or missing.
         """
         side = _side(self.size if size is None else size)
         resample = self.resample if resample is None else _filter(resample)
@@ -237,23 +229,19 @@ class PaiPainterImageProcessor(BaseImageProcessor):
             generator = torch.Generator().manual_seed(generator)
         placed = generator if random_crop else None
         squares = (_square(_to_pillow(image), side, resample, placed) for image in _as_list(images))
-        pixel_values = [_to_pixels(square) for square in squares]
+        arrays = (np.asarray(square).transpose(2, 0, 1) for square in squares)  # (3, size, size)
+        # In float64 until it is rounded once, as the original programs compute it.
+        pixel_values = [(array / 127.5 - 1).astype(np.float32) for array in arrays]
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
     def postprocess(
         self, pixel_values: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil"
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
         """
-        Turns what the VQGAN decoded into pictures, in the conventions of diffusers.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape (batch, 3, height, width)): In about [-1, 1], which the VQGAN
-                overshoots a little: what lies outside is clipped.
-            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"` for a list of Pillow pictures, `"np"` for an
-                array (batch, height, width, 3) and `"pt"` for a tensor (batch, 3, height, width), both in [0, 1].
-
-        Raises:
-            ValueError: If `pixel_values` has another shape or type or holds NaN, or if `output_type` is another one.
+        Turns what the VQGAN decoded, (batch, 3, height, width) in about [-1, 1], into pictures; what lies outside is
+        clipped. By `output_type` they are a list of Pillow pictures (`"pil"`), an array (batch, height, width, 3)
+        (`"np"`) or a tensor (batch, 3, height, width) (`"pt"`), both in [0, 1]. Pixels of another shape or type or with
+        NaN are a `ValueError`.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
@@ -316,8 +304,8 @@ def _to_pillow(image: Picture) -> Image.Image:
 
 def _square(image: Image.Image, side: int, resample: int, generator: torch.Generator | None) -> Image.Image:
     """
-    Resizes the smallest side to `side` and cuts out a square, in one step: only the square is ever computed,
-    so that a picture of 1 x 1,000,000 pixels doesn't become one of 256 x 256,000,000 on the way.
+    Resizes the smallest side to `side` and cuts out a square, in one step, so that a picture of 1 x 1,000,000 pixels
+    doesn't become one of 256 x 256,000,000 on the way.
     """
     shortest = min(image.size)
     width, height = ((2 * edge * side + shortest) // (2 * shortest) for edge in image.size)  # rounded
@@ -333,12 +321,6 @@ def _square(image: Image.Image, side: int, resample: int, generator: torch.Gener
         (top + side) * image.height / height,
     )
     return image.resize((side, side), resample=Image.Resampling(resample), box=box)
-
-
-def _to_pixels(image: Image.Image) -> np.ndarray:
-    array = np.asarray(image).transpose(2, 0, 1)  # (3, height, width)
-    # In float64 until it is rounded once, as the original programs compute it.
-    return (array / 127.5 - 1).astype(np.float32)
 
 
 __all__ = ["PaiPainterImageProcessor", "to_rgb"]

@@ -99,11 +99,8 @@ class PaiPainterPipeline(PushToHubMixin, DiffusionPipeline, LoraPipelineMixin):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("image_tokens",),
     ) -> list[str]:
         """
-        The captions as a list, checked.
-
-        Raises:
-            ValueError: if one of them isn't a string or says nothing to the model, or if `output_type` or the
-                callback's inputs are others than there are.
+        The captions as a list; a `ValueError` if one of them isn't a string or says nothing to the model, or if
+        `output_type` or the callback's inputs are others than there are.
         """
         if output_type not in get_args(OutputType):
             raise ValueError(f"`output_type` must be one of {', '.join(get_args(OutputType))}, got {output_type!r}.")
@@ -151,8 +148,7 @@ class PaiPainterPipeline(PushToHubMixin, DiffusionPipeline, LoraPipelineMixin):
             top_k (`int`, *optional*): Draw each token from the k most likely ones.
             top_p (`float`, *optional*): Draw each token from the smallest set whose probabilities add up to this.
             temperature (`float`, *optional*): Above 0; values below 1 sharpen the distribution.
-            best_of (`int`, *optional*): Candidates for each picture, of which the most likely one under the model
-                is kept.
+            best_of (`int`, *optional*): Candidates for each picture, of which the most likely one is kept.
             generator (`torch.Generator` or a list of one for each picture, *optional*): Draws the seed.
             seed (`int` or a list of one for each picture, *optional*): The seed, instead of `generator`. Without both
                 it is drawn by PyTorch.
