@@ -3,19 +3,24 @@
 
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 __all__ = ["check_new_files", "new_folder", "sync", "write_whole"]
 
-# What --force may delete: the files of a model. Anything else in the folder is somebody's own.
+# What --force may delete of a model's folder. Anything else in it is somebody's own.
 _MODEL_FILES = re.compile(
     r"(generation_|processor_|preprocessor_|tokenizer_)?config\.json|tokenizer\.json|special_tokens_map\.json"
     r"|vocab\.txt|README\.md|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|pytorch_model\.bin"
 )
 _EXISTS = "{} exists already: please give another name, or --force to overwrite it."
+
+FilesOf = Callable[[Path], Collection[str]]
 
 
 def check_new_files(paths: Iterable[Path], force: bool) -> None:
@@ -77,34 +82,47 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _files_of_model(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if _MODEL_FILES.fullmatch(path.name)]
+
+
 @contextmanager
-def new_folder(output: Path, inputs: Sequence[Path] = (), force: bool | None = None) -> Iterator[tuple[Path, Path]]:
+def new_folder(
+    output: Path, inputs: Sequence[Path] = (), force: bool | None = None, files_of: FilesOf = _files_of_model
+) -> Iterator[tuple[Path, Path]]:
     """
-    Gives a folder that becomes `output` if all goes well and vanishes if not, and another one for scraps.
+    Gives a folder that becomes `output` if all goes well and vanishes if not, and another one for scraps. What a killed
+    process left of them is removed, and a second process at once is a `TimeoutError`.
 
-    Refuses what can't be replaced: inputs, files, links, mount points, and folders that hold anything, unless that is
-    a model and `force` is set; `None` is for commands without that option.
+    Refuses what can't be replaced: inputs, files, links, mount points, and folders that hold anything, unless `force`
+    is set and all in it are its `files_of`; `None` is for commands without that option.
     """
-    _check_output(output, inputs, force)
+    _check_output(output, inputs, force, files_of)
     output = Path(os.path.abspath(output))  # `.` has no name
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
-        whole, scraps, old = (Path(scratch) / name for name in ("whole", "scraps", "old"))
-        whole.mkdir()
-        scraps.mkdir()
-        yield whole, scraps
-        _check_output(output, inputs, force)  # it was a while ago
-        if output.exists():
-            output.rename(old)
+    scratch = output.with_name(f".{output.name}.partial")
+    whole, scraps, old = (scratch / name for name in ("whole", "scraps", "old"))
+    scratch.mkdir(parents=True, exist_ok=True)
+    with FileLock(scratch / "lock", timeout=0):
         try:
-            whole.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
+            for folder in (whole, scraps, old):
+                shutil.rmtree(folder, ignore_errors=True)
+            whole.mkdir()
+            scraps.mkdir()
+            yield whole, scraps
+            _check_output(output, inputs, force, files_of)  # it was a while ago
+            if output.exists():
+                output.rename(old)
+            try:
+                whole.rename(output)
+            except OSError:
+                if old.exists():
+                    old.rename(output)
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _check_output(output: Path, inputs: Sequence[Path], force: bool | None) -> None:
+def _check_output(output: Path, inputs: Sequence[Path], force: bool | None, files_of: FilesOf) -> None:
     if output.is_symlink() or os.path.ismount(output):
         raise FileExistsError(f"{output} is a link or a mount point, which can't be replaced: please name a folder.")
     ours = output.resolve()
@@ -120,8 +138,9 @@ def _check_output(output: Path, inputs: Sequence[Path], force: bool | None) -> N
     if not output.is_dir():
         raise FileExistsError(f"{output} is a file: please name a new folder.")
     if held and not force:
-        raise FileExistsError(f"{output} isn't empty: please name a new folder, or --force to replace the model in it.")
-    strangers = [path.name for path in held if not path.is_file() or not _MODEL_FILES.fullmatch(path.name)]
+        raise FileExistsError(f"{output} isn't empty: please name a new folder, or --force to replace what is in it.")
+    replaced = files_of(output)
+    strangers = [path.name for path in held if not path.is_file() or path.name not in replaced]
     if strangers:
         names = ", ".join(strangers[:3])
-        raise FileExistsError(f"{output} holds other files than a model's ({names}): please name a new folder.")
+        raise FileExistsError(f"{output} holds what --force doesn't replace ({names}): please name a new folder.")

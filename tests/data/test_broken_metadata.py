@@ -216,14 +216,14 @@ def test_broken_metadata_hides_no_damage() -> None:
 def test_a_limit_is_told_as_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     jpeg = file_of(half(), "JPEG")
     precision = jpeg.index(b"\xff\xc0") + 4
-    with pytest.raises(BadPicture, match=r"Pillow can't read the picture \(JPEG\): cannot handle 12-bit layers\.$"):
+    with pytest.raises(BadPicture, match=r"The picture \(JPEG\) can't be read: cannot handle 12-bit layers\.$"):
         open_picture(jpeg[:precision] + b"\x0c" + jpeg[precision + 1 :])
-    with pytest.raises(BadPicture, match=r"The picture \(JPEG\) was cut off: image file is truncated"):
+    with pytest.raises(BadPicture, match=r"The picture \(JPEG\) can't be read: image file is truncated"):
         open_picture(jpeg[:-20])
-    with pytest.raises(BadPicture, match=r"^A picture of mode 'F' has floating-point pixels"):
+    with pytest.raises(BadPicture, match=r"can't be read: A picture of mode 'F' has floating-point pixels"):
         open_picture(file_of(Image.new("F", (2, 2), 0.5), "TIFF"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(BadPicture, match=r"more pixels than Pillow allows: .*limit of 2000 pixels"):
+    with pytest.raises(BadPicture, match=r"64x48 pixels, more than the 1000 allowed"):
         open_picture(jpeg)
 
 

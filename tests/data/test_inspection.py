@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pai_painter import PaiPainterProcessor
-from pai_painter.data.inspection import Inspection, Spread, inspect_rows
+from pai_painter.data.inspection import inspect_rows
 from pai_painter.data.sources import find_source
 
 SCHEMA = "idx:str:1,text:str:1,imgbase64:str:1"
@@ -27,7 +27,7 @@ def picture(color: int, size: tuple[int, int] = (16, 16), format: str = "PNG") -
     return base64.b64encode(file.getvalue()).decode()
 
 
-def inspect(path: Path, processor: PaiPainterProcessor, lines: list[str], **options) -> Inspection:
+def inspect(path: Path, processor: PaiPainterProcessor, lines: list[str], **options) -> list[tuple[str, str]]:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     separator = options.pop("caption_separator", None)
     source = find_source([str(path)], input_schema=SCHEMA, caption_separator=separator)
@@ -47,17 +47,24 @@ def test_everything_is_counted(tmp_path, processor) -> None:
         f"g\t红\t{picture(6)[:40]}",
         "h\t红",
     ]
-    found = inspect(tmp_path / "rows.tsv", processor, lines)
-    assert (found.rows, found.bad_rows, found.repeated_ids, found.cut, found.unknown) == (4, 6, 1, 1, 1)
-    assert [found.caption_lengths.quantile(share) for share in (0, 0.5, 1)] == [2, 3, 9]
-    assert [found.widths.quantile(share) for share in (0, 0.5, 1)] == [15, 16, 100]
-    assert [found.heights.quantile(share) for share in (0, 0.5, 1)] == [12, 16, 40]
-    assert (found.resolution, found.small) == (16, 2)
-    assert found.formats == {"PNG": 2, "JPEG": 1, "GIF": 1}
-    assert found.complete
-    counts = [(count, found.examples[kind].line_number) for kind, count in found.reasons.most_common()]
-    assert sorted(counts) == [(1, 5), (1, 7), (1, 9), (1, 10), (2, 6)]
-    assert found.examples[found.reasons.most_common()[0][0]].reason == "The caption is empty."
+    facts = inspect(tmp_path / "rows.tsv", processor, lines)
+    assert facts[:3] == [
+        ("rows", "4"),
+        ("bad rows", "6"),
+        ("", f"2 × The caption is empty. (first: {tmp_path / 'rows.tsv'}, line 6)"),
+    ]
+    assert [fact.rpartition(" ")[2] for _, fact in facts[3:7]] == ["5)", "7)", "9)", "10)"]
+    assert facts[7:] == [
+        ("repeated ids", "1"),
+        ("captions", "4"),
+        ("their word pieces", "2 to 9, median 3, 95 % up to 9"),
+        ("truncated at 8", "1"),
+        ("with unknown words", "1"),
+        ("widths in pixels", "15 to 100, median 16, 95 % up to 100"),
+        ("heights in pixels", "12 to 40, median 16, 95 % up to 40"),
+        ("a side below 16", "2"),
+        ("formats", "PNG 2, JPEG 1, GIF 1"),
+    ]
 
 
 def test_pictures_are_counted_by_what_they_are(tmp_path, processor) -> None:
@@ -66,37 +73,33 @@ def test_pictures_are_counted_by_what_they_are(tmp_path, processor) -> None:
     red.save(several, "MPO", save_all=True, append_images=[red])
     red.save(long, "PNG", icc_profile=bytes(3_000_000))  # more than Pillow reads
     pictures = [base64.b64encode(file.getvalue()).decode() for file in (several, long)]
-    found = inspect(tmp_path / "rows.tsv", processor, [f"{idx}\t红\t{data}" for idx, data in enumerate(pictures)])
-    assert found.formats == {"JPEG": 1, "PNG": 1}
-    assert found.bad_rows == 0
+    facts = inspect(tmp_path / "rows.tsv", processor, [f"{idx}\t红\t{data}" for idx, data in enumerate(pictures)])
+    assert dict(facts)["formats"] == "JPEG 1, PNG 1"
+    assert dict(facts)["bad rows"] == "0"
 
 
 def test_reasons_that_differ_in_numbers_are_one(tmp_path, processor) -> None:
-    found = inspect(tmp_path / "rows.tsv", processor, ["1\tx", "2", "3\tx\ty\tz"])
-    assert list(found.reasons.values()) == [3]
+    _, bad, reason = inspect(tmp_path / "rows.tsv", processor, ["1\tx", "2", "3\tx\ty\tz"])
+    assert bad == ("bad rows", "3")
+    assert reason[1].startswith("3 × The row has 2 cells")
 
 
 def test_text_length_and_several_captions(tmp_path, processor) -> None:
     lines = [f"1\t红|红苹果|{'红' * 40}\t{picture(1)}"]
-    found = inspect(tmp_path / "rows.tsv", processor, lines, text_length=32, caption_separator="|")
-    assert (found.caption_lengths.total(), found.cut, found.text_length) == (3, 1, 32)
-    assert inspect(tmp_path / "rows.tsv", processor, lines, text_length=2, caption_separator="|").cut == 2
+    facts = dict(inspect(tmp_path / "rows.tsv", processor, lines, text_length=32, caption_separator="|"))
+    assert (facts["captions"], facts["truncated at 32"]) == ("3", "1")
+    facts = dict(inspect(tmp_path / "rows.tsv", processor, lines, text_length=2, caption_separator="|"))
+    assert facts["truncated at 2"] == "2"
 
 
 def test_the_beginning_only(tmp_path, processor) -> None:
     lines = [f"{number}\t红\t{picture(number)}" for number in range(10)]
-    found = inspect(tmp_path / "rows.tsv", processor, [*lines, "bad"], max_rows=4)
-    assert (found.rows, found.bad_rows, found.complete) == (4, 0, False)
-    assert inspect(tmp_path / "rows.tsv", processor, lines, max_rows=10).complete
+    facts = inspect(tmp_path / "rows.tsv", processor, [*lines, "bad"], max_rows=4)
+    assert facts[:2] == [("rows", "4 (only the first rows were checked)"), ("bad rows", "0")]
+    assert inspect(tmp_path / "rows.tsv", processor, lines, max_rows=10)[0] == ("rows", "10")
 
 
 @pytest.mark.parametrize("options", [{"max_rows": 0}, {"text_length": 0}])
 def test_options_out_of_range(tmp_path, processor, options) -> None:
     with pytest.raises(ValueError, match="must be at least"):
         inspect(tmp_path / "rows.tsv", processor, ["x"], **options)
-
-
-def test_spread() -> None:
-    spread = Spread([5, 1, 1, 9])
-    assert [spread.quantile(share) for share in (0, 0.5, 0.75, 0.76, 1)] == [1, 1, 5, 9, 9]
-    assert (spread.total(), spread.below(5), spread.below(1)) == (4, 2, 0)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from sample_files import WRITERS, samples, write_jsonl_folder, write_parquet
 
-from pai_painter.data import row_cache
+from pai_painter.data import sources
 from pai_painter.data.open_picture import PICTURE_FORMATS, open_picture
 from pai_painter.data.row_cache import PictureRows, load_rows
 from pai_painter.data.sources import find_source
@@ -64,8 +64,8 @@ def load(tmp_path: Path) -> Callable[..., datasets.Dataset]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The pictures that were opened to check them."""
     found: list[bytes] = []
-    check = row_cache.open_picture
-    monkeypatch.setattr(row_cache, "open_picture", lambda data: found.append(data) or check(data))
+    check = sources.open_picture
+    monkeypatch.setattr(sources, "open_picture", lambda data: found.append(data) or check(data))
     return found
 
 
@@ -113,7 +113,7 @@ def die(data: bytes) -> None:
 def load_in_a_child(path: Path, cache: Path, note: Path, killed: bool) -> None:
     """Killed in the middle: nothing gets tidied up, and nothing lets go of the lock but the system."""
     if killed:
-        row_cache.open_picture = die
+        sources.open_picture = die
     note.write_text(str(len(load_rows(find_source([path]), cache_dir=cache))))
 
 
@@ -162,8 +162,9 @@ def test_rejected_rows_are_listed(
     records = records_of(rejects)
     assert [(record["line"], record["idx"]) for record in records] == [(2, "2"), (4, "4"), (5, "5")]
     assert records[0]["file"] == str(path)
-    assert "'!'" in records[1]["reason"]
-    assert f"3 rows of {path} can't be used; {path}, line 2: The row has 2 cells" in caplog.text
+    assert "begins with '!!!', is not base64" in records[1]["reason"]
+    assert f"{path} has 3 unusable rows, the first {path}, line 2: The row has 2 cells" in caplog.text
+    assert f"{rejects} lists all of them" in caplog.text
     # From the cache all is told again, by the file's new name; a file without bad rows takes the old list away.
     moved = path.rename(tmp_path / "moved.tsv")
     load(moved, rejects=rejects)
@@ -175,14 +176,14 @@ def test_rejected_rows_are_listed(
 def test_too_many_bad_rows(table: Callable, load: Callable, tmp_path: Path, opened: list) -> None:
     path = table(line("1", "红", 1), *["bad\n"] * 3, *(line(str(n), "绿", n) for n in range(50)))
     rejects = tmp_path / "rejected.jsonl"
-    message = r"3 unusable and 1 usable .* at most 2 .*`max_bad_rows`\), and reading stopped.*input_schema"
+    message = r"3 unusable rows, the first .*, line 2: .*; at most 2 are allowed \(`max_bad_rows`\)"
     with pytest.raises(ValueError, match=message):
         load(path, max_bad_rows=2, rejects=rejects)
     assert (len(opened), len(records_of(rejects))) == (1, 3)
     assert len(load(path, max_bad_rows=3)) == 51  # what was read until then is not taken for the table
-    with pytest.raises(ValueError, match=r"3 unusable and 51 usable rows, but at most 0"):
+    with pytest.raises(ValueError, match=r"1 unusable row.*; at most 0 are allowed"):
         load(path, max_bad_rows=0)
-    with pytest.raises(ValueError, match=r"has no usable row; the first of 2 bad ones: .*`input_schema`"):
+    with pytest.raises(ValueError, match=r"has no usable row \(2 unusable rows, the first .* instead of 3"):
         load(table("a\tb\n", "c\td\n"))
 
 
@@ -240,7 +241,7 @@ def test_pictures_of_all_sorts(tmp_path: Path, load: Callable) -> None:
     }
     bad = {
         "pixels": (file_of(Image.new("1", (8193, 8193)), "PNG"), "8193x8193 pixels, more than"),
-        "cut off": (file_of(half, "BMP")[:100], "cut off"),
+        "cut off": (file_of(half, "BMP")[:100], "truncated"),
         "format": (file_of(red, "PPM"), "none of PNG"),
         "nothing": (b"", "is empty"),
         "scans": (jpeg[:-2] + b"\xff\xda" * 300 + jpeg[-2:], "more than 200 scans"),

@@ -10,7 +10,7 @@ import pytest
 from sample_files import WRITERS, line, picture, samples, write_csv_folder, write_parquet, write_tsv
 from torch.utils.data import DataLoader
 
-from pai_painter.data import open_picture, row_stream
+from pai_painter.data import open_picture, sources
 from pai_painter.data.row_stream import PictureStream, StreamedRow
 from pai_painter.data.sources import DataSource, find_source
 
@@ -102,7 +102,7 @@ def test_stopped_anywhere_it_resumes_with_the_same_rows(rank: int, processes: in
 
 def test_pictures_are_opened_once_and_none_that_lies_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[bytes] = []
-    monkeypatch.setattr(row_stream, "open_picture", lambda data: opened.append(data) or open_picture(data))
+    monkeypatch.setattr(sources, "open_picture", lambda data: opened.append(data) or open_picture(data))
     source = source_of(tmp_path, bad=())
     rows = first(stream_of(source), ROWS)
     assert sorted(opened) == sorted(picture(number) for number in range(ROWS))
@@ -146,14 +146,14 @@ def test_the_list_of_bad_rows_goes_on_with_the_run(tmp_path: Path) -> None:
 def test_too_many_bad_rows_and_none_that_is_usable(tmp_path: Path) -> None:
     source = source_of(tmp_path)
     assert len(first(stream_of(source, max_bad_rows=4), 100)) == 100  # the same four in every epoch
-    with pytest.raises(ValueError, match=r"has 4 unusable rows so far, the first \S+\.tsv, line \d+: .*at most 3 are"):
+    with pytest.raises(ValueError, match=r"has 4 unusable rows, the first \S+\.tsv, line \d+: .*at most 3 are"):
         first(stream_of(source, max_bad_rows=3), 100)
-    with pytest.raises(ValueError, match=r"has no usable row for this process \(3 unusable rows so far, the first"):
+    with pytest.raises(ValueError, match=r"has no usable row for this process \(3 unusable rows, the first"):
         first(stream_of(source_of(tmp_path, 3, (0, 1, 2))), 1)
     (tmp_path / "one").mkdir()
     one = source_of(tmp_path / "one", 1, (), files=1)
     assert names(first(stream_of(one), 3)) == ["r0"] * 3
-    with pytest.raises(ValueError, match=r"no usable row for this process \(no unusable ones either\)"):
+    with pytest.raises(ValueError, match=r"no usable row for this process \(no unusable rows either\)"):
         first(stream_of(one, rank=1, processes=2), 1)
     stream = stream_of(one)
     stream.start_at(0, 1)  # behind the last row of an epoch none is left, which is no error

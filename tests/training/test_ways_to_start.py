@@ -80,7 +80,7 @@ def test_what_one_of_two_processes_has_to_say_is_said(trained_painter: Path, sha
     words |= {"max_train_steps": 2, "max_bad_rows": 1, "streaming": True, "shuffle_buffer": 1}
     result = launch("train.py", *(f"--{name}={value}" for name, value in words.items()), processes=2)
     assert result.returncode != 0
-    assert f"train.py: process 1: {tmp_path / 'rows.tsv'} has 2 unusable rows so far, the first" in result.stderr
+    assert f"train.py: process 1: {tmp_path / 'rows.tsv'} has 2 unusable rows, the first" in result.stderr
     assert "[rank" not in result.stderr  # the stack of the process that was left alone
     assert (tmp_path / "out" / "rejected_rows-rank1.jsonl").read_text().count("\n") == 2
 

@@ -1,25 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands that look at captions and pictures, and that prepare them for training."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from . import options
 from .common import command, counted, echo, show_table
 
-if TYPE_CHECKING:
-    from ..data.inspection import Inspection, Spread
-
-_SHOWN_REASONS = 5
-
 ImageFolder = Annotated[Path | None, typer.Option(help="Base folder of the paths in a CSV or JSONL, if not its own.")]
 
 
-@command("Stopped; rerun the command to resume after the last complete shard.", options.ROWS)
+@command("Stopped; nothing was written.", options.ROWS)
 def prepare(
     source: Annotated[
         str,
@@ -32,13 +25,15 @@ def prepare(
     workers: Annotated[int, typer.Option(help="Processes that check pictures.")] = 1,
     max_bad_rows: options.MaxBadRows = 100,
     image_folder: ImageFolder = None,
-    force: Annotated[bool, typer.Option("--force", help="Start over; removes the manifest's shards.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a folder that `prepare` has written, if it holds nothing else.")
+    ] = False,
     **columns: Any,
 ) -> None:
     """
     Check captions and pictures, and write them as shards to train on.
 
-    If it is stopped, rerun the command to resume. Rows that can't be used are listed in rejected_rows.jsonl.
+    The folder is there when all of it is written. Rows that can't be used are listed in its rejected_rows.jsonl.
 
     Examples:
 
@@ -46,20 +41,25 @@ def prepare(
 
     pai-painter prepare captions.csv data --format parquet --size 256 --workers 4
     """
-    from ..data.prepare import PrepareOptions, prepare_rows
+    from ..data.prepare import prepare_rows
     from ..data.sources import find_source
 
-    found = find_source([source], image_folder=image_folder, **columns)
-    shards = PrepareOptions(format, shard_size, size, columns["caption_separator"])
-    with _progress() as progress:
-        done = prepare_rows(
-            found, output, shards, workers=workers, max_bad_rows=max_bad_rows, force=force, progress=progress
-        )
-    echo(f"{output}: {counted(done.rows, 'row')} in {counted(len(done.shards), 'shard')}")
-    if done.rejected_file is not None:
-        echo(f"{counted(done.rejected, 'row')} can't be used: {done.rejected_file} says why.")
-    if done.joined_lines:
-        echo(f"{counted(done.joined_lines, 'row')}: line breaks and tabs in the caption became spaces.")
+    done = prepare_rows(
+        find_source([source], image_folder=image_folder, **columns),
+        output,
+        format=format,
+        shard_size=shard_size,
+        size=size,
+        caption_separator=columns["caption_separator"],
+        workers=workers,
+        max_bad_rows=max_bad_rows,
+        force=force,
+    )
+    echo(f"{output}: {counted(done['rows'], 'row')} in {counted(-(-done['rows'] // shard_size), 'shard')}")
+    if done["rejected"]:
+        echo(f"{counted(done['rejected'], 'row')} can't be used: {output / 'rejected_rows.jsonl'} says why.")
+    if done["joined_lines"]:
+        echo(f"{counted(done['joined_lines'], 'row')}: line breaks and tabs in the caption became spaces.")
 
 
 @command("Stopped; nothing was written.", options.ROWS)
@@ -83,40 +83,4 @@ def inspect(
 
     source = find_source(files, image_folder=image_folder, **columns)
     processor = PaiPainterProcessor.from_pretrained(model, revision=revision)
-    with _progress() as progress:
-        found = inspect_rows(source, processor, text_length=text_length, max_rows=max_rows, progress=progress)
-    show_table(found.name, _facts(found))
-
-
-def _facts(found: "Inspection") -> Iterator[tuple[str, str]]:
-    yield "rows", f"{found.rows:,}" + ("" if found.complete else " (only the first rows were checked)")
-    yield "bad rows", f"{found.bad_rows:,}"
-    for kind, count in found.reasons.most_common(_SHOWN_REASONS):
-        first = found.examples[kind]
-        yield "", f"{count:,} × {first.reason} (first: {first.path}, line {first.line_number})"
-    if len(found.reasons) > _SHOWN_REASONS:
-        yield "", f"and {len(found.reasons) - _SHOWN_REASONS} other reasons"
-    if found.rows:
-        yield "repeated ids", f"{found.repeated_ids:,}"
-        yield "captions", f"{found.caption_lengths.total():,}"
-        yield "their word pieces", _spread(found.caption_lengths)
-        yield f"truncated at {found.text_length}", f"{found.cut:,}"
-        yield "with unknown words", f"{found.unknown:,}"
-        yield "widths in pixels", _spread(found.widths)
-        yield "heights in pixels", _spread(found.heights)
-        yield f"a side below {found.resolution}", f"{found.small:,}"
-        yield "formats", ", ".join(f"{name} {count:,}" for name, count in found.formats.most_common())
-
-
-def _spread(spread: "Spread") -> str:
-    smallest, median, most, largest = (spread.quantile(share) for share in (0, 0.5, 0.95, 1))
-    return f"{smallest} to {largest}, median {median}, 95 % up to {most}"
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """Rows and rows per second, on a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(unit=" rows", disable=None, leave=False) as bar:
-        yield lambda done: bar.update(done - bar.n) and None
+    show_table(source.name, inspect_rows(source, processor, text_length=text_length, max_rows=max_rows))

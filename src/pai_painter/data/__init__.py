@@ -3,12 +3,11 @@
 From the user's files to rows that a model can be trained on.
 
 `sources` finds what kind of files there are and reads captions and encoded pictures out of them (`table_files`,
-`folder_files`, `library_readers`, `cells`); `row_cache` opens every picture (`open_picture`) and keeps the usable rows
-on the disk; `image_tokens` encodes them once. `row_stream` does without the disk, `prepare` writes shards, and
-`inspection` counts.
+`readers`); `row_cache` opens every picture (`open_picture`) and keeps the usable rows on the disk; `image_tokens`
+encodes them once. `row_stream` does without the disk, `prepare` writes shards, and `inspection` counts.
 """
 
 from .open_picture import BadPicture, decode_base64_picture, open_picture
-from .table_files import BadRow, Schema
+from .table_files import Schema
 
-__all__ = ["BadPicture", "BadRow", "Schema", "decode_base64_picture", "open_picture"]
+__all__ = ["BadPicture", "Schema", "decode_base64_picture", "open_picture"]

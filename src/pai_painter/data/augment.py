@@ -39,10 +39,8 @@ def shift_and_flip(pixel_values: torch.Tensor, max_shift: int, flip: bool, gener
     padded = F.pad(pixel_values, [max_shift] * 4, mode="replicate")
     offsets = torch.randint(0, 2 * max_shift + 1, (batch, 2), generator=generator).tolist()
     mirrored = (torch.rand(batch, generator=generator) < 0.5).tolist()
-    moved = [
-        picture[:, down : down + height, right : right + width]
-        for picture, (down, right) in zip(padded, offsets, strict=True)
-    ]
-    return torch.stack(
-        [picture.flip(-1) if flip and mirror else picture for picture, mirror in zip(moved, mirrored, strict=True)]
-    )
+    moved = []
+    for picture, (down, right), mirror in zip(padded, offsets, mirrored, strict=True):
+        picture = picture[:, down : down + height, right : right + width]
+        moved.append(picture.flip(-1) if flip and mirror else picture)
+    return torch.stack(moved)

@@ -9,7 +9,6 @@ raster order.
 import json
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,15 +24,9 @@ from ..model.modeling_vqgan import PaiPainterVQModel
 from ..whole_files import write_whole
 from .open_picture import open_picture
 
-__all__ = ["EncodedPicture", "PictureVQGAN", "decoded_names", "read_image_tokens", "write_image_tokens"]
+__all__ = ["PictureVQGAN", "decoded_names", "read_image_tokens", "write_image_tokens"]
 
-
-@dataclass(frozen=True)
-class EncodedPicture:
-    """The name of a picture's file, and its image tokens in raster order."""
-
-    file: str
-    image_tokens: list[int]
+EncodedPicture = dict[str, Any]  # as in the file
 
 
 class PictureVQGAN:
@@ -47,17 +40,16 @@ class PictureVQGAN:
         """Loads the VQGAN alone from a painter's folder or Hub repository."""
         folder = read_painter_folder(os.fspath(name_or_path), revision=revision)
         processor = load_processor(folder)  # the base's, if it is an adapter's folder
+        options = {"config": folder.vq_config, "dtype": torch.float32, **folder.hub_options}
         with naming_damaged_weights(folder.name):
-            vqgan = PaiPainterVQModel.from_pretrained(
-                folder.name, config=folder.vq_config, dtype=torch.float32, **folder.hub_options
-            )
+            vqgan = PaiPainterVQModel.from_pretrained(folder.name, **options)
         return cls(vqgan, processor.image_processor)
 
     @torch.no_grad()
     def encode(self, path: Path) -> tuple[EncodedPicture, float]:
         """
-        The image tokens of a picture, and what they lose: the PSNR in decibels between the square that was encoded and
-        what the tokens decode to, both in 8 bits. A `ValueError` says why a file isn't a picture.
+        The image tokens of a picture, and the PSNR in decibels between the square that was encoded and what they decode
+        to, both in 8 bits. A `ValueError` says why a file isn't a picture.
         """
         if not path.is_file() and path.exists():
             raise ValueError(f"{path} is not a picture file.")
@@ -66,25 +58,22 @@ class PictureVQGAN:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         pixel_values = self.image_processor(picture, return_tensors="pt")["pixel_values"]
-        image_tokens = cast(torch.LongTensor, self.vqgan.encode(pixel_values).image_tokens)
+        encoded = {"file": path.name, "image_tokens": self.vqgan.encode(pixel_values).image_tokens[0].tolist()}
         (square,) = self.image_processor.postprocess(pixel_values)
-        (decoded,) = self.image_processor.postprocess(self.vqgan.decode(image_tokens))
-        differences = np.asarray(square, dtype=np.float64) - np.asarray(decoded, dtype=np.float64)
-        loss = float(np.mean(differences**2))
-        psnr = math.inf if loss == 0 else 10 * math.log10(255**2 / loss)
-        return EncodedPicture(path.name, image_tokens[0].tolist()), psnr
+        loss = np.mean((np.asarray(square, dtype=float) - np.asarray(self.decode(encoded))) ** 2)
+        return encoded, math.inf if loss == 0 else 10 * math.log10(255**2 / loss)
 
     @torch.no_grad()
     def decode(self, encoded: EncodedPicture) -> Image.Image:
         """The picture that the image tokens stand for."""
-        image_tokens = cast(torch.LongTensor, torch.tensor([encoded.image_tokens]))
+        image_tokens = cast(torch.LongTensor, torch.tensor([encoded["image_tokens"]]))
         (picture,) = self.image_processor.postprocess(self.vqgan.decode(image_tokens))
         return picture
 
 
 def write_image_tokens(pictures: list[EncodedPicture], path: Path, force: bool = False) -> None:
     """Writes a file of image tokens, one picture per line; a `FileExistsError` if it is there, unless `force`."""
-    rows = ",\n".join(json.dumps(vars(picture), ensure_ascii=False) for picture in pictures)
+    rows = ",\n".join(json.dumps(picture, ensure_ascii=False) for picture in pictures)
     write_whole(path, lambda partial: partial.write_bytes(f"[\n{rows}\n]\n".encode()), force)
 
 
@@ -94,26 +83,18 @@ def read_image_tokens(path: Path, config: PaiPainterVQConfig) -> list[EncodedPic
         rows = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
+    count, last = config.num_image_tokens, config.num_embeddings - 1
+    form = f'{{"file": …, "image_tokens": […]}} with {count} image tokens from 0 to {last}'
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f'{path} must hold a list of pictures, each {{"file": …, "image_tokens": […]}}.')
-    return [_checked(row, f"{path}, picture {number}", config) for number, row in enumerate(rows, 1)]
-
-
-def _checked(row: Any, place: str, config: PaiPainterVQConfig) -> EncodedPicture:
-    file, tokens = (row.get("file"), row.get("image_tokens")) if isinstance(row, dict) else (None, None)
-    if not isinstance(file, str) or not isinstance(tokens, list):
-        raise ValueError(f'{place} must be an object {{"file": …, "image_tokens": […]}}.')
-    if len(tokens) != config.num_image_tokens:
-        raise ValueError(
-            f"{place} has {len(tokens)} image tokens, but a picture of this VQGAN has {config.num_image_tokens}."
-        )
-    for token in tokens:
-        if type(token) is not int or not 0 <= token < config.num_embeddings:  # a bool is an int, too
-            raise ValueError(f"{place} has the image token {token!r}; allowed are 0 to {config.num_embeddings - 1}.")
-    return EncodedPicture(file, tokens)
+        raise ValueError(f"{path} must hold a list of pictures, each {form}.")
+    for number, row in enumerate(rows, 1):
+        tokens = row.get("image_tokens") if isinstance(row, dict) and isinstance(row.get("file"), str) else None
+        tokens = tokens if isinstance(tokens, list) else []
+        if len(tokens) != count or any(type(token) is not int or not 0 <= token <= last for token in tokens):
+            raise ValueError(f"{path}, picture {number} must be {form}.")
+    return rows
 
 
 def decoded_names(pictures: list[EncodedPicture]) -> list[str]:
     """File names for decoded pictures; never that of the picture that was encoded, nor outside a folder."""
-    stems = [f"{file_stem(Path(picture.file).stem)}-decoded" for picture in pictures]
-    return unique_names(stems, ".png")
+    return unique_names([f"{file_stem(Path(picture['file']).stem)}-decoded" for picture in pictures], ".png")

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..model_hash import hash_of_model
 from .augment import Augmentation
 from .open_picture import open_picture
 from .row_cache import cached_table
+from .sources import FEATURES
 
 __all__ = ["ImageTokenCache"]
 
@@ -25,28 +27,20 @@ _BATCH = 32
 # that a picture has the same neighbours in its batch whatever the number of rows.
 _PART = 128 * _BATCH
 
-_FEATURES = datasets.Features(
-    {
-        "idx": datasets.Value("string"),
-        "captions": datasets.List(datasets.Value("string")),
-        "image_tokens": datasets.List(datasets.List(datasets.Value("int32"))),
-    }
-)
+_TOKENS = datasets.List(datasets.List(datasets.Value("int32")))
+_FEATURES = datasets.Features({"idx": FEATURES["idx"], "captions": FEATURES["captions"], "image_tokens": _TOKENS})
 
 
 class ImageTokenCache:
     """
-    Rows with a column `image_tokens` in place of their pictures, kept on the disk.
-
-    The key is a hash of the rows' content, the VQGAN's weights and configuration and the image settings, so that
-    changing any of them never finds old tokens. The table is written in parts, which processes can share; what is
-    there isn't encoded again, and a damaged part is made anew.
+    Rows with a column `image_tokens` in place of their pictures, kept on the disk: in parts, which processes can share,
+    under a hash of all that decides about them (the rows' content, the VQGAN, the image settings).
 
     Args:
         rows: from [`~pai_painter.data.row_cache.load_rows`].
         variants: lists of image tokens per row: of the picture itself and of changed copies.
         augmentation: how the copies are changed; needed for more than one variant.
-        cache_dir: where the table is kept; the datasets library's cache by default.
+        cache_dir: where the table is kept, by default the datasets library's cache.
     """
 
     def __init__(
@@ -72,30 +66,21 @@ class ImageTokenCache:
             self._part(start)
 
     def load(self) -> datasets.Dataset:
-        """
-        The whole table; what isn't there yet is encoded.
-
-        Returns:
-            `datasets.Dataset` with `idx`, `captions` and `image_tokens` (variants lists of num_image_tokens tokens).
-        """
+        """`idx`, `captions` and `image_tokens` (variants lists of num_image_tokens) of all rows, encoded if need be."""
         table = datasets.concatenate_datasets([self._part(start) for start in self.starts])
         table._fingerprint = self.key
         return table
 
     def _part(self, start: int) -> datasets.Dataset:
-        return cached_table(self.folder / f"{start:09d}.arrow", lambda path: self._write(start, path), checksum=True)
+        return cached_table(self.folder / f"{start:09d}.arrow", _FEATURES, self._rows(start))
 
-    def _write(self, start: int, path: Path) -> None:
+    def _rows(self, start: int) -> Iterator[dict[str, Any]]:
         stop = min(start + _PART, len(self.rows))
         number = f" ({start + 1} to {stop} of {len(self.rows)})" if len(self.starts) > 1 else ""
-        batches = tqdm(range(start, stop, _BATCH), desc=f"Encoding pictures{number}", mininterval=1, disable=None)
-        with datasets.arrow_writer.ArrowWriter(features=_FEATURES, path=str(path)) as writer:
-            for first in batches:
-                batch = self.rows[first : min(first + _BATCH, stop)]
-                writer.write_batch(
-                    {"idx": batch["idx"], "captions": batch["captions"], "image_tokens": self._encode(batch, first)}
-                )
-            writer.finalize()
+        for first in tqdm(range(start, stop, _BATCH), desc=f"Encoding pictures{number}", mininterval=1, disable=None):
+            batch = self.rows[first : min(first + _BATCH, stop)]
+            for idx, captions, tokens in zip(batch["idx"], batch["captions"], self._encode(batch, first), strict=True):
+                yield {"idx": idx, "captions": captions, "image_tokens": tokens}
 
     @torch.no_grad()
     def _encode(self, batch: dict[str, list[Any]], first: int) -> list[list[list[int]]]:

@@ -2,28 +2,34 @@
 """Pictures as data sets hold them, read with distrust: base64 to bytes, bytes to RGB."""
 
 import base64
-import binascii
 import io
 import re
-import string
+import struct
 import warnings
+import zlib
+from contextlib import suppress
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.PngImagePlugin import PngStream
 
 from ..model.image_processing_pai_painter import to_rgb
-from .without_metadata import without_metadata
+
+__all__ = ["MAX_PICTURE_BYTES", "BadPicture", "decode_base64_picture", "open_picture", "picture_format"]
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 64 * 1024 * 1024  # below Pillow's own limit (89 million), so that ours is the one that speaks
-MAX_PICTURE_BYTES = 128 * 1024 * 1024
+MAX_PIXELS, MAX_PICTURE_BYTES, _MAX_PROFILE = 1 << 26, 1 << 27, 1 << 24
 
-_MOST_SCANS = 200  # of a JPEG; each of them is a walk over all pixels
-_MOST_EXTENSIONS = 1024 * 1024  # bytes in front of a GIF's first frame, which Pillow reads in quadratic time
-
-_DATA_URL = re.compile(r"data:([^,]{0,200}),", re.IGNORECASE)
+_MOST_SCANS, _MOST_EXTENSIONS = 200, 1 << 20  # of a JPEG; bytes in front of a GIF's first frame
+# What Pillow makes of PNG's chunks that tell the orientation.
+_PNG_ORIENTATION = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}
+# All that baseline and extended TIFF and its JPEG need to unpack pixels, the orientation and the colour profile.
+_TIFF_PIXELS = {
+    *(254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325),
+    *(332, 334, 338, 339, 347, 529, 530, 531, 532, 34675),
+}
+_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _LINE_BREAK = re.compile(r"[ \t]*[\r\n]+[ \t]*")
-_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]")
-_ALPHABET = (string.ascii_letters + string.digits + "+/").encode()
 
 
 class BadPicture(ValueError):
@@ -33,73 +39,50 @@ class BadPicture(ValueError):
 def decode_base64_picture(text: str) -> bytes:
     """
     Decodes base64 in any spelling: the standard alphabet (`+/`) or the URL-safe one (`-_`), with or without padding,
-    with line breaks, with `data:image/png;base64,` in front. What was encoded is not checked to be a picture.
+    with line breaks, with `data:image/png;base64,` in front. A `BadPicture` says what else it is.
 
-    The spelling is normalised first and then decoded strictly: Python's lenient decoders skip characters that they
-    don't know, which turns the wrong alphabet into wrong bytes without an error.
-
-    Raises:
-        BadPicture: If the text is empty, holds other characters, or was cut off.
+    It is decoded strictly: Python's lenient decoders skip characters that they don't know, which turns the wrong
+    alphabet into wrong bytes without an error.
     """
     text = text.strip()
     if "\n" in text or "\r" in text:  # rarely, and a pattern is slow on a megabyte
         text = _LINE_BREAK.sub("", text)
     prefix = _DATA_URL.match(text)
-    if prefix is not None:
-        if not prefix[1].lower().endswith(";base64"):
-            raise BadPicture(f"The picture's data URL is not in base64: it begins with {prefix[0][:40]!r}.")
-        text = text[prefix.end() :].strip()
-    body = text.rstrip("=").replace("-", "+").replace("_", "/")
+    body = text[prefix.end() if prefix else 0 :].strip().rstrip("=").replace("-", "+").replace("_", "/")
     if not body:
         raise BadPicture("The picture is empty.")
-    has_strangers = body.encode("utf-8", "replace").translate(None, _ALPHABET)  # far faster than the pattern
-    stranger = _NOT_BASE64.search(body) if has_strangers else None
-    if stranger is not None:
-        place = f"character {stranger.start() + 1} of {len(body)}"
-        raise BadPicture(f"The picture is not base64: it holds {stranger[0]!r} at {place}.")
-    padding = "=" * (-len(body) % 4)
-    if len(padding) == 3:
-        raise BadPicture(f"The picture's base64 was cut off: no bytes have {len(body)} characters.")
-    given = len(text) - len(body)
-    if given not in (0, len(padding)):
-        raise BadPicture(
-            f"The picture's base64 ends in {given} '=', but its {len(body)} characters need {len(padding)}."
-        )
     try:
-        return base64.b64decode(body + padding, validate=True)
-    except binascii.Error as error:
-        raise BadPicture(f"The picture is not base64: {error}.") from error
+        return base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+    except ValueError as error:
+        raise BadPicture(f"The picture, which begins with {text[:20]!r}, is not base64: {error}.") from error
 
 
-def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_picture(data: bytes) -> Image.Image:
     """
-    Reads a picture file of a stranger.
-
-    Only the formats of [`PICTURE_FORMATS`] are tried (Pillow would also start Ghostscript for EPS). Of an animation,
-    the first frame is taken. Broken metadata is no error. See [`~image_processing_pai_painter.to_rgb`] for rotation,
-    colour profiles, transparency, 16 bits and CMYK.
-
-    Returns:
-        `PIL.Image.Image`: The upright, opaque picture in sRGB.
+    Reads a picture file of a stranger: the upright, opaque picture in sRGB, see
+    [`~image_processing_pai_painter.to_rgb`]. Of an animation, the first frame is taken. Broken metadata is no error.
 
     Raises:
-        BadPicture: If the file has another format, is damaged or cut off, is too large, or is of a kind that Pillow
-            can't read.
+        BadPicture: If the file is none of [`PICTURE_FORMATS`] (for EPS, Pillow would start Ghostscript), is damaged, is
+            too large (also for `Image.MAX_IMAGE_PIXELS`), or is of a kind that Pillow can't read.
     """
-    if not data:
-        raise BadPicture("The picture is empty.")
+    name = picture_format(data)
+    if name is None:
+        raise BadPicture(f"The picture is none of {', '.join(PICTURE_FORMATS)}." if data else "The picture is empty.")
     if len(data) > MAX_PICTURE_BYTES:
         raise BadPicture(f"The picture's file has {len(data)} bytes, more than the {MAX_PICTURE_BYTES} allowed.")
     _refuse_endless(data)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken metadata, which is not needed
-        # Between one and two times its own limit, Pillow only warns: a warning nobody reads.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with _load(data, max_pixels) as image:
-            try:
-                return to_rgb(image)
-            except ValueError as error:  # its own, about pixels without a declared range
-                raise BadPicture(str(error)) from error
+        with suppress(Exception):  # Pillow's readers raise nearly anything over damage, be it of metadata
+            return to_rgb(_unpack(name, data, {}))
+        try:
+            return to_rgb(_unpack(name, *_without_metadata(data)))
+        except BadPicture:
+            raise
+        except Exception as error:
+            reason = str(error).rstrip(".") or type(error).__name__
+            raise BadPicture(f"The picture ({name}) can't be read: {reason}.") from error
 
 
 def picture_format(data: bytes) -> str | None:
@@ -110,7 +93,7 @@ def picture_format(data: bytes) -> str | None:
 
 
 def _refuse_endless(data: bytes) -> None:
-    """Small files over which Pillow would work for minutes."""
+    """Small files over which Pillow would work for minutes: a scan is a walk over all pixels, and comments add up."""
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MOST_SCANS:
         raise BadPicture(f"The picture (JPEG) has more than {_MOST_SCANS} scans.")
     if data.startswith(b"GIF8") and len(data) > _MOST_EXTENSIONS:
@@ -123,51 +106,84 @@ def _refuse_endless(data: bytes) -> None:
             raise BadPicture(f"The picture (GIF) has more than {_MOST_EXTENSIONS} bytes before its first frame.")
 
 
-def _load(data: bytes, max_pixels: int) -> Image.Image:
-    """The picture as it is in the file; if Pillow can't read it, without its metadata, which may be the trouble."""
-    try:
-        return _unpack(data, max_pixels)
-    except _Unreadable:
-        bare, info = without_metadata(data)
-        image = _unpack(bare, max_pixels)
-        image.info.update(info)
-        return image
-
-
-class _Unreadable(BadPicture):
-    """A picture over which Pillow stumbles."""
-
-
-def _unpack(data: bytes, max_pixels: int) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
-        if image.width * image.height > max_pixels:
-            raise BadPicture(
-                f"The picture has {image.width}x{image.height} pixels, more than the {max_pixels} allowed."
-            )
-        image.load()
-    except BadPicture:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadPicture(f"The picture has more pixels than Pillow allows: {error}") from error
-    except MemoryError as error:
-        raise BadPicture("The picture does not fit into memory.") from error
-    except Exception as error:  # Pillow's readers raise nearly anything over damage
-        raise _Unreadable(_why_not(data, error)) from error
+def _unpack(name: str, data: bytes, info: dict[str, Any]) -> Image.Image:
+    # `Image.open` does the same, but keeps the reader's reason to itself.
+    image = Image.OPEN[name][0](io.BytesIO(data), "")
+    most = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
+    if image.width * image.height > most:
+        raise BadPicture(f"The picture has {image.width}x{image.height} pixels, more than the {most} allowed.")
+    image.load()
+    image.info.update(info)
     return image
 
 
-def _why_not(data: bytes, trouble: Exception) -> str:
-    """The reason in a sentence. Whether it is damage or a limit of Pillow's, only Pillow's own words can tell."""
-    name = picture_format(data)
-    if name is None:
-        return f"The picture is none of {', '.join(PICTURE_FORMATS)}."
-    if isinstance(trouble, UnidentifiedImageError):  # which keeps the reason to itself
-        try:
-            Image.OPEN[name][0](io.BytesIO(data), "")
-        except (SyntaxError, OSError, ValueError) as error:
-            trouble = error
-    reason = str(trouble).rstrip(".") or type(trouble).__name__
-    if "truncated" in reason.lower():
-        return f"The picture ({name}) was cut off: {reason}."
-    return f"Pillow can't read the picture ({name}): {reason}."
+def _without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
+    """
+    A PNG, JPEG or TIFF file with only what decides about the pixels and how they are shown, and what belongs into
+    `Image.info` besides: Pillow gives no picture if a resolution is text, a comment is too long or a checksum is wrong.
+    Files of other formats come back as they are.
+    """
+    if data.startswith(b"\x89PNG"):
+        return _bare_png(data)
+    if data.startswith(b"\xff\xd8\xff"):
+        return _bare_jpeg(data)
+    if data.startswith((b"II*\0", b"MM\0*")):
+        with suppress(struct.error):  # cut off
+            return _bare_tiff(data), {}
+    return data, {}
+
+
+def _bare_png(data: bytes) -> tuple[bytes, dict[str, Any]]:
+    info: dict[str, Any] = {}
+    kept, place = [data[:8]], 8
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        chunk, kind = data[place:end], data[place + 4 : place + 8]
+        if kind == b"iCCP":  # Pillow allows one megabyte
+            _, _, packed = chunk[8:-4].partition(b"\0")
+            try:
+                info["icc_profile"] = zlib.decompressobj().decompress(packed[1:], _MAX_PROFILE)
+            except zlib.error:
+                info["icc_profile"] = None
+        elif kind[:1].isupper() or kind == b"tRNS" or _tells_orientation(chunk):
+            kept.append(chunk)
+        place = end
+    return b"".join(kept), info
+
+
+def _tells_orientation(chunk: bytes) -> bool:
+    """Whether Pillow can read this chunk and finds something in it that tells the orientation."""
+    stream = PngStream(io.BytesIO(chunk))
+    with suppress(Exception):  # nearly anything, and also for a kind of chunk that Pillow doesn't know
+        kind, place, length = stream.read()
+        stream.crc(kind, stream.call(kind, place, length))
+        return not _PNG_ORIENTATION.isdisjoint(stream.im_info)
+    return False
+
+
+def _bare_jpeg(data: bytes) -> tuple[bytes, dict[str, Any]]:
+    kept, exif, profile, place = [data[:2]], b"", {}, 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:  # up to the scan
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        marker, body = data[place + 1], data[place + 4 : end]
+        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
+            exif += body if not exif else body[6:]
+        elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0"):
+            profile[body[12:13]] = body[14:]
+        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE) or (marker in (0xE0, 0xEE) and len(body) >= 12):
+            kept.append(data[place:end])  # of the applications' segments, JFIF's and Adobe's tell the colour space
+        place = end
+    info = {"exif": exif, "icc_profile": b"".join(profile[number] for number in sorted(profile))}
+    return b"".join(kept) + data[place:], {name: value for name, value in info.items() if value}
+
+
+def _bare_tiff(data: bytes) -> bytes:
+    """With a shorter directory in the first one's place, and none for further pictures."""
+    order = "<" if data.startswith(b"II") else ">"
+    (directory,) = struct.unpack_from(f"{order}L", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, directory)
+    entries = [data[place : place + 12] for place in range(directory + 2, directory + 2 + 12 * count, 12)]
+    kept = [entry for entry in entries if struct.unpack_from(f"{order}H", entry)[0] in _TIFF_PIXELS]
+    shorter = struct.pack(f"{order}H", len(kept)) + b"".join(kept) + bytes(4)
+    # Nothing moves, and a file that was cut off doesn't grow.
+    return data[:directory] + shorter + data[directory + len(shorter) :]

@@ -5,83 +5,80 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
+import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow
 import torch
+from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..whole_files import write_whole
-from .open_picture import BadPicture, open_picture
-from .sources import FEATURES, DataSource
-from .table_files import BadRow, hash_of_file
+from .open_picture import open_picture
+from .sources import FEATURES, DataSource, open_row
+from .table_files import BadRows
 
 __all__ = ["PictureRows", "cached_table", "load_rows", "mapped"]
 
 logger = logging.getLogger(__name__)
 
-# Raised whenever the table's columns, the checks of a row or the reading of pictures change, so that old caches are
-# left alone.
-_LAYOUT = 6
+_LAYOUT = 7  # raised when the table's columns or the checks of a row change, so that old caches are left alone
 _BATCH = 32  # rows written at a time: a thousand pictures, the default, are not little memory
-_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+_CHECKED_BYTES = 1 << 27
 
 
 def load_rows(
     source: DataSource,
     max_bad_rows: int = 100,
     cache_dir: str | Path | None = None,
-    rejects: str | Path | None = None,
+    rejects: Path | None = None,
     workers: int = 1,
 ) -> datasets.Dataset:
     """
     Checked rows of a source of captions and pictures, every picture having been opened once.
 
     Args:
-        source: from [`~pai_painter.data.sources.find_source`].
         max_bad_rows: more unusable rows than this are an error, and reading stops there.
-        cache_dir: where the Arrow table is kept; the datasets library's cache by default. Its name is a hash of the
-            files' content and of the options, so that a changed file is never mistaken for the old one.
+        cache_dir: where the Arrow table is kept, by default the datasets library's cache. Its name is a hash of the
+            content and the options, so that a changed file is never mistaken for the old one.
         rejects: JSON lines file for unusable rows (`file`, `line`, `idx`, `reason`).
         workers: processes that open pictures.
 
     Returns:
-        `datasets.Dataset` with the columns `idx` (str), `captions` (list of str), `picture` (encoded bytes).
+        `idx` (str), `captions` (list of str) and `picture` (encoded bytes).
 
     Raises:
-        ValueError: if a file can't be used, holds no usable row or too many unusable ones.
+        ValueError: if a file can't be read, or holds no usable row or too many unusable ones.
     """
     identity = json.dumps([_LAYOUT, source.content_hash(), source.options])
     key = hashlib.sha256(identity.encode()).hexdigest()[:24]
     path = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "pai_painter_rows" / f"{key}.arrow"
-    table = cached_table(path, lambda partial: _write_table(source, partial, max_bad_rows, rejects, workers))
+    bad = BadRows(source.name, max_bad_rows, rejects)
+    table = cached_table(path, FEATURES, _checked_rows(source, bad, workers))
     is_bad = table.data["reason"].is_valid().to_numpy()
-    listed = table.select_columns(["idx", "part", "line", "reason"]).select(np.flatnonzero(is_bad))
-    bad = [source.bad_row(row) for row in listed]
-    _check_count(source, bad, len(table) - len(bad), max_bad_rows, rejects)
-    if bad:
-        where = "" if rejects is None else f" All are listed in {rejects}."
-        count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
-        logger.warning("%s of %s can't be used; %s%s", count, source.name, bad[0], where)
-    rows = table.select_columns(["idx", "captions", "picture"])
-    rows = rows.select(np.flatnonzero(~is_bad)) if bad else rows
+    for row in table.select_columns(["idx", "part", "line", "reason"]).select(np.flatnonzero(is_bad)):
+        bad.add(source.bad_row(row))
+    if is_bad.all():
+        raise ValueError(f"{source.name} has no usable row ({bad}).")
+    if bad.found:
+        logger.warning("%s has %s.%s", source.name, bad, "" if rejects is None else f" {rejects} lists all of them.")
+    rows = table.select_columns(["idx", "captions", "picture"]).select(np.flatnonzero(~is_bad))
     rows._fingerprint = key  # named by its content, so that what is computed from it is found again by content, too
     return rows
 
 
 class PictureRows(Dataset[torch.Tensor]):
     """
-    The pictures of rows, decoded when they are asked for.
-
-    Items are asked for by row or by (epoch, row) and are pixels (3, height, width) in [-1, 1].
+    The pictures of rows, decoded when they are asked for, by row or by (epoch, row): pixels (3, height, width) in
+    [-1, 1].
     """
 
     def __init__(self, rows: datasets.Dataset, processor: PaiPainterImageProcessor):
@@ -96,119 +93,60 @@ class PictureRows(Dataset[torch.Tensor]):
         return self.processor(picture, return_tensors="pt")["pixel_values"][0]
 
 
-def cached_table(path: Path, write: Callable[[Path], None], checksum: bool = False) -> datasets.Dataset:
+def cached_table(path: Path, features: datasets.Features, rows: Iterable[dict[str, Any]]) -> datasets.Dataset:
     """
-    An Arrow table that is written if it isn't there, and written anew if it is damaged. It is whole or not there:
-    `write` gets another name, which is renamed at the end. A second process that wants the same table waits. With
-    `checksum`, the whole table is read to notice every changed byte.
+    An Arrow table, made of the rows if it isn't there or is damaged, be it by a single byte in its first 128 MiB. It is
+    whole or not there. A second process that wants the same table waits.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = path.with_suffix(".sha256")
+    checksum = path.with_suffix(".sha256")
+
+    def write(partial: Path) -> None:
+        with ArrowWriter(features=features, path=str(partial), writer_batch_size=_BATCH) as writer:
+            for row in rows:
+                writer.write(row)
+            writer.finalize()
+        checksum.write_text(_checksum(partial))
+
     with FileLock(path.with_suffix(".lock")):
-        if path.exists():
-            try:
-                if checksum and digest.read_text() != hash_of_file(path):
-                    raise ValueError("its checksum is wrong")
-                return _open_table(path)
-            except (pyarrow.ArrowException, OSError, ValueError) as error:
-                logger.warning("The cache %s is damaged (%s) and is made anew.", path, error)
-
-        def write_with_checksum(partial: Path) -> None:
-            write(partial)
-            if checksum:
-                digest.write_text(hash_of_file(partial))
-
-        write_whole(path, write_with_checksum)
-    return _open_table(path)
-
-
-def _open_table(path: Path) -> datasets.Dataset:
-    with open(path, "rb") as file:
-        file.seek(-len(_END_OF_STREAM), os.SEEK_END)
-        if file.read() != _END_OF_STREAM:
-            raise ValueError("it is truncated")
+        if path.exists() and not (checksum.exists() and checksum.read_text() == _checksum(path)):
+            logger.warning("The cache %s is damaged (its checksum is wrong) and is made anew.", path)
+            path.unlink()
+        if not path.exists():
+            write_whole(path, write)
     return datasets.Dataset.from_file(str(path))
 
 
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.sha256(f"{path.stat().st_size} ".encode() + file.read(_CHECKED_BYTES)).hexdigest()
+
+
 def mapped(function: Callable[[Any], Any], rows: Iterable[Any], workers: int) -> Iterator[Any]:
-    """
-    `function` of every row, in order, in several processes if asked. Neither the rows nor the results fill memory.
-
-    Raises:
-        ChildProcessError: if a process was killed.
-    """
-    options: dict[str, Any] = {"generator": torch.Generator()}  # a loader's draw would change torch's global state
-    if workers > 1:
-        # Forking this process could copy a lock that another thread holds; a fork server has no other thread.
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        options |= {"num_workers": workers, "prefetch_factor": 8, "multiprocessing_context": method}
-    # The rows themselves are what the sampler draws, so that they are read here and in their order.
-    loader = DataLoader(_Results(function), batch_size=None, sampler=rows, collate_fn=_as_it_is, **options)
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise ChildProcessError(
-            "A worker process was killed, perhaps because memory was full: please rerun with fewer workers."
-        ) from error
+    """`function` of every row, in order, in several processes if asked. Neither rows nor results fill memory."""
+    if workers == 1:
+        yield from map(function, rows)
+        return
+    # Forking this process could copy a lock that another thread holds; Ctrl-C is for this process alone.
+    context, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=ignore) as pool:
+        begun: deque[Future[Any]] = deque()
+        for row in rows:
+            begun.append(pool.submit(function, row))
+            if len(begun) == 8 * workers:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
 
 
-class _Results(Dataset[Any]):
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
-
-    def __getitem__(self, row: Any) -> Any:
-        return self.function(row)
-
-
-def _as_it_is(result: Any) -> Any:
-    return result
+def _checked_rows(source: DataSource, bad: BadRows, workers: int) -> Iterator[dict[str, Any]]:
+    """All rows, the unusable ones without their pictures; one too many of those ends it."""
+    rows = mapped(_checked, source.rows(), workers)
+    for row in tqdm(rows, desc=f"Checking {source.name}", unit=" rows", mininterval=1, disable=None):
+        if row["reason"] is not None:
+            bad.add(source.bad_row(row))
+        yield row
 
 
 def _checked(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of `FEATURES` with its picture opened; an unusable one loses it."""
-    if row["reason"] is None:
-        try:
-            open_picture(row["picture"])
-        except BadPicture as error:
-            row["reason"] = str(error)
-    return row if row["reason"] is None else {**row, "picture": None}
-
-
-def _write_table(source: DataSource, path: Path, max_bad_rows: int, rejects: str | Path | None, workers: int) -> None:
-    """All rows, the unusable ones without their pictures; one too many of those ends it."""
-    bad: list[BadRow] = []
-    rows = mapped(_checked, source.rows(), workers)
-    with (
-        datasets.arrow_writer.ArrowWriter(features=FEATURES, path=str(path), writer_batch_size=_BATCH) as writer,
-        tqdm(rows, desc=f"Checking {source.name}", unit=" rows", mininterval=1, disable=None) as bar,
-    ):
-        for count, row in enumerate(bar, 1):
-            if row["reason"] is not None:
-                bad.append(source.bad_row(row))
-                if len(bad) > max_bad_rows:
-                    _check_count(source, bad, count - len(bad), max_bad_rows, rejects, ", and reading stopped there")
-            writer.write(row)
-        writer.finalize()
-
-
-def _check_count(
-    source: DataSource, bad: list[BadRow], usable: int, limit: int, rejects: str | Path | None, end: str = ""
-) -> None:
-    if rejects is not None and bad:
-        Path(rejects).parent.mkdir(parents=True, exist_ok=True)
-        # Names that aren't Unicode can be the very reason.
-        lines = "".join(row.as_json() + "\n" for row in bad)
-        Path(rejects).write_text(lines, encoding="utf-8", errors="backslashreplace")
-    elif rejects is not None:
-        Path(rejects).unlink(missing_ok=True)  # of an earlier run
-    if not usable and not bad:
-        raise ValueError(f"{source.name} has no rows.")
-    if not usable and len(bad) <= limit:
-        raise ValueError(f"{source.name} has no usable row; the first of {len(bad)} bad ones: {bad[0]}{source.advice}")
-    if len(bad) > limit:
-        raise ValueError(
-            f"{source.name} has {len(bad)} unusable and {usable} usable rows, but at most {limit} unusable ones are "
-            f"allowed (`max_bad_rows`){end}. The first: {bad[0]}{source.advice}"
-        )
+    return row if open_row(row) is not None else {**row, "picture": None}
