@@ -49,10 +49,10 @@ class WaySettings:
 class Painted:
     """
     Args:
-        written (`list[float]`): Seconds from the beginning until each code was there.
-        steps (`int`): How often all layers were gone through behind the caption's turn: once for each further code, or
-            less if codes were guessed.
-        decoding_seconds (`float`): From codes to pixels.
+        written (`list[float]`): Seconds from the beginning until each token was there.
+        steps (`int`): How often all layers were gone through behind the caption's turn: once for each further token, or
+            less if tokens were drafted.
+        decoding_seconds (`float`): From tokens to pixels.
         png_seconds (`float`): From pixels to files.
         sizes (`list[int]`): Bytes of each file.
     """
@@ -71,7 +71,7 @@ class Way(Protocol):
         """Codes (captions * copies, up to num_image_tokens) for caption ids (captions, text_length)."""
 
     def decode(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        """Pixels (pictures, 3, resolution, resolution) for codes (pictures, num_image_tokens)."""
+        """Pixels (pictures, 3, resolution, resolution) for tokens (pictures, num_image_tokens)."""
 
 
 def build_way(settings: WaySettings) -> Callable[..., Any]:
@@ -89,12 +89,12 @@ def build_way(settings: WaySettings) -> Callable[..., Any]:
 
 
 class StepClock(StoppingCriteria):
-    """Notes when each code is there, and ends the writing after so many of them."""
+    """Notes when each token is there, and ends the writing after so many of them."""
 
     def __init__(self, last: int):
         self.last = last
         self.times: list[float] = []
-        self.passes: int | None = None  # through all layers, the caption's included, where a code is not a pass
+        self.passes: int | None = None  # through all layers, the caption's included, where a token is not a pass
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
         self.times.append(time.perf_counter())
@@ -186,7 +186,7 @@ class BatchPainter:
     From captions to the bytes of PNG files.
 
     Args:
-        way ([`Way`]): Writes and decodes codes.
+        way ([`Way`]): Writes and decodes tokens.
         processor ([`PaiPainterProcessor`]): Captions to ids, pixels to pictures.
         config ([`PaiPainterConfig`]): The painter's.
     """
@@ -194,17 +194,17 @@ class BatchPainter:
     def __init__(self, way: Way, processor: PaiPainterProcessor, config: PaiPainterConfig):
         self.way, self.processor, self.num_image_tokens = way, processor, config.num_image_tokens
 
-    def __call__(self, captions: int, copies: int, codes: int | None = None) -> Painted:
+    def __call__(self, captions: int, copies: int, tokens: int | None = None) -> Painted:
         """
         Args:
             captions: how many.
             copies: pictures of each.
-            codes: stop writing after so many, for warming up; the others are 0.
+            tokens: stop writing after so many, for warming up; the others are 0.
         """
         start = time.perf_counter()
         texts = [made_up_caption(row) for row in range(captions)]
         caption_ids = self.processor(text=texts, return_tensors="pt")["input_ids"]
-        clock = StepClock(codes or self.num_image_tokens)
+        clock = StepClock(tokens or self.num_image_tokens)
         image_tokens = self.way.write(caption_ids, copies, clock)
         image_tokens = F.pad(image_tokens, (0, self.num_image_tokens - image_tokens.shape[1]))
         written = time.perf_counter()

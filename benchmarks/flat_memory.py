@@ -37,7 +37,7 @@ from pai_painter import (
 
 _ROOT = Path(__file__).resolve().parents[1]
 _UNITS = {"MB": 10**6, "GB": GB}
-# The TSV, its pictures as a table, and a little for codes, checkpoints and the model.
+# The TSV, its pictures as a table, and a little for tokens, checkpoints and the model.
 _DISK_SHARE, _DISK_REST = 1.75, GB // 2
 
 
@@ -52,7 +52,7 @@ def main(
 ) -> None:
     """
     Makes a TSV of noisy pictures, each another, and trains a tiny painter on it with train.py, twice: the first run
-    prepares rows and codes, the second finds them. Exits with 1 if a run's processes together held more anonymous
+    prepares rows and tokens, the second finds them. Exits with 1 if a run's processes together held more anonymous
     memory than the limit. (Pages of the TSV and of the tables aren't counted: the system takes them back when it
     needs them.)
     """
@@ -104,7 +104,7 @@ def _write_rows(path: Path, size: int, side: int) -> int:
 
 
 def _write_models(work: Path) -> None:
-    """A painter with random weights and its vocabulary: 32×32 pixels, 8×8 codes."""
+    """A painter with random weights and its vocabulary: 32×32 pixels, 8×8 tokens."""
     vqgan = PaiPainterVQConfig(
         resolution=32,
         base_channels=8,

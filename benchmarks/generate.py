@@ -158,7 +158,7 @@ def _measure(
         "rounds": rounds,
         "threads": threads,
         "top_k": TOP_K,
-        "codes": config.num_image_tokens,
+        "tokens": config.num_image_tokens,
         "timed_prefixes": list(weights),
         "bars": [vars(bar) for bar in BARS],
         "cells": cells,

@@ -49,9 +49,9 @@ def missed_bars(figures: dict[str, Any]) -> list[str]:
     return missed
 
 
-def lengths(codes: int) -> tuple[int, int, int]:
-    """For how many codes the cost is told: a quarter of a picture, half of it, all."""
-    return codes // 4, codes // 2, codes
+def lengths(tokens: int) -> tuple[int, int, int]:
+    """For how many tokens the cost is told: a quarter of a picture, half of it, all."""
+    return tokens // 4, tokens // 2, tokens
 
 
 def reckon_published(steps: dict[int, float], first: int, count: int) -> float:
@@ -83,13 +83,15 @@ def cell_figures(
     rows = shape[0] * shape[1]
     ways = [way for way in (GPT2, *SPEEDS) if (way, shape) in rounds[0]]
     published = [_published_round(config, taken, rows) for taken in rounds]
-    codes_until = {length: [each["until"][length] for each in published] for length in lengths(config.num_image_tokens)}
+    tokens_until = {
+        length: [each["until"][length] for each in published] for length in lengths(config.num_image_tokens)
+    }
     figures = {
         PUBLISHED: {
             "seconds_a_picture": _spread(each["seconds"] / rows for each in published),
             "against_published": _spread([1.0]),
             "decoding_seconds_a_picture": _median(each["decoding_seconds"] / rows for each in published),
-            "seconds_until": {str(length): _median(seconds) for length, seconds in codes_until.items()},
+            "seconds_until": {str(length): _median(seconds) for length, seconds in tokens_until.items()},
             "peak_gb": max(each["peak_bytes"] for each in published) / GB,
         }
     }
@@ -140,7 +142,7 @@ def _way_figures(
         "seconds_a_picture": _spread(each.seconds / rows for each in steps),
         "first_code_seconds": _median(each.written[0] for each in painted),
         "step_seconds": _median(a_step),
-        "codes_a_step": _median((len(each.written) - 1) / each.steps for each in painted),
+        "tokens_per_step": _median((len(each.written) - 1) / each.steps for each in painted),
         "step_bytes": read,
         "read_share": _median(read / rate["read"] / seconds for rate, seconds in zip(rates, a_step, strict=True)),
         "seconds_until": {

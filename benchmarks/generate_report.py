@@ -77,7 +77,7 @@ def _speed_sheet(figures: dict[str, Any]) -> Sheet:
             )
     headings = ("at once", "way", "s per picture", "times published", "bar", "times GPT-2", "bar", "memory")
     prefixes = ", ".join(map(str, figures["timed_prefixes"]))
-    tokens, top_k = figures["codes"], figures["top_k"]
+    tokens, top_k = figures["tokens"], figures["top_k"]
     return Sheet(
         f"Captions to PNG, {figures['size']} size, {tokens} image tokens with top-k {top_k}, warm",
         headings,
@@ -100,7 +100,7 @@ def _hardware_sheet(figures: dict[str, Any]) -> Sheet:
                 [
                     _shape(cell),
                     _name(way),
-                    f"{row['codes_a_step']:.2f}",
+                    f"{row['tokens_per_step']:.2f}",
                     f"{1000 * row['step_seconds']:.1f} ms",
                     f"{row['step_bytes'] / 1e6:,.0f} MB",
                     f"{row['read_share']:.0%}",

@@ -79,7 +79,7 @@ def step_bytes(config: PaiPainterConfig, speed: PaintingSpeed, rows: int) -> int
     other_size = torch.float32.itemsize if int8 or speed.dtype is None else speed.dtype.itemsize
     if int8:  # a scale for each output of a product
         vectors += sum(len(each) for each in weights if each.ndim == 2)
-    # The first code comes with the caption, so that steps see one position more than the caption's up to all.
+    # The first token comes with the caption, so that steps see one position more than the caption's up to all.
     seen = (config.text_length + 1 + config.max_position_embeddings - 1) / 2
     kept = 2 * config.num_hidden_layers * config.hidden_size * rows * seen
     return int(matrices * (1 if int8 else other_size) + (vectors + kept) * other_size)
@@ -92,7 +92,7 @@ def decoding_dtype(speed: PaintingSpeed) -> torch.dtype:
 
 def vqgan_flops(config: PaiPainterConfig) -> int:
     """Floating-point operations of decoding one picture, an addition and a multiplication counting as two."""
-    codes = torch.zeros(1, config.num_image_tokens, dtype=torch.long, device="meta")
+    tokens = torch.zeros(1, config.num_image_tokens, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _without_memory(config).vqgan.decode(codes)
+        _without_memory(config).vqgan.decode(tokens)
     return counter.get_total_flops()

@@ -58,7 +58,7 @@ class OurPainter:
 
 class PublishedPainter:
     """
-    Prediction the way EasyNLP's predictor does it: the whole prefix goes through the transformer again for every code,
+    Prediction the way EasyNLP's predictor does it: the whole prefix goes through the transformer again for every token,
     logits are computed at all its positions, and the whole batch goes through the VQGAN once for every row of it.
 
     The loop is favoured where it was easy: captions come as ids, and pictures aren't turned into base64; attention and
@@ -76,10 +76,10 @@ class PublishedPainter:
 
     def paint(self, captions: list[str]) -> list[bytes]:
         """A PNG for each caption."""
-        image_tokens = self.codes(self.caption_ids(captions))
+        image_tokens = self.tokens(self.caption_ids(captions))
         return [self.picture(image_tokens, row) for row in range(len(captions))]
 
-    def codes(self, caption_ids: torch.Tensor) -> torch.Tensor:
+    def tokens(self, caption_ids: torch.Tensor) -> torch.Tensor:
         """
         Args:
             caption_ids (`torch.LongTensor` of shape `(batch, text_length)`)
@@ -94,7 +94,7 @@ class PublishedPainter:
 
     @torch.no_grad()
     def next_code(self, sequence: torch.Tensor) -> torch.Tensor:
-        """One step: a code (B, 1) after a prefix (B, T)."""
+        """One step: a token (B, 1) after a prefix (B, T)."""
         logits = self.model(sequence, use_cache=False).logits[:, -1]  # (B, image_vocab_size)
         lowest = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
         probabilities = logits.masked_fill(logits < lowest, float("-inf")).softmax(-1)
@@ -109,14 +109,14 @@ class PublishedPainter:
         return file.getvalue()
 
     def part(self, captions: list[str]) -> Callable[[int | None], Any]:
-        """See [`build_part_of_painting`]; the codes so far are made up, which costs nothing and changes no duration."""
+        """See [`build_part_of_painting`]; made-up tokens so far cost nothing and change no duration."""
         config, caption_ids = self.model.config, self.caption_ids(captions)
-        codes = torch.randint(config.image_vocab_size, (len(captions), config.num_image_tokens))
-        sequence = torch.cat([caption_ids, codes], dim=1)
+        tokens = torch.randint(config.image_vocab_size, (len(captions), config.num_image_tokens))
+        sequence = torch.cat([caption_ids, tokens], dim=1)
 
         def take(prefix: int | None) -> int:
             if prefix is None:
-                return len(self.picture(codes, 0))
+                return len(self.picture(tokens, 0))
             return len(self.next_code(sequence[:, :prefix]))
 
         return take

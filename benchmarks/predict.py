@@ -65,16 +65,16 @@ def main(
 def _take_round(
     published: StepProcess, ours: StepProcess, weights: dict[int, float], batch_size: int
 ) -> dict[str, dict[str, float]]:
-    """Seconds of a batch, of its codes and of its decoding, and the peak memory, of both."""
+    """Seconds of a batch, of its tokens and of its decoding, and the peak memory, of both."""
     mine = ours.step()
     steps = {prefix: published.step(prefix) for prefix in weights}
     decoding = published.step(None)
-    codes_seconds = sum(weight * steps[prefix].seconds for prefix, weight in weights.items())
+    token_seconds = sum(weight * steps[prefix].seconds for prefix, weight in weights.items())
     decoding_seconds = batch_size * decoding.seconds
     return {
         "published": {
-            "seconds": codes_seconds + decoding_seconds,
-            "codes_seconds": codes_seconds,
+            "seconds": token_seconds + decoding_seconds,
+            "token_seconds": token_seconds,
             "decoding_seconds": decoding_seconds,
             "peak_bytes": max(each.peak_bytes for each in (*steps.values(), decoding)),
         },
@@ -93,7 +93,7 @@ def _summarize(rounds: list[dict[str, dict[str, float]]], batch_size: int) -> di
             "seconds_per_image": statistics.median(seconds) / batch_size,
             "peak_gb": max(each[name]["peak_bytes"] for each in rounds) / GB,
         }
-    for part in ("codes", "decoding"):
+    for part in ("tokens", "decoding"):
         seconds = [each["published"][f"{part}_seconds"] for each in rounds]
         variants["published"][f"{part}_seconds_per_image"] = statistics.median(seconds) / batch_size
     return {
@@ -111,7 +111,7 @@ def _show(figures: dict[str, Any], title: str, weights: dict[int, float], steps:
         title=title,
         caption="Medians; peak memory above what the libraries take, each in its own process. The published loop is "
         f"extrapolated from {len(weights)} of its {steps} steps (prefixes of {', '.join(map(str, weights))}; "
-        f"trapezoid rule) and the decoding for one row: {published['codes_seconds_per_image']:.1f} s per picture "
+        f"trapezoid rule) and the decoding for one row: {published['token_seconds_per_image']:.1f} s per picture "
         f"for the image tokens, {published['decoding_seconds_per_image']:.1f} s for decoding.",
     )
     for heading in ("", "images/s", "s/image", "speed-up", "lowest … highest", "target", "peak memory"):

@@ -69,11 +69,11 @@ def main(
             find_speed(speed, torch.device("cpu"))
     except ValueError as error:
         raise MeasuringFailed(str(error)) from error
-    pipe, captions, codes = _load(model, data, caption_separator, rows)
+    pipe, captions, tokens = _load(model, data, caption_separator, rows)
     input_ids = pipe.processor(text=captions, return_tensors="pt")["input_ids"]
     exact, drawn, figures = None, {}, {}
     for name, speed in track(SPEEDS.items(), description="Speeds", transient=True):
-        work = paint(pipe.model, input_ids, codes, speed, batch_size, exact)
+        work = paint(pipe.model, input_ids, tokens, speed, batch_size, exact)
         exact = exact or work
         drawn[name], figures[name] = work.drawn, compare(work, exact)
     _show(figures, len(captions), data, model)
@@ -85,30 +85,30 @@ def main(
 def _load(
     model: str, data: Path, caption_separator: str, rows: int
 ) -> tuple[PaiPainterPipeline, list[str], torch.Tensor]:
-    """The painter, each row's first caption, and the codes (rows, num_image_tokens) of its picture."""
+    """The painter, each row's first caption, and the tokens (rows, num_image_tokens) of its picture."""
     try:
         pipe = PaiPainterPipeline.from_pretrained(model)
         source = find_source([data], caption_separator=caption_separator)
         found = list(islice(source.rows(), rows))
         for row in found:
             if row["reason"] is not None:
-                raise source.bad_row(row)
+                raise ValueError("{file}, line {line}: {reason}".format(**source.bad_row(row)))
         opened = [open_picture(row["picture"]) for row in found]
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     pixels = pipe.processor(images=opened, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        codes = torch.cat([pipe.model.vqgan.encode(chunk).image_tokens for chunk in pixels.split(8)])
-    return pipe, [row["captions"][0] for row in found], codes
+        tokens = torch.cat([pipe.model.vqgan.encode(chunk).image_tokens for chunk in pixels.split(8)])
+    return pipe, [row["captions"][0] for row in found], tokens
 
 
 class Dictation(GumbelSampler):
     """
-    In place of what draws codes: says what is written, and notes what the painter thought before each code.
+    In place of what draws tokens: says what is written, and notes what the painter thought before each token.
 
     Attributes:
-        losses (`list[torch.FloatTensor]`): For each position, minus the log-probability of its code, (rows,).
-        likeliest (`list[torch.LongTensor]`): For each position, the code that was likeliest, (rows,).
+        losses (`list[torch.FloatTensor]`): For each position, minus the log-probability of its token, (rows,).
+        most_likely (`list[torch.LongTensor]`): For each position, the token that was most likely, (rows,).
 
     Args:
         image_tokens (`torch.LongTensor` of shape `(rows, num_image_tokens)`): What is dictated.
@@ -118,13 +118,13 @@ class Dictation(GumbelSampler):
         super().__init__(seeds=[0] * len(image_tokens), text_length=0)
         self.image_tokens = image_tokens
         self.losses: list[torch.Tensor] = []
-        self.likeliest: list[torch.Tensor] = []
+        self.most_likely: list[torch.Tensor] = []
 
     def draw(self, scores: torch.Tensor, position: int) -> torch.Tensor:
-        codes = self.image_tokens[:, position]
-        self.losses.append(torch.nn.functional.cross_entropy(scores, codes, reduction="none"))
-        self.likeliest.append(scores.argmax(-1))
-        return codes
+        tokens = self.image_tokens[:, position]
+        self.losses.append(torch.nn.functional.cross_entropy(scores, tokens, reduction="none"))
+        self.most_likely.append(scores.argmax(-1))
+        return tokens
 
 
 def dictate(
@@ -135,38 +135,38 @@ def dictate(
     batch_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The loss of each code and the likeliest code in its place, both (rows, num_image_tokens), in the arithmetic of
+    The loss of each token and the most likely token in its place, both (rows, num_image_tokens), in the arithmetic of
     painting: position after position, over the kept keys and values.
     """
     writer = DecodingLoop(model, batch_size, speed)
-    losses, likeliest = [], []
-    for ids, codes in zip(input_ids.split(batch_size), image_tokens.split(batch_size), strict=True):
-        dictation = Dictation(codes)
+    losses, most_likely = [], []
+    for ids, tokens in zip(input_ids.split(batch_size), image_tokens.split(batch_size), strict=True):
+        dictation = Dictation(tokens)
         writer.write(ids, 1, dictation)
         losses.append(torch.stack(dictation.losses, 1))
-        likeliest.append(torch.stack(dictation.likeliest, 1))
-    return torch.cat(losses), torch.cat(likeliest)
+        most_likely.append(torch.stack(dictation.most_likely, 1))
+    return torch.cat(losses), torch.cat(most_likely)
 
 
 @dataclass(frozen=True)
 class Work:
     """
-    What one speed makes of all rows; codes are (rows, num_image_tokens).
+    What one speed makes of all rows; tokens are (rows, num_image_tokens).
 
     Args:
-        losses: of the codes of the rows' pictures.
-        likeliest: codes in their places.
-        greedy: codes, each the likeliest after those before it.
-        drawn: codes, drawn by seed 0 with the model's recommended settings.
-        likeliest_along: codes in the places of what `exact` has drawn.
+        losses: of the tokens of the rows' pictures.
+        most_likely: tokens in their places.
+        greedy: tokens, each the most likely after those before it.
+        drawn: tokens, drawn by seed 0 with the model's recommended settings.
+        most_likely_along: tokens in the places of what `exact` has drawn.
         pixels: pictures (rows, 3, resolution, resolution) of what `exact` has drawn.
     """
 
     losses: torch.Tensor
-    likeliest: torch.Tensor
+    most_likely: torch.Tensor
     greedy: torch.Tensor
     drawn: torch.Tensor
-    likeliest_along: torch.Tensor
+    most_likely_along: torch.Tensor
     pixels: torch.Tensor
 
 
@@ -180,17 +180,17 @@ def paint(
 ) -> Work:
     """Everything that is compared, at one speed; `exact` is the work of that speed, if this is another."""
 
-    def codes_of(**options: Any) -> torch.Tensor:
+    def tokens_of(**options: Any) -> torch.Tensor:
         options |= {"speed": speed, "decode": False}
         starts = range(0, len(input_ids), batch_size)  # the seeds are those of one call for all
         painted = [model.generate_images(input_ids[i : i + batch_size], seed=i, **options) for i in starts]
         return torch.cat([each.image_tokens for each in painted])
 
-    losses, likeliest = dictate(model, input_ids, image_tokens, speed, batch_size)
-    greedy, drawn = codes_of(top_k=1, best_of=1), codes_of()
+    losses, most_likely = dictate(model, input_ids, image_tokens, speed, batch_size)
+    greedy, drawn = tokens_of(top_k=1, best_of=1), tokens_of()
     along = drawn if exact is None else exact.drawn
-    likeliest_along = dictate(model, input_ids, along, speed, batch_size)[1]
-    return Work(losses, likeliest, greedy, drawn, likeliest_along, model.decode_images(along, speed))
+    most_likely_along = dictate(model, input_ids, along, speed, batch_size)[1]
+    return Work(losses, most_likely, greedy, drawn, most_likely_along, model.decode_images(along, speed))
 
 
 def compare(work: Work, exact: Work) -> dict[str, float | None]:
@@ -204,8 +204,8 @@ def compare(work: Work, exact: Work) -> dict[str, float | None]:
     return {
         "loss": work.losses.mean().item(),
         "loss_change": (work.losses - exact.losses).mean().item(),
-        "same_likeliest": same("likeliest").mean().item(),
-        "same_likeliest_along_painted": same("likeliest_along").mean().item(),
+        "same_most_likely": same("most_likely").mean().item(),
+        "same_most_likely_along_painted": same("most_likely_along").mean().item(),
         "same_greedy_codes": same("greedy").mean().item(),
         "same_greedy_pictures": same("greedy").amin(1).mean().item(),
         "same_drawn_codes": same("drawn").mean().item(),
@@ -226,8 +226,8 @@ def _show(figures: dict[str, dict[str, float | None]], rows: int, data: Path, mo
     lines: dict[str, tuple[str, str]] = {
         "loss on the rows' tokens, nats per token": ("loss", "{:.4f}"),
         "  its change": ("loss_change", "{:+.4f}"),
-        "most likely next token, after the rows' tokens": ("same_likeliest", "{:.2%}"),
-        "most likely next token, after painted tokens": ("same_likeliest_along_painted", "{:.2%}"),
+        "most likely next token, after the rows' tokens": ("same_most_likely", "{:.2%}"),
+        "most likely next token, after painted tokens": ("same_most_likely_along_painted", "{:.2%}"),
         "greedy: tokens": ("same_greedy_codes", "{:.1%}"),
         "greedy: whole pictures": ("same_greedy_pictures", "{:.1%}"),
         "sampled: tokens": ("same_drawn_codes", "{:.1%}"),
@@ -244,14 +244,14 @@ def _show(figures: dict[str, dict[str, float | None]], rows: int, data: Path, mo
 def _draw(pipe: PaiPainterPipeline, captions: list[str], drawn: dict[str, torch.Tensor], pictures: int) -> Image.Image:
     """What each speed drew, a line for each: of rows spread over all, and below of those that rounding changed most."""
     count = min(pictures, len(captions))
-    changed = torch.stack([(codes != drawn["exact"]).sum(1) for codes in drawn.values()]).sum(0)  # codes of a row
+    changed = torch.stack([(tokens != drawn["exact"]).sum(1) for tokens in drawn.values()]).sum(0)  # tokens of a row
     most = changed.argsort(descending=True, stable=True)[:count].tolist()
     blocks = [[number * len(captions) // count for number in range(count)], [row for row in most if changed[row]]]
     images, words, labels = [], [], []
     for rows in filter(None, blocks):
         spare = count - len(rows)
-        for name, codes in drawn.items():
-            pixels = pipe.model.decode_images(codes[rows], SPEEDS[name])
+        for name, tokens in drawn.items():
+            pixels = pipe.model.decode_images(tokens[rows], SPEEDS[name])
             images += pipe.processor.image_processor.postprocess(pixels, output_type="pil")
             images += [Image.new("RGB", images[0].size, "white")] * spare
             words += [captions[row] for row in rows] + [""] * spare

@@ -83,7 +83,7 @@ def split_block(path: Path, name: str) -> tuple[str, str, str]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What figures depend on beside the code."""
+    """What results depend on besides the code."""
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "processor": _processor(),

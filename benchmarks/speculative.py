@@ -30,8 +30,8 @@ class Written:
     """How captions were written in one round, one picture of each."""
 
     milliseconds: float  # per token
-    codes_a_pass: float
-    codes: list[list[int]]
+    tokens_per_pass: float
+    tokens: list[list[int]]
 
 
 def main(
@@ -41,7 +41,7 @@ def main(
     ] = None,
     speed: Annotated[SpeedName, typer.Option(help="What is rounded, with draft tokens and without.")] = "exact",
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds; each way runs once in each.")] = 3,
-    codes: Annotated[int | None, typer.Option(min=1, help="Image tokens per picture; by default all of them.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Image tokens per picture; by default all of them.")] = None,
     tiny: Annotated[
         bool, typer.Option(help="Try the script out: a tiny model, two rounds, results mean nothing.")
     ] = False,
@@ -57,12 +57,12 @@ def main(
     if size not in CONFIGS:
         raise typer.BadParameter(f"there is no size {size!r}; it must be one of {', '.join(CONFIGS)}.")
     if tiny:
-        size, rounds, codes = "tiny", 2, 20
+        size, rounds, tokens = "tiny", 2, 20
     ways = [0, *(ahead or [2, 4, 8, 16])]
     settings = find_speed(speed, torch.device("cpu"))
     figures: dict[str, Any] = {}
     for name, model, captions in _models(size):
-        written = _take_turns(model, captions, settings, ways, rounds, codes)
+        written = _take_turns(model, captions, settings, ways, rounds, tokens)
         figures[name] = [_summarize(way, written[way], written[0]) for way in ways]
         _show(f"One picture, {name}, {speed}", figures[name])
     write_json(json_file, {"size": size, "speed": speed, "models": figures})
@@ -86,7 +86,7 @@ def _take_turns(
     settings: PaintingSpeed,
     ways: list[int],
     rounds: int,
-    codes: int | None,
+    tokens: int | None,
 ) -> dict[int, list[Written]]:
     written: dict[int, list[Written]] = {way: [] for way in ways}
     for number in track(range(rounds), description="Rounds", transient=True):
@@ -95,15 +95,15 @@ def _take_turns(
             writer = SpeculativeDecodingLoop(model, speed) if way else DecodingLoop(model, 1, speed)
             if number == 0:
                 _write(writer, captions[:1], model, 4)
-            written[way].append(_write(writer, captions, model, codes))
+            written[way].append(_write(writer, captions, model, tokens))
     return written
 
 
 def _write(
-    writer: DecodingLoop, captions: list[torch.Tensor], model: PaiPainterForImageGeneration, codes: int | None
+    writer: DecodingLoop, captions: list[torch.Tensor], model: PaiPainterForImageGeneration, tokens: int | None
 ) -> Written:
     options = model.generation_config
-    last = model.config.text_length + (codes or model.config.num_image_tokens)
+    last = model.config.text_length + (tokens or model.config.num_image_tokens)
     rows, passes = [], 0
     start = time.perf_counter()
     for seed, caption in enumerate(captions):
@@ -118,17 +118,17 @@ def _summarize(way: int, written: list[Written], ordinary: list[Written]) -> dic
     ratios = [theirs.milliseconds / mine.milliseconds for theirs, mine in zip(ordinary, written, strict=True)]
     pairs = [
         mine == theirs
-        for one, other in zip(ordinary[0].codes, written[0].codes, strict=True)
+        for one, other in zip(ordinary[0].tokens, written[0].tokens, strict=True)
         for mine, theirs in zip(one, other, strict=True)
     ]
     return {
         "num_draft_tokens": way,
-        "codes_a_pass": written[0].codes_a_pass,
+        "tokens_per_pass": written[0].tokens_per_pass,
         "milliseconds": statistics.median(each.milliseconds for each in written),
         "speedup": statistics.median(ratios),
         "speedup_lowest": min(ratios),
         "speedup_highest": max(ratios),
-        "same_codes": statistics.mean(pairs),
+        "same_tokens": statistics.mean(pairs),
     }
 
 
@@ -139,11 +139,11 @@ def _show(title: str, figures: list[dict[str, float]]) -> None:
     for row in figures:
         table.add_row(
             str(row["num_draft_tokens"]),
-            f"{row['codes_a_pass']:.2f}",
+            f"{row['tokens_per_pass']:.2f}",
             f"{row['milliseconds']:.2f}",
             f"{row['speedup']:.2f}×",
             f"{row['speedup_lowest']:.2f} … {row['speedup_highest']:.2f}",
-            f"{row['same_codes']:.1%}",
+            f"{row['same_tokens']:.1%}",
         )
     Console().print(table)
 

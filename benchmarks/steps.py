@@ -9,6 +9,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import default_collate
 
 from pai_painter import (
     DEMO_MODEL,
@@ -21,10 +22,10 @@ from pai_painter import (
 )
 from pai_painter.lora import add_lora
 from pai_painter.training.arguments import PainterTrainingArguments
-from pai_painter.training.optimizer import build_optimizer
 from pai_painter.training.painter_model import take_vqgan
 from pai_painter.training.painter_objective import PainterObjective
-from pai_painter.training.painter_rows import CaptionedTokens, collate_rows, sequences
+from pai_painter.training.painter_rows import CaptionedRows, sequences
+from pai_painter.training.training_run import build_optimizer
 
 __all__ = [
     "CONFIGS",
@@ -106,21 +107,21 @@ def made_up_caption(row: int) -> str:
 
 
 def made_up_rows(config: PaiPainterConfig, count: int) -> datasets.Dataset:
-    """Rows as the cache of codes has them; every code is as likely as any other."""
-    codes = torch.randint(config.image_vocab_size, (count, 1, config.num_image_tokens))
+    """Rows as the cache of tokens has them; every token is as likely as any other."""
+    tokens = torch.randint(config.image_vocab_size, (count, 1, config.num_image_tokens))
     captions = [[made_up_caption(row)] for row in range(count)]
-    columns = {"idx": [str(row) for row in range(count)], "captions": captions, "image_tokens": codes.tolist()}
+    columns = {"idx": [str(row) for row in range(count)], "captions": captions, "image_tokens": tokens.tolist()}
     return datasets.Dataset.from_dict(columns)
 
 
 class OurStep:
-    """The step of `train.py` in its second epoch: codes come from a table on the disk, the head skips the caption."""
+    """The step of `train.py` in its second epoch: tokens come from a table on the disk, the head skips the caption."""
 
     def __init__(self, painter: PaiPainterForImageGeneration, settings: StepSettings):
         config = painter.config
-        self._folder = tempfile.TemporaryDirectory(prefix="codes-")
+        self._folder = tempfile.TemporaryDirectory(prefix="tokens-")
         made_up_rows(config, 4 * settings.batch_size).save_to_disk(self._folder.name)
-        self.rows = CaptionedTokens(datasets.load_from_disk(self._folder.name), build_processor(config))
+        self.rows = CaptionedRows(datasets.load_from_disk(self._folder.name), build_processor(config))
         self.vqgan = take_vqgan(painter)  # stays in memory, as in training
         self.batch_size, self.done = settings.batch_size, 0
         training = PainterTrainingArguments(output_dir=self._folder.name)
@@ -135,7 +136,7 @@ class OurStep:
     def __call__(self) -> float:
         first = self.done * self.batch_size
         items = [self.rows[1, row % len(self.rows)] for row in range(first, first + self.batch_size)]
-        loss = self.objective(*sequences(collate_rows(items), self.accelerator.device))
+        loss = self.objective(*sequences(default_collate(items), self.accelerator.device))
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.objective.parameters(), self.max_grad_norm)
         self.optimizer.step()
@@ -177,11 +178,11 @@ class PublishedStep:
             pixel_values (`torch.FloatTensor` of shape `(batch, 3, resolution, resolution)`): In [-1, 1].
 
         Returns:
-            Mean cross-entropy of the codes.
+            Mean cross-entropy of the tokens.
         """
         with torch.no_grad():
             image_tokens = self.painter.vqgan.encode(pixel_values).image_tokens
         sequence = torch.cat([caption_ids, image_tokens], dim=1)[:, :-1]
-        logits = self.painter(sequence, use_cache=False).logits  # (B, text_length + codes - 1, image_vocab_size)
+        logits = self.painter(sequence, use_cache=False).logits  # (B, text_length + tokens - 1, image_vocab_size)
         logits = logits[:, caption_ids.shape[1] - 1 :]
         return nn.functional.cross_entropy(logits.flatten(0, 1), image_tokens.flatten())

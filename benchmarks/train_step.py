@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows per second and memory of one optimizer step on the CPU: ours with cached codes against the published way."""
+"""Rows per second and memory of one optimizer step on the CPU: ours with cached tokens against the published way."""
 
 import os
 import statistics

@@ -8,8 +8,6 @@ import importlib.util
 import os
 import sys
 
-__all__ = ["SPINS", "main"]
-
 # Threads of OpenMP (torch's on the CPU) spin while they wait for each other. Beside other work that takes the time from
 # those that they wait for. So they spin briefly, unless the user has said how they wait. See benchmarks/busy.py.
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}

@@ -14,6 +14,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,14 @@ def public() -> Iterator[tuple[str, Any]]:
             yield f"pai_painter.{name}", getattr(pai_painter, name)
     for module in MODULES:
         loaded = importlib.import_module(f"pai_painter.{module}")
-        for name in getattr(loaded, "__all__", ()):
+        for name in getattr(loaded, "__all__", None) or sorted(filter(partial(is_public, loaded), vars(loaded))):
             if callable(getattr(loaded, name)):
                 yield f"pai_painter.{module}.{name}", getattr(loaded, name)
+
+
+def is_public(module: Any, name: str) -> bool:
+    """Whether this is a class or function that the module itself defines, for others to use."""
+    return name[0] != "_" and getattr(getattr(module, name), "__module__", None) == module.__name__
 
 
 def members(cls: type) -> Iterator[tuple[str, Any]]:

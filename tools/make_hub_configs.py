@@ -68,8 +68,8 @@ PAINTERS = {
         LARGE,
     ),
     "pai-painter-commercial-base-zh": Painter(
-        "Paints goods for sale from Chinese captions.",
-        "Alibaba's shop data. How much there was, from which shops, and whether training started from "
+        "Paints products for sale from Chinese captions.",
+        "Alibaba's e-commerce data. How much there was, from which shops, and whether training started from "
         "`pai-painter-base-zh`, which has the same size, is not published.",
         "宽松T恤",
         tags=("e-commerce",),
@@ -85,7 +85,7 @@ PAINTERS = {
     ),
     "pai-painter-painting-base-zh": Painter(
         "Paints Chinese landscape paintings from Chinese captions.",
-        "Chinese landscape paintings. How many there were, whose they were, and whether training started from "
+        "Chinese landscape paintings. How many there were, who painted them, and whether training started from "
         "`pai-painter-base-zh`, which has the same size, is not published.",
         "见说春风偏有贺，露花千朵照庭闱",
         tags=("art", "chinese-painting"),

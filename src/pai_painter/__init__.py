@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .hub import register_push_to_hub
 from .model.auto_classes import register_auto_classes
 from .model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
 from .model.image_processing_pai_painter import PaiPainterImageProcessor
@@ -41,7 +40,6 @@ DEMO_MODEL = str(Path(__file__).parent / "demo_model")
 """Folder of the small model that ships with the package: a memory of some thousand emoji."""
 
 register_auto_classes()
-register_push_to_hub()
 
 
 def __getattr__(name: str) -> Any:

@@ -8,17 +8,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .model.folder_pai_painter import load_processor, portable_base_name, read_painter_folder
-from .model.lora_pai_painter import (
-    has_lora,
-    load_base,
-    load_over,
-    load_painter,
-    lora_layers,
-    require_peft,
-    save_lora,
-    take_lora_out,
-)
+import torch
+
+from .model.lora_pai_painter import has_lora, load_painter, lora_layers, require_peft, save_lora, take_lora_out
+from .model.model_files_pai_painter import portable_base_name, read_painter_folder
 from .model.modeling_pai_painter import PaiPainterForImageGeneration
 from .whole_files import new_folder
 
@@ -51,24 +44,20 @@ def add_lora(
         base_revision: of the base, if it is a repository on the Hub.
 
     Raises:
-        ModuleNotFoundError: if peft isn't installed.
         ValueError: if an option is out of range, or if the painter has an adapter already.
     """
     peft = require_peft()
     targets = _DEFAULT_TARGETS if target_modules is None else target_modules
-    if rank < 1:
-        raise ValueError(f"`rank` must be at least 1, got {rank}.")
-    if alpha is not None and alpha < 1:
-        raise ValueError(f"`alpha` must be at least 1, got {alpha}.")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"`dropout` must be in [0, 1), got {dropout}.")
+    alpha = rank if alpha is None else alpha
+    if rank < 1 or alpha < 1 or not 0 <= dropout < 1:
+        raise ValueError(f"`rank` and `alpha` must be at least 1, `dropout` in [0, 1), got {rank}, {alpha}, {dropout}.")
     if isinstance(targets, str) or not targets or not set(targets) <= set(_TARGETS):
         raise ValueError(f"`target_modules` must be a list of some of {', '.join(_TARGETS)}, got {targets!r}.")
     if has_lora(painter):
         raise ValueError("The painter has an adapter already: please merge or unload it first.")
     # A regular expression for whole paths, so that layers of the VQGAN with such names are not meant.
     pattern = rf"(model\.(layers\.\d+\.(attn|mlp)\.)?)?({'|'.join(name for name in _TARGETS if name in targets)})"
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha or rank, lora_dropout=dropout, target_modules=pattern)
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)
     config.base_model_name_or_path = portable_base_name(painter.name_or_path) or None
     config.revision = base_revision
     peft.inject_adapter_in_model(config, painter)
@@ -83,8 +72,8 @@ def merge_lora(
     revision: str = "main",
 ) -> Path:
     """
-    Makes a whole model of an adapter and its base, computed in float32 and saved in the base's precision. The folder is
-    there whole or not at all.
+    Makes a whole model of an adapter and its base, computed in float32 and saved in the precision that the base's
+    config.json names. The folder is there whole or not at all.
 
     Args:
         output: a new folder, or an empty one. It is returned.
@@ -92,18 +81,15 @@ def merge_lora(
         revision: of the adapter's repository.
 
     Raises:
-        ModuleNotFoundError: if peft isn't installed.
         OSError: if `output` isn't an empty folder, or if adapter or base is missing.
         ValueError: if `adapter_folder` is no adapter, or if it is damaged or doesn't fit its base.
     """
-    require_peft()
     with new_folder(Path(output)) as (whole, _):
         folder = read_painter_folder(adapter_folder, base=base, revision=revision)
         if folder.adapter is None:
             raise ValueError(f"{os.fspath(adapter_folder)} holds no adapter: it has no adapter_config.json.")
-        processor, painter = load_processor(folder), load_base(folder, "auto")
-        dtype = painter.dtype
-        load_over(painter.float(), folder.adapter)
+        dtype = folder.config.dtype or torch.float32
+        painter, processor = load_painter(adapter_folder, base, revision=revision)
         for layer in lora_layers(painter):
             layer.merge(safe_merge=True)
         take_lora_out(painter)

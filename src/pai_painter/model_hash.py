@@ -9,14 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["architecture_of", "hash_of_model"]
-
 
 def architecture_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """
-    The fields that a configuration class itself declares, as JSON has them: not where the model was loaded from, nor
-    which vocabulary belongs to it.
-    """
+    """The fields that a configuration class itself declares, as JSON has them, without the vocabulary's fingerprint."""
     names = (name for name in inspect.get_annotations(type(config)) if name != "vocabulary_fingerprint")
     fields = {name: getattr(config, name) for name in names}
     return {

@@ -8,13 +8,16 @@ from typing import Any
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
-from .model.folder_pai_painter import AdapterFolder, find_file, naming_damaged_weights, read_painter_folder
-from .model.model_files_pai_painter import build_without_memory
+from .model.model_files_pai_painter import (
+    PainterFolder,
+    find_model_file,
+    naming_damaged_weights,
+    read_painter_folder,
+)
 from .model.modeling_pai_painter import PaiPainterForImageGeneration
 from .model.sampling_pai_painter import default_generation_config, read_generation_config
+from .model.weight_conversion import build_without_memory
 from .printable import printable
-
-__all__ = ["describe_model"]
 
 _CARD_FIELDS = ("license", "language", "base_model", "datasets")
 _SETTINGS = ("temperature", "top_k", "top_p", "best_of")
@@ -40,7 +43,7 @@ def describe_model(name_or_path: str | os.PathLike, revision: str = "main") -> d
         saved = read_generation_config(part.name, config, **part.hub_options) if part is not None else None
         settings = settings if saved is None else saved.to_dict()
     return {
-        **_describe_adapter(folder.adapter),
+        **_describe_adapter(folder),
         "layout": folder.layout,
         "transformer": f"{config.num_hidden_layers} layers, {config.num_attention_heads} heads, "
         f"{config.hidden_size} wide",
@@ -54,11 +57,12 @@ def describe_model(name_or_path: str | os.PathLike, revision: str = "main") -> d
         "recommended settings": ", ".join(
             f"{option} {settings[option]}" for option in _SETTINGS if settings.get(option) is not None
         ),
-        **_read_card(find_file(name, "README.md", **(folder.adapter or folder).hub_options)),
+        **_read_card(find_model_file(name, "README.md", **(folder.adapter or folder).hub_options)),
     }
 
 
-def _describe_adapter(adapter: AdapterFolder | None) -> dict[str, str]:
+def _describe_adapter(folder: PainterFolder) -> dict[str, str]:
+    adapter = folder.adapter
     if adapter is None:
         return {}
     with naming_damaged_weights(adapter.name), safe_open(adapter.weights, "pt") as weights:
@@ -66,7 +70,7 @@ def _describe_adapter(adapter: AdapterFolder | None) -> dict[str, str]:
     rank, alpha = (_printable(adapter.settings.get(field)) for field in ("r", "lora_alpha"))
     return {
         "adapter": f"LoRA of rank {rank}, alpha {alpha}: {parameters:,} parameters",
-        "base": _printable(adapter.base),
+        "base": _printable(folder.name),
     }
 
 

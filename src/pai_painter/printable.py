@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text of strangers (captions, names of weights, cards, messages of a server), before it is shown."""
 
-__all__ = ["printable"]
-
 
 def printable(text: object, most: int | None = None) -> str:
     """

@@ -8,10 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
-
-__all__ = ["ended_by_signals", "forget_empty_ranks", "words_at_home"]
+from typing import Any
 
 _GRACE = 2.0  # seconds that Python has to end by itself
 _OVER = b"\0"  # no signal has this number
@@ -68,6 +67,41 @@ def _watch(reading: int, after: int) -> None:
             return
         if byte in (signal.SIGTERM, signal.SIGINT):
             asked, number = asked + 1, byte
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop, by the signal `number`."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class StopSignals(ExitStack):
+    """
+    While it lasts, SIGTERM and Ctrl-C are only noted as `number`, for the loop to look at, but for the one that is
+    number `after`: that raises [`Stopped`], or ends the process if native code is waiting, for another process for
+    example. In threads other than the main one, signals stay as they are.
+    """
+
+    number = 0
+
+    def __init__(self, after: int = 2):
+        super().__init__()
+        self.left = after
+
+    def __enter__(self) -> "StopSignals":
+        self.enter_context(ended_by_signals(self.left))
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.callback(signal.signal, number, signal.signal(number, self._note))
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.left -= 1
+        if self.left <= 0:
+            raise Stopped(number)
+        self.number = number
 
 
 def forget_empty_ranks() -> None:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from filelock import FileLock
 
-__all__ = ["check_new_files", "new_folder", "sync", "write_whole"]
-
 # What --force may delete of a model's folder. Anything else in it is somebody's own.
 _MODEL_FILES = re.compile(
     r"(generation_|processor_|preprocessor_|tokenizer_)?config\.json|tokenizer\.json|special_tokens_map\.json"

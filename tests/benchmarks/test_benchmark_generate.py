@@ -33,8 +33,8 @@ def test_generate(tmp_path: Path) -> None:
             parts_of_it = row["seconds_until"]["64"] + cell["rows"] * row["decoding_seconds_a_picture"]
             assert 0 < parts_of_it <= cell["rows"] * row["seconds_a_picture"]["highest"] * 1.01
             assert 0 < row["read_share"] < 1
-            assert row["codes_a_step"] >= 1
-            assert (row["codes_a_step"] > 1) == (cell["rows"] == 1 and way != gpt2)
+            assert row["tokens_per_step"] >= 1
+            assert (row["tokens_per_step"] > 1) == (cell["rows"] == 1 and way != gpt2)
             assert 0 < row["product_share"] < 1
             assert row["peak_gb"] > 0
     assert [run["speed"] for run in figures["cold"]] == 2 * ours
@@ -54,7 +54,7 @@ def test_gpt2_has_as_many_parameters_and_logits() -> None:
         assert gpt2.lm_head.out_features == config.image_vocab_size
 
 
-def test_all_ways_write_the_same_codes() -> None:
+def test_all_ways_write_the_same_tokens() -> None:
     """GPT-2 with our weights is the same model; so what is compared with it is the same computation."""
     from batch_painters import Gpt2Way, OurWay, StepClock
     from painters import PublishedPainter
@@ -70,14 +70,14 @@ def test_all_ways_write_the_same_codes() -> None:
     give_weights(painter, theirs.gpt2)
     published = PublishedPainter(painter, build_processor(painter.config), top_k=1)
     caption_ids = published.caption_ids([made_up_caption(row) for row in range(2)])
-    codes = published.codes(caption_ids)
-    assert len(codes.unique()) > 2
+    tokens = published.tokens(caption_ids)
+    assert len(tokens.unique()) > 2
     with torch.no_grad():
         torch.testing.assert_close(theirs.gpt2(caption_ids).logits, painter(caption_ids).logits, atol=1e-4, rtol=0)
     for way in (ours, theirs):
-        assert torch.equal(way.write(caption_ids, 1, StepClock(64)), codes)
-        assert torch.equal(way.write(caption_ids, 2, StepClock(64)), codes.repeat_interleave(2, dim=0))
-    torch.testing.assert_close(ours.decode(codes), theirs.decode(codes), atol=1e-5, rtol=0)
+        assert torch.equal(way.write(caption_ids, 1, StepClock(64)), tokens)
+        assert torch.equal(way.write(caption_ids, 2, StepClock(64)), tokens.repeat_interleave(2, dim=0))
+    torch.testing.assert_close(ours.decode(tokens), theirs.decode(tokens), atol=1e-5, rtol=0)
 
 
 def test_a_speed_is_that_of_both_halves() -> None:
@@ -200,7 +200,7 @@ def run_figures() -> dict:
         "rounds": 2,
         "threads": 1,
         "top_k": 100,
-        "codes": 64,
+        "tokens": 64,
         "timed_prefixes": [32, 95],
         "bars": [vars(bar) for bar in BARS],
         "cells": cells,

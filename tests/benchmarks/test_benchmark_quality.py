@@ -37,11 +37,11 @@ def test_dictated_exactly_codes_have_the_models_loss(folder: str, batch_size: in
     from quality import dictate
 
     painter, data = golden_painter(folder), expected(folder)
-    losses, likeliest = dictate(painter, data["text_ids"], data["codes"], EXACT, batch_size)
+    losses, most_likely = dictate(painter, data["text_ids"], data["codes"], EXACT, batch_size)
     outputs = painter(whole_sequence(folder), labels=picture_labels(folder))
     assert losses.shape == (3, CODES)
     torch.testing.assert_close(losses.mean(), outputs.loss, atol=1e-5, rtol=0)
-    assert torch.equal(likeliest, outputs.logits[:, -CODES - 1 : -1].argmax(-1))
+    assert torch.equal(most_likely, outputs.logits[:, -CODES - 1 : -1].argmax(-1))
 
 
 @pytest.mark.parametrize("speed", [BFLOAT16, INT8], ids=["bfloat16", "int8"])
@@ -56,18 +56,18 @@ def test_rounding_is_seen_and_small(speed: PaintingSpeed) -> None:
 def test_figures_of_made_up_work() -> None:
     from quality import Work, compare
 
-    codes = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
-    one_off, rows_off = codes.clone(), codes + 1
+    tokens = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    one_off, rows_off = tokens.clone(), tokens + 1
     one_off[1, 3] = 0
     pixels = torch.zeros(2, 3, 4, 4)
-    exact = Work(torch.full((2, 4), 1.5), codes, codes, codes, codes, pixels)
+    exact = Work(torch.full((2, 4), 1.5), tokens, tokens, tokens, tokens, pixels)
     assert compare(exact, exact) == {
         "loss": 1.5,
         "loss_change": 0,
         **dict.fromkeys(
             [
-                "same_likeliest",
-                "same_likeliest_along_painted",
+                "same_most_likely",
+                "same_most_likely_along_painted",
                 "same_greedy_codes",
                 "same_greedy_pictures",
                 "same_drawn_codes",
@@ -77,10 +77,10 @@ def test_figures_of_made_up_work() -> None:
         ),
         "psnr": None,
     }
-    rounded = Work(torch.full((2, 4), 1.25), one_off, one_off, codes, rows_off, torch.full_like(pixels, 0.2))
+    rounded = Work(torch.full((2, 4), 1.25), one_off, one_off, tokens, rows_off, torch.full_like(pixels, 0.2))
     figures = compare(rounded, exact)
     assert (figures["loss"], figures["loss_change"]) == (1.25, -0.25)
-    assert (figures["same_likeliest"], figures["same_likeliest_along_painted"]) == (7 / 8, 0)
+    assert (figures["same_most_likely"], figures["same_most_likely_along_painted"]) == (7 / 8, 0)
     assert (figures["same_greedy_codes"], figures["same_greedy_pictures"]) == (7 / 8, 1 / 2)
     assert (figures["same_drawn_codes"], figures["same_drawn_pictures"]) == (1, 1)
     assert figures["psnr"] == pytest.approx(20)  # a tenth of the range off everywhere
@@ -93,15 +93,15 @@ def test_speeds_are_compared_on_what_exact_paints() -> None:
     from quality import dictate, paint
 
     painter, data = golden_painter(), expected()
-    captions, codes = data["text_ids"], data["codes"]
-    exact = paint(painter, captions, codes, EXACT, 2, None)
+    captions, tokens = data["text_ids"], data["codes"]
+    exact = paint(painter, captions, tokens, EXACT, 2, None)
     assert torch.equal(exact.greedy, data["greedy_codes"])
     assert torch.equal(exact.drawn, painter.generate_images(captions, seed=0).image_tokens)
     assert torch.equal(exact.pixels, painter.decode_images(exact.drawn))
     exact = replace(exact, drawn=exact.drawn.flip(0))  # other pictures than this speed draws
-    rounded = paint(painter, captions, codes, BFLOAT16, 2, exact)
-    assert torch.equal(rounded.likeliest, dictate(painter, captions, codes, BFLOAT16, 2)[1])
-    assert torch.equal(rounded.likeliest_along, dictate(painter, captions, exact.drawn, BFLOAT16, 2)[1])
+    rounded = paint(painter, captions, tokens, BFLOAT16, 2, exact)
+    assert torch.equal(rounded.most_likely, dictate(painter, captions, tokens, BFLOAT16, 2)[1])
+    assert torch.equal(rounded.most_likely_along, dictate(painter, captions, exact.drawn, BFLOAT16, 2)[1])
     assert torch.equal(rounded.pixels, painter.decode_images(exact.drawn, BFLOAT16))
     assert not torch.equal(rounded.pixels, painter.decode_images(exact.drawn))
     assert not torch.equal(rounded.losses, exact.losses)

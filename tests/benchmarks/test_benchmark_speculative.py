@@ -17,10 +17,10 @@ def test_draft_tokens_save_passes_and_change_no_token(tmp_path: Path) -> None:
     assert list(figures["models"]) == ["demo model", "tiny size, random weights"]
     for rows in figures["models"].values():
         assert [row["num_draft_tokens"] for row in rows] == [0, 1, 5]
-        assert rows[0]["codes_a_pass"] == rows[0]["speedup"] == 1
-        assert 1 < rows[1]["codes_a_pass"] < rows[2]["codes_a_pass"]
+        assert rows[0]["tokens_per_pass"] == rows[0]["speedup"] == 1
+        assert 1 < rows[1]["tokens_per_pass"] < rows[2]["tokens_per_pass"]
         for row in rows:
-            assert row["same_codes"] == 1
+            assert row["same_tokens"] == 1
             assert row["speedup_lowest"] <= row["speedup"] <= row["speedup_highest"]
             assert row["milliseconds"] > 0
     assert "tokens per pass" in done.stdout

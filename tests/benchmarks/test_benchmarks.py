@@ -78,7 +78,7 @@ def test_predict(tmp_path: Path) -> None:
     published, ours = figures["variants"]["published"], figures["variants"]["ours"]
     assert figures["timed_prefixes"] == [32, 95]
     assert figures["speedup_lowest"] <= figures["speedup"] <= figures["speedup_highest"]
-    parts = published["codes_seconds_per_image"] + published["decoding_seconds_per_image"]
+    parts = published["token_seconds_per_image"] + published["decoding_seconds_per_image"]
     assert published["seconds_per_image"] == pytest.approx(parts)  # two rounds: the median is the mean
     assert all(0 < row["images_per_second"] <= row["images_per_second_best"] for row in (published, ours))
 
@@ -202,8 +202,8 @@ def test_the_published_loop_paints_easynlps_codes(folder: str) -> None:
     from steps import build_processor
 
     model = golden_painter(folder, attn_implementation="eager")
-    codes = PublishedPainter(model, build_processor(model.config), top_k=1).codes(expected(folder)["text_ids"])
-    assert torch.equal(codes, expected(folder)["greedy_codes"])
+    tokens = PublishedPainter(model, build_processor(model.config), top_k=1).tokens(expected(folder)["text_ids"])
+    assert torch.equal(tokens, expected(folder)["greedy_codes"])
 
 
 def test_the_published_loop_draws_codes_as_they_are_likely() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from checkpoints import files_of
 
-from pai_painter.convert.checkpoint_kinds import unpack
+from pai_painter.convert import convert
 from pai_painter.convert.checkpoint_reading import CheckpointError
+from pai_painter.convert.conversion import unpack
 
 
 def archive_of(path: Path, *members: tuple[str, bytes | dict[str, Any]], mode: Any = "w:gz") -> Path:
@@ -51,17 +52,13 @@ def test_plain_files_are_unpacked(tmp_path: Path, target: Path, mode: str) -> No
         ("../escaped", b"x"),
         ("model/../../escaped", b"x"),
         ("link", {"type": tarfile.SYMTYPE, "linkname": ".."}),
-        ("link", {"type": tarfile.SYMTYPE, "linkname": "model"}),
         ("link", {"type": tarfile.LNKTYPE, "linkname": "../escaped"}),
         ("device", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}),
         ("device", {"type": tarfile.BLKTYPE}),
         ("pipe", {"type": tarfile.FIFOTYPE}),
-        ("model/\x1b[2J.pdparams", b"x"),
     ],
 )
-def test_what_could_reach_outside_or_the_terminal_is_refused(
-    tmp_path: Path, target: Path, name: str, content: Any
-) -> None:
+def test_what_could_reach_outside_is_refused(tmp_path: Path, target: Path, name: str, content: Any) -> None:
     path = archive_of(tmp_path / "file.tgz", ("model/config.json", b"{}"), (name, content))
     with pytest.raises(CheckpointError, match="refused") as error:
         unpack(path, target)
@@ -94,10 +91,8 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, target: Path, share: flo
         unpack(tmp_path / "cut.tgz", target)
 
 
-@pytest.mark.parametrize(
-    ("members", "reason"), [([], "holds no checkpoint"), (["a/config.json", "b/x.ckpt"], "several checkpoints")]
-)
-def test_an_archive_holds_one_model(tmp_path: Path, target: Path, members: list[str], reason: str) -> None:
+@pytest.mark.parametrize("members", [[], ["a/config.json", "b/x.ckpt"]])
+def test_an_archive_holds_one_model(tmp_path: Path, members: list[str]) -> None:
     path = archive_of(tmp_path / "file.tgz", *((name, b"{}") for name in members))
-    with pytest.raises(CheckpointError, match=reason):
-        unpack(path, target)
+    with pytest.raises(CheckpointError, match="is no known checkpoint"):
+        convert(path, tmp_path / "out")

@@ -66,7 +66,7 @@ def test_all_options(tmp_path: Path) -> None:
     ("arguments", "reason"),
     [
         (["missing"], "no file or folder missing"),
-        ([GOLDEN], "holds no known checkpoint"),
+        ([GOLDEN], "is no known checkpoint"),
         ([GOLDEN / "captions.json"], "no known checkpoint"),
         ([EASYNLP], "--vq-config|vq_config"),
         ([EASYNLP, "--vq-config", "missing"], "missing: No such file"),
@@ -210,10 +210,12 @@ def test_a_native_folder_is_never_unpickled(tiny_painter: Path, tmp_path: Path) 
     assert "model.safetensors" in message
 
 
-def test_an_adapter_is_merged_first(tiny_painter: Path, tmp_path: Path) -> None:
+def test_an_adapter_beside_a_model(tiny_painter: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_painter, tmp_path / "model")
     (tmp_path / "model/adapter_config.json").write_text("{}")
-    assert "pai-painter merge" in one_sentence(run(tmp_path / "model", tmp_path / "out", "--to", "easynlp"))
+    assert "a whole model (config.json) and an adapter" in one_sentence(
+        run(tmp_path / "model", tmp_path / "out", "--to", "easynlp")
+    )
 
 
 # The scripts

@@ -26,8 +26,7 @@ def golden(request: pytest.FixtureRequest) -> Path:
 def test_a_golden_folder_becomes_a_native_one(golden: Path, tmp_path: Path) -> None:
     report = convert(golden, tmp_path / "out", vq_config=golden / "dims.json")
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".safetensors"}
-    assert report.transformer_parameters == 39_296
-    assert report.vqgan_parameters == 742_723
+    assert report.model.num_parameters() == 39_296 + 742_723
     assert report.ignored == ["transformer.blocks.N.attn.mask (2)"]
     expected = load_file(golden / "expected.safetensors")
     painter = AutoModel.from_pretrained(tmp_path / "out")
@@ -137,22 +136,25 @@ def test_step_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reasons"),
     [
-        (lambda weights: weights.pop("transformer.ln_f.bias"), ["1 weights of", "missing: transformer.ln_f.bias."]),
+        (lambda weights: weights.pop("transformer.ln_f.bias"), ["1 don't", "missing: model.norm.bias."]),
         (
             lambda weights: weights.update({"transformer.blocks.2.ln1.bias": torch.ones(32), "more": torch.ones(1)}),
-            ["2 weights of", "unexpected: transformer.blocks.2.ln1.bias; unexpected: more."],
+            ["2 don't", "unexpected: model.layers.2.ln_1.bias; unexpected: more."],
         ),
         (
             lambda weights: weights.update({"transformer.head.weight": torch.ones(65, 32)}),
-            ["wrong shape: transformer.head.weight is (65, 32), expected (64, 32)."],
+            ["mismatched: lm_head.weight is (65, 32), must be (64, 32)."],
         ),
-        (lambda weights: weights.update({"model.norm.bias": torch.ones(32)}), ["unexpected: transformer.ln_f.bias."]),
+        (
+            lambda weights: weights.update({"model.norm.bias": torch.ones(32)}),
+            ["weights under other names than EasyNLP's: model.norm.bias."],
+        ),
         (lambda weights: weights.update({"\x1b[2J": torch.ones(1)}), ["unexpected: \\x1b[2J."]),
         (lambda weights: weights.update(more="text"), ["of type str under 'more'"]),
         (lambda weights: weights.clear(), ["holds no weights"]),
         (
             lambda weights: weights["transformer.ln_f.bias"].fill_(float("nan")),
-            ["hold NaN or infinity", "transformer.ln_f.bias"],
+            ["hold NaN or infinity", "model.norm.bias"],
         ),
         (
             lambda weights: weights.update({"transformer.ln_f.bias": torch.ones(32).int()}),
@@ -179,23 +181,23 @@ def test_a_program_in_the_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("vocab.txt", None, "has no vocab.txt"),
-        ("vocab.txt", b"[PAD]\n[UNK]\n", r"vocab\.txt lacks \[CLS\], \[MASK\], \[SEP\]"),
+        ("vocab.txt", None, r"it needs a vocab\.txt"),
+        ("vocab.txt", b"[PAD]\n[UNK]\n", r"lacks \[CLS\], \[MASK\], \[SEP\]"),
         ("vocab.txt", b"[PAD]\n" * 256, "only 1 are different"),
         ("vocab.txt", b"\xff\xfe" * 600, "UTF-8"),
         ("pytorch_model.bin", None, "has no files pytorch_model"),
-        ("config.json", None, "holds no known checkpoint"),
+        ("config.json", None, "is no known checkpoint"),
         ("config.json", b"{", "can't be read as settings"),
         ("config.json", b'{"model_type": "bert"}', "'bert'"),
         ("config.json", b'{"model_type": "artist"}', "lacks block_size"),
-        ("n_layer", 3, "missing: transformer.blocks.2"),
-        ("n_layer", 900, "missing: transformer.blocks.899"),
+        ("n_layer", 3, "missing: model.layers.2"),
+        ("n_layer", 900, "which describes 12,190,211 numbers"),
         ("n_layer", 10**9, "must be at most 1,000"),
         ("n_layer", "2", "n_layer|num_hidden_layers|int"),
-        ("n_embd", 5 * 10**8, "can't be built|wrong shape"),
+        ("n_embd", 5 * 10**8, "can't be built|which describes"),
         ("n_embd", 10**15, "must be at most"),
         ("n_head", 5, "divisible"),
-        ("block_size", "48", "must be numbers"),
+        ("block_size", "48", "is no painter's"),
         ("block_size", 16, "positions"),
     ],
 )
@@ -222,7 +224,7 @@ def test_the_vqgan_of_a_small_model_must_be_described(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(tmp_path: Path, dtype: Any) -> None:
     report = convert(EASYNLP, tmp_path / "out", vq_config=DIMS, dtype=dtype)
-    assert report.dtype == dtype
+    assert report.model.dtype == getattr(torch, dtype)
     theirs = torch.load(EASYNLP / "pytorch_model.bin", weights_only=True)["transformer.head.weight"]
     assert torch.equal(
         load_file(tmp_path / "out/model.safetensors")["lm_head.weight"], theirs.to(getattr(torch, dtype))
@@ -234,7 +236,7 @@ def test_half_precision_of_the_source_is_kept(tmp_path: Path) -> None:
     folder = changed_easynlp(
         tmp_path / "model", lambda weights: weights.update({name: one.half() for name, one in weights.items()})
     )
-    assert convert(folder, tmp_path / "out", vq_config=DIMS).dtype == "float16"
+    assert convert(folder, tmp_path / "out", vq_config=DIMS).model.dtype == torch.float16
 
 
 def test_numbers_too_large_for_half_precision(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_bad_rows_are_named_and_the_rest_is_read(table: Write) -> None:
         (2, "2", "The row has 2 cells instead of 3 (idx, text, imgbase64)."),
         (3, "3", "The row has 4 cells instead of 3 (idx, text, imgbase64)."),
         (4, None, "The row is empty."),
-        (5, None, "The row is not UTF-8 (its byte 3)."),
+        (5, None, "The row is not UTF-8: 'utf-8' codec can't decode byte 0xff in position 2: invalid start byte."),
     ]
 
 

@@ -70,8 +70,7 @@ def test_a_cached_model_loads_after_one_try_with_a_note(
         WAYS[way](NAME)
     assert len(hub.requests) == 1
     (note,) = [record.getMessage() for record in caplog.records if record.name.startswith("pai_painter")]
-    assert note.startswith(f"The Hub ({hub.endpoint}) can't be reached (")
-    assert note.endswith(f"; {NAME} is taken from the cache.")
+    assert note == f"The Hub ({hub.endpoint}) can't be reached; {NAME} is taken from the cache."
     close(hub)
     WAYS[way](NAME)
     assert no_waiting == []
@@ -124,7 +123,7 @@ def test_a_cached_model_paints_on_the_command_line(
 @pytest.mark.parametrize("way", WAYS)
 def test_without_a_cache_the_cause_is_told_at_once(hub: HubStandIn, no_waiting: list[float], way: str) -> None:
     close(hub)
-    with pytest.raises(OSError, match=r"the Hub \(http://127\.0\.0\.1:\d+\) can't be reached .* not in the cache"):
+    with pytest.raises(OSError, match=r"the Hub could not be reached \(ConnectError.* was found in the local cache"):
         WAYS[way](NAME)
     assert no_waiting == []
 
@@ -134,7 +133,7 @@ def test_the_cause_on_the_command_line(hub: HubStandIn, tmp_path: Path, no_waiti
     code, said = paint(tmp_path)
     assert code == 2
     assert said.count("\n") == 1
-    assert "can't be reached" in said
+    assert "could not be reached" in said
     assert "config.json" not in said
     assert no_waiting == []
 
@@ -154,7 +153,7 @@ def test_no_hub_is_asked_if_it_must_not_be(
     hub: HubStandIn, tiny_painter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(NAME, tiny_painter)
-    with pytest.raises(OSError, match=r"`local_files_only` is set, and revision main of it is not in the cache"):
+    with pytest.raises(OSError, match="'local_files_only=True' is set and no matching entry"):
         PaiPainterPipeline.from_pretrained(NAME, local_files_only=True)
     assert hub.requests == []
     PaiPainterPipeline.from_pretrained(NAME)
@@ -162,7 +161,7 @@ def test_no_hub_is_asked_if_it_must_not_be(
     PaiPainterPipeline.from_pretrained(NAME, local_files_only=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     PaiPainterPipeline.from_pretrained(NAME)
-    with pytest.raises(OSError, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(OSError, match="HF_HUB_OFFLINE"):
         PaiPainterPipeline.from_pretrained("painter/other")
     assert hub.requests == []
 

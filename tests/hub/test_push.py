@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from pai_painter import DEMO_MODEL, PaiPainterForImageGeneration
 from pai_painter.hub import pull_folder, push_folder
-from pai_painter.model.folder_pai_painter import DEMO_NAME
+from pai_painter.model.model_files_pai_painter import DEMO_NAME
 
 pytestmark = pytest.mark.usefixtures("token")
 
@@ -163,8 +163,8 @@ def _cut_off(folder: Path) -> None:
     [
         (shutil.rmtree, "There is no folder"),
         (_without("config.json"), "holds no model: it has neither config.json nor adapter_config.json"),
-        (_without("model.safetensors"), "has no safetensors: please run `pai-painter convert"),
-        (_with("adapter_config.json", b"{}"), "holds both a whole model .* and an adapter"),
+        (_without("model.safetensors"), "has no weights"),
+        (_with("adapter_config.json", b"{}"), "holds a whole model .* and an adapter"),
         (_with("config.json", b'{"model_type": "artist"}'), "got 'artist' .*`pai-painter convert`"),
         (_with("config.json", b"{"), r"config\.json .* is damaged"),
         (_with("processor_config.json", b"\xff"), r"processor_config\.json .* is damaged"),

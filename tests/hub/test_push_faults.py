@@ -33,21 +33,21 @@ def check_sentence(error: BaseException, token: str = TOKEN) -> None:
 @pytest.mark.parametrize(
     ("part", "fault", "sentence"),
     [
-        ("PUT /lfs/", {"status": 503}, r"the Hub refuses \(.*503"),
-        ("PUT /lfs/", {"status": 400}, r"the Hub refuses \(.*400"),
-        ("PUT /lfs/", {"cut": True}, "can't be reached, or the connection broke"),
-        ("/commit/", {"status": 412}, r"the Hub refuses \(.*412, out of order"),
-        ("/commit/", {"status": 500}, r"the Hub refuses \(.*500, out of order"),
-        ("/commit/", {"cut": True}, "can't be reached, or the connection broke"),
-        ("/repos/create", {"status": 503}, r"the Hub refuses \(.*503, out of order"),
-        ("/preupload/", {"status": 404}, r"the Hub refuses \(.*404"),
+        ("PUT /lfs/", {"status": 503}, "503"),
+        ("PUT /lfs/", {"status": 400}, "Bad request"),
+        ("PUT /lfs/", {"cut": True}, "closed connection"),
+        ("/commit/", {"status": 412}, "412 .*out of order"),
+        ("/commit/", {"status": 500}, "500 .*out of order"),
+        ("/commit/", {"cut": True}, "closed connection"),
+        ("/repos/create", {"status": 503}, "503 .*out of order"),
+        ("/preupload/", {"status": 404}, "404"),
     ],
 )
 def test_what_breaks_off_goes_on_the_next_time(
     hub: HubStandIn, folder: Path, part: str, fault: dict, sentence: str
 ) -> None:
     hub.faults = [Fault(part, message=f"out of order: {TOKEN}\n\x1b[31m", times=100, **fault)]
-    with pytest.raises(OSError, match=f"^painter/shop could not be pushed: .*{sentence}") as caught:
+    with pytest.raises(OSError, match=f"^painter/shop could not be pushed .*{sentence}") as caught:
         push_folder(folder, "painter/shop")
     check_sentence(caught.value)
     sent = bool(hub.large_files)
@@ -62,7 +62,7 @@ def test_what_breaks_off_goes_on_the_next_time(
 def test_somebody_elses_commit_meanwhile_is_not_overwritten(hub: HubStandIn, folder: Path, name: str) -> None:
     repository = hub.repositories["painter/shop"] = Repository()
     hub.faults = [Fault("/commit/", before=lambda: repository.commit("theirs", {name: b"theirs"}))]
-    with pytest.raises(OSError, match=r"412, A commit has happened since\. Please refresh and try again\)") as caught:
+    with pytest.raises(OSError, match=r"412 .*A commit has happened since\. Please refresh and try again") as caught:
         push_folder(folder, "painter/shop")
     check_sentence(caught.value)
     assert repository.files() == {name: b"theirs"}
@@ -71,9 +71,9 @@ def test_somebody_elses_commit_meanwhile_is_not_overwritten(hub: HubStandIn, fol
 @pytest.mark.parametrize(
     ("token", "sentence"),
     [
-        ("hf_wrong", r"^painter/shop could not be pushed: .*401, .*Invalid token \[token\]"),
-        (" hf_wrong\n", r"401, .*Invalid token \[token\]"),
-        ("hf_reader", "403, You don't have the rights to write to painter/shop"),
+        ("hf_wrong", r"^painter/shop could not be pushed .*401 .*Invalid token \[token\]"),
+        (" hf_wrong\n", r"401 .*Invalid token \[token\]"),
+        ("hf_reader", "403 .*You don't have the rights to write to painter/shop"),
     ],
 )
 def test_a_wrong_token(hub: HubStandIn, folder: Path, token: str, sentence: str) -> None:
@@ -100,14 +100,14 @@ def test_no_token(hub: HubStandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_pull_request_to_what_is_not_there(hub: HubStandIn, folder: Path) -> None:
-    with pytest.raises(OSError, match="there is no such repository, or the token can't see it"):
+    with pytest.raises(OSError, match=r"somebody/shop could not be pushed .*Repository Not Found"):
         push_folder(folder, "somebody/shop", pull_request=True)
     assert hub.repositories == {}
 
 
 def test_offline_mode(hub: HubStandIn, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="could not be pushed: HF_HUB_OFFLINE is set") as caught:
+    with pytest.raises(OSError, match=r"could not be pushed .*HF_HUB_OFFLINE") as caught:
         push_folder(folder, "painter/shop")
     check_sentence(caught.value)
     assert hub.requests == []
@@ -140,15 +140,15 @@ def page() -> Iterator[str]:
 
 def test_addresses_that_are_no_hub(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for address, sentence in (
-        (page, "HF_ENDPOINT doesn't answer as the Hub does"),
-        ("hf-mirror.com", "HF_ENDPOINT must begin with https://"),
-        ("http://127.0.0.1:9", "the Hub can't be reached, or the connection broke.* \\(http://127.0.0.1:9"),
+        (page, "Expecting value"),
+        ("hf-mirror.com", "'http://' or 'https://' protocol"),
+        ("http://127.0.0.1:9", "refused"),
     ):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-        with pytest.raises(OSError, match=f"^painter/shop could not be pushed: {sentence}") as caught:
+        with pytest.raises(OSError, match=rf"^painter/shop could not be pushed \({address}\): .*{sentence}") as caught:
             push_folder(folder, "painter/shop")
         check_sentence(caught.value)
-        with pytest.raises(OSError, match=f"^painter/shop could not be pulled: {sentence}") as caught:
+        with pytest.raises(OSError, match=rf"^painter/shop could not be pulled \({address}\): .*{sentence}") as caught:
             pull_folder("painter/shop")
         check_sentence(caught.value)
 

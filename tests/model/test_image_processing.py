@@ -172,9 +172,9 @@ def test_saved_equals_loaded(tmp_path) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, 8.0, True, "8", {"height": 8, "width": 8}, {"shortest_edge": 0}, {}])
 def test_bad_sizes(size: object) -> None:
-    with pytest.raises(ValueError, match="size is"):
+    with pytest.raises(ValueError, match="`size` must be"):
         PaiPainterImageProcessor(size=size)
-    with pytest.raises(ValueError, match="size is"):
+    with pytest.raises(ValueError, match="`size` must be"):
         PaiPainterImageProcessor()(noise(8, 8), size=size)
 
 
@@ -198,8 +198,8 @@ def test_arrays_are_pictures_too() -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([], "empty list"),
-        ("picture.png", "text 'picture.png'"),
+        ([], "`images` is empty"),
+        ("picture.png", "a str. Captions are"),
         (b"\x89PNG", "bytes"),
         ([None], "NoneType"),
         (np.zeros((8, 8, 3), dtype=np.float32), "float32"),

@@ -2,7 +2,6 @@
 """Folders in both layouts, the Auto classes, and weights that don't fit."""
 
 import json
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from model_fixtures import GOLDEN, PAINTERS, expected, golden_painter, vqgan_config, whole_sequence
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -194,7 +192,7 @@ def test_damaged_weights_are_an_error(changed: Callable, layout: str, damage: st
     file = folder / ("model.safetensors" if layout == "native" else "pytorch_model.bin")
     content = file.read_bytes()
     file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"version https://git-lfs"}[damage])
-    with pytest.raises((SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError)):
+    with pytest.raises(ValueError, match=r"The weights of .* are damaged or cut off"):
         load(folder, layout)
 
 
@@ -211,7 +209,7 @@ def test_a_pickle_that_runs_code_is_not_read(changed: Callable, tmp_path: Path) 
             return (Path.touch, (tmp_path / "ran",))
 
     folder = changed("easynlp", lambda weights: weights.update({"extra": Evil()}))
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    with pytest.raises(ValueError, match=r"are damaged or cut off \(Weights only load failed"):
         load(folder, "easynlp")
     assert not (tmp_path / "ran").exists()
 

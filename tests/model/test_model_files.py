@@ -29,7 +29,7 @@ from pai_painter.cli import app
 from pai_painter.convert import convert
 from pai_painter.data.image_token_files import PictureVQGAN
 from pai_painter.lora import load_painter
-from pai_painter.model.folder_pai_painter import read_adapter_folder
+from pai_painter.model.model_files_pai_painter import read_adapter_folder
 from pai_painter.model_info import describe_model
 from pai_painter.training.arguments import PainterModelArguments
 from pai_painter.training.painter_model import build_painter
@@ -134,12 +134,12 @@ def test_odd_values_are_one_sentence(folder: Path, name: str, changes: dict, wor
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"weight_map": ["model-00001-of-00003.safetensors"]}, "must hold the objects"),
-        ({"metadata": None}, "must hold the objects"),
+        ({"weight_map": ["model-00001-of-00003.safetensors"]}, "needs the objects"),
+        ({"metadata": None}, "needs the objects"),
         ({"weight_map": {"lm_head.weight": 3}}, "3 is no name of a file"),
         ({"weight_map": {"lm_head.weight": "../../model.safetensors"}}, "is no name of a file"),
         ({"weight_map": {"lm_head.weight": "other.safetensors"}}, "lacks other.safetensors"),
-        ({"weight_map": {}}, "lacks weights"),
+        ({"weight_map": {}}, "needs the objects"),
     ],
 )
 def test_an_index_that_is_not_one(folder: Path, change: dict, words: str) -> None:
@@ -240,9 +240,12 @@ def _train(folder: Path) -> Any:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_max_length": 9}, "`text_length` is 9, but the model needs 8"),
-        ({"image_vocab_size": 65}, "`image_vocab_size` is 65, but the model needs 64"),
-        ({"image_processor": {"size": 8192}}, "`image_processor.size` is 8192, but the model needs 16"),
+        ({"model_max_length": 9}, "`text_length` of its vocabulary and settings is 9 instead of 8"),
+        ({"image_vocab_size": 65}, "`image_vocab_size` of its vocabulary and settings is 65 instead of 64"),
+        (
+            {"image_processor": {"size": 8192}},
+            "`image_processor.size` of its vocabulary and settings is 8192 instead of 16",
+        ),
     ],
 )
 def test_the_processor_must_be_the_models(folder: Path, load: Callable, changes: dict, words: str) -> None:
@@ -255,15 +258,15 @@ def test_the_processor_must_be_the_models(folder: Path, load: Callable, changes:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_hidden_layers": 10**6}, "`num_hidden_layers` must be at most 1,000"),
+        ({"num_hidden_layers": 10**6}, "`num_hidden_layers` must lie between 1 and 1,000"),
         ({"num_hidden_layers": 900, "hidden_size": 1024}, "which describes"),
         ({"hidden_size": 10**9}, "which describes|can't be built"),
         ({"intermediate_size": 10**9}, "which describes"),
         ({"text_vocab_size": 10**9}, "which describes"),
         ({"hidden_size": 2**31 - 2, "intermediate_size": 64}, "can't be built"),
-        ({"hidden_size": 10**30}, "must be at most"),
+        ({"hidden_size": 10**30}, "must lie between"),
         ({"vq_config": {"embed_dim": 10**9}}, "which describes"),
-        ({"vq_config": {"num_res_blocks": 10**6}}, "`num_res_blocks` must be at most 1,000"),
+        ({"vq_config": {"num_res_blocks": 10**6}}, "`num_res_blocks` must lie between 1 and 1,000"),
         ({"vq_config": {"base_channels": 10**6 * 4}}, "which describes"),
         ({"vq_config": {"channel_multiplier": [1, 1, 10**6]}}, "`channel_multiplier` must"),
         ({"vq_config": {"resolution": 2**20}}, "which describes"),

@@ -121,9 +121,9 @@ def test_the_nearest_entry_is_that_of_smallest_squared_distance_and_the_first_of
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 3, 16, 16), "encodes pictures of 8×8 pixels"),
+        ((1, 3, 16, 16), "encodes pictures of shape \\(batch, 3, 8, 8\\)"),
         ((3, 8, 8), r"got \(3, 8, 8\)"),
-        ((1, 1, 8, 8), r"must have the shape \(batch, 3, height, width\), got \(1, 1, 8, 8\)"),
+        ((1, 1, 8, 8), r"of shape \(batch, 3, 8, 8\), got \(1, 1, 8, 8\)"),
     ],
 )
 def test_pixels_of_another_shape_are_refused(vqgan: PaiPainterVQModel, shape: tuple[int, ...], message: str) -> None:

@@ -152,7 +152,7 @@ def test_fingerprint(tokenizer, tmp_path) -> None:
         ([], "`vocab` is missing or empty"),
         (["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"], r"must be \[PAD\], .* but it is '\[UNK\]'"),
         (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "红"], r"lacks \[MASK\], which can't be added"),
-        (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "红", "红"], "'红' is there twice"),
+        (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "红", "红"], "'红' twice"),
         ({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 5}, "5 word pieces have ids from 0 to 5"),
     ],
 )

@@ -28,7 +28,6 @@ CALLS: dict[str, Callable[[PaiPainterPipeline, Path, dict[str, Any]], Any]] = {
     "pipeline.from_pipe": lambda pipe, folder, more: PaiPainterPipeline.from_pipe(pipe, **more),
     "pipeline.push_to_hub": lambda pipe, folder, more: pipe.push_to_hub("me/painter", **more),
     "pipeline.load_lora_weights": lambda pipe, folder, more: pipe.load_lora_weights(folder, **more),
-    "pipeline.lora_state_dict": lambda pipe, folder, more: pipe.lora_state_dict(folder, **more),
     "pipeline.save_lora_weights": lambda pipe, folder, more: pipe.save_lora_weights(folder, **more),
     "pipeline.set_adapters": lambda pipe, folder, more: pipe.set_adapters("one", **more),
     "pipeline.fuse_lora": lambda pipe, folder, more: pipe.fuse_lora(**more),

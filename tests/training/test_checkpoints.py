@@ -54,7 +54,12 @@ def accelerator() -> Accelerator:
 
 @pytest.fixture
 def save(accelerator: Accelerator, tmp_path: Path) -> Callable[..., Path | None]:
-    return lambda step, keep=2: save_checkpoint(accelerator, tmp_path, step, SETTINGS, {"state": State()}, keep)
+    def save(step: int, keep: int = 2) -> Path | None:
+        save_checkpoint(accelerator, tmp_path, step, SETTINGS, {"state": State()}, keep)
+        path = tmp_path / f"checkpoint-{step}"
+        return path if path.exists() else None
+
+    return save
 
 
 def names(folder: Path) -> list[str]:

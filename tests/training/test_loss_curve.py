@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pai_painter.training.loss_curve import draw_loss_curve
+from pai_painter.training.metrics import draw_loss_curve, read_metrics
 
 LINES = [{"step": step, "loss": 2 + 7 * math.exp(-step / 300), "learning_rate": 1e-4} for step in range(10, 310, 10)]
 VALIDATIONS = [{"step": step, "validation_loss": 3.0} for step in (100, 200, 300)]
@@ -17,7 +17,7 @@ VALIDATIONS = [{"step": step, "validation_loss": 3.0} for step in (100, 200, 300
 
 def draw(folder: Path, lines: list[dict[str, Any]], tail: str = "") -> bytes | None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
-    draw_loss_curve(folder / "metrics.jsonl", folder / "loss.png")
+    draw_loss_curve(read_metrics(folder / "metrics.jsonl"), folder / "loss.png")
     path = folder / "loss.png"
     return Image.open(path).convert("RGB").tobytes() if path.exists() else None
 

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from pai_painter.training.metrics import read_metrics
-from pai_painter.training.model_card import _losses, _public, write_model_card
+from pai_painter.training.publishing import _losses, _public, write_model_card
 
 FACTS: dict[str, Any] = {
     "name": "me/shop",
@@ -176,7 +176,7 @@ def test_losses_come_from_the_lines_that_are_whole(tmp_path: Path) -> None:
         {"step": 10, "loss": 4.0},
         {"step": 10, "validation_loss": 2.0},
         {"step": 20, "loss": 3.0, "learning_rate": math.nan},
-        {"step": 20, "validation_loss": 2.25},
+        {"step": 20, "validation_loss": 2.25, "validation_perplexity": 9.5},
         {"loss": 1.0},
         {"step": "x", "loss": 1.0},
     ]
@@ -184,12 +184,12 @@ def test_losses_come_from_the_lines_that_are_whole(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
     assert read_metrics(tmp_path / "metrics.jsonl")[2:] == [
         {"step": 20, "loss": 3.0},
-        {"step": 20, "validation_loss": 2.25},
+        {"step": 20, "validation_loss": 2.25, "validation_perplexity": 9.5},
     ]
-    assert _losses(tmp_path) == {
+    assert _losses(read_metrics(tmp_path / "metrics.jsonl")) == {
         "loss": 3.0,
         "validation_loss": 2.25,
-        "perplexity": pytest.approx(math.exp(2.25)),
+        "perplexity": 9.5,
         "best_validation_loss": 2.0,
         "best_step": 10,
     }

@@ -6,7 +6,7 @@ from tiny_world import PAINTER, VQGAN
 
 from pai_painter import PaiPainterConfig, PaiPainterForImageGeneration, PaiPainterVQConfig, PaiPainterVQModel
 from pai_painter.training.arguments import TrainingArguments
-from pai_painter.training.optimizer import build_optimizer
+from pai_painter.training.training_run import build_optimizer
 
 ARGUMENTS = TrainingArguments(output_dir="unused", weight_decay=0.3, adam_beta2=0.9, learning_rate=0.01)
 

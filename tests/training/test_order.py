@@ -2,10 +2,8 @@
 """Which rows a step sees."""
 
 import pytest
-import torch
-from torch.utils.data import DataLoader, Dataset
 
-from pai_painter.training.order import read_batches, seed_of, step_batches
+from pai_painter.training.order import seed_of, step_batches
 
 
 def batches(
@@ -70,23 +68,3 @@ def test_seeds_of_neighbours_are_unrelated() -> None:
     assert seed_of(1, 2) != seed_of(2, 1)
     differing = [bin(seed_of(7, n) ^ seed_of(7, n + 1)).count("1") for n in range(64)]
     assert min(differing) > 12
-
-
-class Spoilt(Dataset[torch.Tensor]):
-    """The second row can't be used."""
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, row: int) -> torch.Tensor:
-        if row:
-            raise ValueError("rows.tsv, line 2: no picture (a ValueError: yes).")
-        return torch.zeros(1)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_workers_stack_is_not_told(workers: int) -> None:
-    batches = read_batches(DataLoader(Spoilt(), num_workers=workers))
-    assert next(batches).shape == (1, 1)
-    with pytest.raises(ValueError, match=r"^rows\.tsv, line 2: no picture \(a ValueError: yes\)\.$"):
-        next(batches)

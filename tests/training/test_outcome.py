@@ -42,7 +42,15 @@ def test_a_whole_folder(
     names = sorted(path.name for path in folder.iterdir())
     assert names == sorted(
         [
-            *("README.md", "checkpoint-4", "config.json", "generation_config.json", "loss.png", "metrics.jsonl"),
+            *(
+                ".lock",
+                "README.md",
+                "checkpoint-4",
+                "config.json",
+                "generation_config.json",
+                "loss.png",
+                "metrics.jsonl",
+            ),
             *("model.safetensors", "processor_config.json", "samples", "tokenizer.json", "tokenizer_config.json"),
             "training_summary.json",
         ]

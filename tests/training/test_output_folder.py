@@ -2,8 +2,6 @@
 """The best model, one run per folder, and folders that hold something already."""
 
 import math
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,22 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from pai_painter.training import output_folder
 from pai_painter.training.arguments import DataArguments, PainterModelArguments, TrainingArguments
-from pai_painter.training.callbacks import BestModel
-from pai_painter.training.output_folder import check_folder, held_folder, save_whole
+from pai_painter.training.output_folder import BestModel, check_folder, held_folder, save_whole
 from pai_painter.training.train_painter import train_painter
 
-# A process that ends without a word while a worker of its own lives on.
-OUTLIVED = """
-import os, sys, time
+HOLDER = """
+import sys, time
 from pathlib import Path
 from pai_painter.training.output_folder import held_folder
 with held_folder(Path(sys.argv[1])):
-    if worker := os.fork():
-        print(worker, flush=True)
-        os._exit(0)
-    os.close(1)
+    print("holds", flush=True)
     time.sleep(60)
 """
 
@@ -100,25 +92,22 @@ def test_a_model_without_a_checkpoint_is_overwritten_only_if_told(name: str, tmp
     check(tmp_path, resume_from_checkpoint="latest")  # this run's own
 
 
-def test_two_trainings_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second is refused, also if only a loader's worker of the first is left."""
-    monkeypatch.setattr(output_folder, "_WAIT", 0.3)
+def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
+    """The second is refused as long as the first one lives, and no longer."""
     (tmp_path / ".checkpoint-3.partial").mkdir()
     with held_folder(tmp_path):
-        assert list(tmp_path.iterdir()) == []
+        assert not (tmp_path / ".checkpoint-3.partial").exists()
         (tmp_path / ".checkpoint-4.partial").mkdir()
+    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "holds\n"
+        assert not (tmp_path / ".checkpoint-4.partial").exists()
+        (tmp_path / ".checkpoint-5.partial").mkdir()
         with pytest.raises(ValueError, match=r"^Another training runs in "), held_folder(tmp_path):
             pass
-        assert [path.name for path in tmp_path.iterdir()] == [".checkpoint-4.partial"]
+        assert (tmp_path / ".checkpoint-5.partial").exists()
+        first.kill()
     with held_folder(tmp_path):
-        pass
-    command = [sys.executable, "-c", OUTLIVED, tmp_path]
-    worker = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    try:
-        with pytest.raises(ValueError, match=r"^Another training runs in "), held_folder(tmp_path):
-            pass
-    finally:
-        os.kill(worker, signal.SIGKILL)
+        assert not (tmp_path / ".checkpoint-5.partial").exists()
 
 
 @pytest.mark.parametrize("place", ["", "best"])
@@ -128,12 +117,12 @@ def test_two_trainings_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (
             "adapter_config.json",
             None,
-            r"holds an adapter \(adapter_config\.json\), but this run ends with a whole model: ",
+            r"holds an adapter \(adapter_config\.json\) already: ",
         ),
         (
             "config.json",
             2,
-            r"holds a whole model \(config\.json\), but this run ends with an adapter: please take anot",
+            r"holds a whole model \(config\.json\) already: please take anot",
         ),
     ],
 )
@@ -165,9 +154,7 @@ def test_the_best_model_must_be_where_the_run_goes_on(
     elsewhere = painter_arguments(
         tmp_path / "new", **options, resume_from_checkpoint=str(folder / "checkpoint-4"), max_shift=1
     )
-    with pytest.raises(
-        ValueError, match=r"The best model so far, of step 4, isn't in \S+new/best: please copy it ther"
-    ):
+    with pytest.raises(ValueError, match=r"The best model, of step 4, isn't in \S+new/best: please copy it ther"):
         train_painter(model, data, elsewhere)
     again = painter_arguments(tmp_path / "out", **options, resume_from_checkpoint="latest")
     assert train_painter(model, data, again) == folder

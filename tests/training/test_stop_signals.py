@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
 from kill_driver import POINTS
 from safetensors.torch import load_file
 from tiny_world import launch
 
+from pai_painter.signals import Stopped, StopSignals
 from pai_painter.training import train_painter as painter_module
 from pai_painter.training.arguments import DataArguments, PainterModelArguments
-from pai_painter.training.callbacks import Stopped, StopSignals
 from pai_painter.training.train_painter import train_painter
 
 
@@ -70,7 +69,7 @@ def test_a_signal_in_the_last_step_lets_the_run_end(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(StopSignals, "anywhere", lambda self, accelerator: signal.SIGTERM)
+    monkeypatch.setattr(StopSignals, "number", signal.SIGTERM)
     model = PainterModelArguments(model_name_or_path=str(trained_painter))
     folder = train_painter(model, data, painter_arguments(tmp_path / "out", max_train_steps=1))
     assert (folder / "model.safetensors").is_file()
@@ -79,7 +78,7 @@ def test_a_signal_in_the_last_step_lets_the_run_end(
 def test_the_second_signal_does_not_wait() -> None:
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
-        assert signals.anywhere(Accelerator(cpu=True)) == signal.SIGINT
+        assert signals.number == signal.SIGINT
         with pytest.raises(Stopped, match="stopped by SIGTERM"):
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -4,6 +4,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from pai_painter.training.arguments import TrainingArguments
-from pai_painter.training.training_run import TrainingRun
+from pai_painter.training.training_run import TrainingRun, begin_run
 
 
 class Numbers(Dataset[torch.Tensor]):
@@ -53,22 +54,14 @@ def run(tmp_path: Path) -> Iterator[Callable[..., tuple[TrainingRun, Model]]]:
             "eval_steps": 2,
         }
         training = TrainingArguments(output_dir=str(tmp_path / "out"), **{**settings, **options})
-        end()
-        run = TrainingRun(training)
-        run.__enter__()
-        started.append(run)
+        held.close()
+        run = held.enter_context(begin_run(training))
         model = Model().eval()  # as `from_pretrained` gives it
-        run.prepare(model, list(model.layer.parameters()), 5, {}, [])
+        run.prepare(model, list(model.layer.parameters()), 5, {}, {})
         return run, model
 
-    started: list[TrainingRun] = []
-
-    def end() -> None:
-        while started:
-            started.pop().__exit__(KeyboardInterrupt)
-
-    yield make
-    end()
+    with ExitStack() as held:
+        yield make
 
 
 def no_sample(step: int) -> None:
@@ -93,7 +86,7 @@ def train(
 ) -> None:
     run.evaluate, run.sample, run.save = evaluate, sample, keep
     with run.signals:
-        for step, numbers in run.batches(Numbers(), 5, torch.stack):
+        for step, numbers in run.batches(Numbers(), 5):
             loss = run.objective(numbers) * factor
             run.update(loss)
             run.after_batch(step, loss)
@@ -156,7 +149,7 @@ def test_a_model_that_cannot_be_saved_leaves_a_checkpoint(run: Callable, tmp_pat
         OSError, match=r"can't be saved in \S+out \(.*No space left.*\); fix this and resume from \S+-6\."
     ):
         train(running, keep=save_half)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoint-6", "metrics.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "checkpoint-6", "metrics.jsonl"]
     assert model.training
     running, model = run(resume_from_checkpoint="latest")
     train(running, keep=partial(save, model))
@@ -242,13 +235,13 @@ def test_the_launcher_must_not_contradict(run: Callable, monkeypatch: pytest.Mon
     [
         ({}, {"mixed_precision": "fp16"}, "fp16 needs an accelerator; on the CPU please set `mixed_precision` to bf16"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "fp16 needs an accelerator"),
-        ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP needs accelerators, and this machine trains on cpu; please launch"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed isn't installed: please launch with DDP or FSDP"),
-        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "Megatron-LM isn't supported"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP needs accelerators, and this machine trains on cpu: please launch"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed is not installed"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "Megatron is not installed"),
         (
             {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
             {"gradient_accumulation_steps": 2},
-            "launched with gradient_accumulation_steps 4, but `gradient_accumulation_steps` is 2: please give both the",
+            "launched with 4 `gradient_accumulation_steps`, but here it is 2.",
         ),
         ({}, {"report_to": ["tensorbord"]}, "The tracker tensorbord .*; accelerate knows aim, clearml"),
         ({}, {"report_to": ["wandb"]}, "The tracker wandb .* isn't installed"),
@@ -259,7 +252,7 @@ def test_what_would_be_ignored_in_silence_is_refused(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, ImportError), match=message):
         run(**options)
 
 
@@ -267,7 +260,7 @@ def test_noise_of_a_step_is_a_function_of_seed_step_and_process(run: Callable, m
     def drawn(**options: Any) -> list[float]:
         running, _ = run(**options)
         found = []
-        for _ in running.batches(Numbers(), 5, torch.stack):
+        for _ in running.batches(Numbers(), 5):
             found.append(torch.rand(()).item())
             torch.rand(len(found))  # what a step draws doesn't matter to the next
         return found
@@ -287,7 +280,7 @@ def test_a_line_of_the_log_is_the_mean_since_the_last(run: Callable, tmp_path: P
     running, _ = run(gradient_accumulation_steps=2, logging_steps=3, save_steps=2)
     running.sample = no_sample
     losses = []
-    for step, _numbers in running.batches(Numbers(), 5, torch.stack):
+    for step, _numbers in running.batches(Numbers(), 5):
         losses.append(float(len(losses)))
         loss = torch.tensor(losses[-1], requires_grad=True)
         running.update(loss)
@@ -298,7 +291,7 @@ def test_a_line_of_the_log_is_the_mean_since_the_last(run: Callable, tmp_path: P
 def test_a_step_that_fp16_skips_moves_nothing(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     running, _ = run(use_ema=True, lr_scheduler_type="linear")
     seen = []
-    for step, numbers in running.batches(Numbers(), 5, torch.stack):
+    for step, numbers in running.batches(Numbers(), 5):
         with monkeypatch.context() as patch:
             patch.setattr(Accelerator, "optimizer_step_was_skipped", step == 1)
             running.update(running.objective(numbers))
@@ -349,7 +342,7 @@ def test_a_window_of_another_length_begins_at_the_checkpoint(run: Callable, capl
     running, _ = run(gradient_accumulation_steps=3, save_steps=5, **options)
     assert "gradient_accumulation_steps was 2 and is now 3" in caplog.text
     updates = []
-    for number, (step, numbers) in enumerate(running.batches(Numbers(), 5, torch.stack)):
+    for number, (step, numbers) in enumerate(running.batches(Numbers(), 5)):
         running.update(running.objective(numbers))
         if running.accelerator.sync_gradients:
             updates.append((number, step))
@@ -363,4 +356,4 @@ def test_a_checkpoint_beyond_the_end(run: Callable) -> None:
         run(max_train_steps=3, **options)
     running, _ = run(max_train_steps=4, **options)
     assert list(running.count(iter([torch.zeros(1)] * 3))) == []
-    assert list(running.batches(Numbers(), 5, torch.stack)) == []
+    assert list(running.batches(Numbers(), 5)) == []

@@ -8,7 +8,7 @@ from tiny_world import VQGAN
 from pai_painter.model.configuration_pai_painter import PaiPainterVQConfig
 from pai_painter.model.modeling_vqgan import PaiPainterVQModel
 from pai_painter.training.arguments import VQGANTrainingArguments
-from pai_painter.training.vqgan_objective import VQGANObjective, blank_patches
+from pai_painter.training.train_vqgan import VQGANObjective, blank_patches
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ import numpy as np
 from ..data.cells import captions_of
 from ..data.table_files import Schema, check_file, read_table
 
-__all__ = ["CaptionFile", "CaptionKind", "CaptionRow", "Survey", "find_captions", "from_stream", "survey_captions"]
-
 CaptionKind = Literal["tsv", "csv", "jsonl", "parquet", "text"]
 
 _USUAL_SCHEMA = "idx:str:1,text:str:1"

@@ -14,8 +14,6 @@ from typing import Any, Literal, get_args
 from ..data.table_files import Schema
 from ..whole_files import sync
 
-__all__ = ["FormatName", "PaintedRow", "find_format", "write_output"]
-
 FormatName = Literal["tsv", "parquet", "png"]
 
 _ENDINGS: dict[str, FormatName] = {".tsv": "tsv", ".parquet": "parquet", "": "png"}

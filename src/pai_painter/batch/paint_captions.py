@@ -18,8 +18,6 @@ from ..imaging.painting import PaintingOptions, picture_text
 from ..imaging.png_files import png_bytes
 from ..model.pipeline_pai_painter import PaiPainterPipeline
 
-__all__ = ["PaintCaptions", "Picture", "PredictOptions", "row_seed"]
-
 _COLUMNS = ("idx", "text", "image", "seed", "score", "error")
 
 

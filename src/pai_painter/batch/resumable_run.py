@@ -24,8 +24,6 @@ from transformers.utils import logging
 from ..whole_files import check_new_files, sync, write_whole
 from .output_formats import FormatName, PaintedRow, write_output
 
-__all__ = ["ResumableRun"]
-
 logger = logging.get_logger(__name__)
 
 _LAYOUT = 3

@@ -17,16 +17,13 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from ..model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from ..model.configuration_pai_painter import PaiPainterVQConfig
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
-from ..model.model_files_pai_painter import build_without_memory, check_finite
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
-from ..model.tokenization_pai_painter import PaiPainterTokenizer
 from ..printable import printable
 
-_MAX_SETTINGS = 2**20
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _UNKNOWN_NAME = re.compile(r"GLOBAL (.+) was not an allowed global by default")
 
@@ -41,14 +38,31 @@ class CheckpointError(ValueError):
 
 
 @dataclass
-class ReadModel:
-    """A checkpoint as a model of this package; `ignored` are weights, entries and files that the model doesn't use."""
+class ConversionReport:
+    """What was read from a checkpoint, as a model of this package, and what the user should know about the result."""
 
     origin: str  # the program that made it
     model: PaiPainterForImageGeneration | PaiPainterVQModel
     processor: PaiPainterProcessor | PaiPainterImageProcessor
     read: list[str]  # files
-    ignored: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)  # weights, entries and files that the model doesn't use
+    notes: list[str] = field(default_factory=list)
+    output: Path = Path()
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        alone = isinstance(self.model, PaiPainterVQModel)
+        whole = self.model.num_parameters()
+        vqgan = whole if alone else self.model.vqgan.num_parameters()
+        parts = f"{vqgan:,}" if alone else f"{whole - vqgan:,} transformer + {vqgan:,} VQGAN = {whole:,}"
+        lines = [
+            f"{self.output}: {'a VQGAN' if alone else 'a painter'}, from a checkpoint of {self.origin}",
+            f"Read: {', '.join(self.read)}",
+            f"Ignored: {', '.join(self.ignored) or 'nothing'}",
+            f"Parameters: {parts}, in {str(self.model.dtype).removeprefix('torch.')}",
+            *(f"Note: {note}" for note in self.notes),
+        ]
+        return [printable(line) for line in lines]
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -105,48 +119,20 @@ def _reason(error: Exception) -> str:
     return printable(line.rpartition("WeightsUnpickler error:")[2].strip().rstrip("."), 200)
 
 
-def fill_model(
-    model_class: type[Model],
-    config: Any,
-    weights: Mapping[str, torch.Tensor],
-    source: Path,
-    names: Mapping[str, str] | None = None,
-) -> Model:
+def fill_model(model_class: type[Model], config: Any, weights: Mapping[str, torch.Tensor], source: Path) -> Model:
     """
-    Builds a model from a state dict, in evaluation mode and in its precision (float32 if there are several).
-
-    `names` are the model's by the checkpoint's, where they differ. Weights that are missing, unexpected or of the wrong
-    shape are all listed in the error; each must hold finite floating-point numbers.
+    Builds a model from a state dict, in evaluation mode and in its precision (float32 if there are several). Weights
+    that are missing, unexpected or of the wrong shape are all listed in the error; each must hold finite numbers.
     """
-    names = names or {}
-    theirs = {ours: name for name, ours in names.items()}
-    model = build_without_memory(model_class, str(source), config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    placed = {names.get(name, name): name for name in weights}
-    problems = [f"missing: {theirs.get(ours, ours)}" for ours in shapes if ours not in placed]
-    for name, tensor in weights.items():
-        ours = names.get(name, name)
-        if ours not in shapes or placed[ours] != name:
-            problems.append(f"unexpected: {_shown(name)}")
-        elif tuple(tensor.shape) != shapes[ours]:
-            problems.append(f"wrong shape: {_shown(name)} is {tuple(tensor.shape)}, expected {shapes[ours]}")
-    if problems:
-        raise CheckpointError(
-            f"{len(problems)} weights of {source} don't fit its configuration: {'; '.join(problems)}."
-        )
     for name, tensor in weights.items():
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta:
             raise CheckpointError(f"The weight {_shown(name)} of {source} holds no floating-point numbers.")
-    check_finite({_shown(name): tensor for name, tensor in weights.items()}, str(source))
     dtypes = {tensor.dtype for tensor in weights.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    own = {
-        names.get(name, name): tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in weights.items()
-    }
-    model.load_state_dict(own, assign=True)
-    model.config.dtype = model.dtype
-    return model.eval()
+    try:
+        return model_class.from_pretrained(None, config=config, state_dict=dict(weights), dtype=dtype)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
 
 
 def check_tensors(content: object, source: Path) -> dict[str, torch.Tensor]:
@@ -162,11 +148,8 @@ def check_tensors(content: object, source: Path) -> dict[str, torch.Tensor]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Reads a YAML or JSON file as plain data (without YAML's aliases, which can stand for billions of values)."""
-    with path.open("rb") as file:
-        text = file.read(_MAX_SETTINGS + 1)
+    text = path.read_bytes()
     try:
-        if len(text) > _MAX_SETTINGS:
-            raise ValueError(f"it is longer than {_MAX_SETTINGS:,} bytes")
         if path.suffix == ".json":  # not all of JSON is YAML: 1e-06 would be a string
             settings = json.loads(text)
         elif any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
@@ -196,18 +179,6 @@ def read_vq_config(path: Path) -> PaiPainterVQConfig:
         return PaiPainterVQConfig(**sizes)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} doesn't describe a VQGAN: {str(error).rstrip('.')}.") from error
-
-
-def read_vocab(path: Path, config: PaiPainterConfig) -> PaiPainterProcessor:
-    """A painter's processor from its `vocab.txt`; an `OSError` or `ValueError` if that is missing or doesn't fit."""
-    if not path.is_file():
-        raise OSError(f"{path.parent} has no vocab.txt: please put the model's vocabulary there.")
-    tokenizer = PaiPainterTokenizer(
-        str(path), image_vocab_size=config.image_vocab_size, model_max_length=config.text_length, name_or_path=str(path)
-    )
-    processor = PaiPainterProcessor(PaiPainterImageProcessor(size=config.vq_config.resolution), tokenizer)  # type: ignore[union-attr]
-    processor.check_model(config)
-    return processor
 
 
 def grouped(names: Iterable[object]) -> list[str]:

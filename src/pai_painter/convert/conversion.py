@@ -1,62 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts a checkpoint: finds out what it is, reads it, and writes it in another layout."""
+"""Converts a checkpoint: finds out which program made it, reads it, and writes it in another layout."""
 
 import os
 import tarfile
-from dataclasses import dataclass
+import zlib
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 from ..model.configuration_pai_painter import PaiPainterVQConfig
-from ..model.folder_pai_painter import naming_damaged_weights
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
-from ..model.model_files_pai_painter import check_finite, refuse_git_lfs_pointer
+from ..model.lora_pai_painter import load_painter
+from ..model.model_files_pai_painter import refuse_git_lfs_pointer
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
-from ..model.processing_pai_painter import PaiPainterProcessor
-from ..printable import printable
+from ..model.weight_conversion import check_finite
 from ..whole_files import new_folder
-from .checkpoint_kinds import kind_of, unpack
-from .checkpoint_reading import CheckpointError, ReadModel, read_vq_config
+from .checkpoint_reading import CheckpointError, ConversionReport, read_settings, read_vq_config
 from .easynlp_layout import read_easynlp, write_easynlp
 from .from_paddlenlp import read_paddlenlp
 from .from_taming import read_taming
 
 Layout = Literal["native", "easynlp"]
 DType = Literal["float32", "float16", "bfloat16"]
+MAX_ARCHIVE_BYTES = 16 * 2**30  # unpacked; the large painter with its optimizer has about 6
+_BY_SUFFIX = {".bin": "easynlp", ".ckpt": "taming", ".pdparams": "paddlenlp"}
+_BY_MODEL_TYPE = {"artist": "easynlp", "pai_painter": "painter", "pai_painter_vqgan": "vqgan"}
+_KNOWN = "EasyNLP's folders and their .tgz, .ckpt files of taming-transformers, and PaddleNLP's .pdparams"
 _SAME_WEIGHT = 1e-5  # largest difference: a VQGAN that went through another program may have been rounded
 _NO_ENCODER = "the VQGAN is decoder only: the model can't encode pictures or be trained on them (see --vqgan)"
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """
-    What [`convert`] did: `read` are files; `ignored` are weights, entries and files that the model doesn't use; `notes`
-    say what the user should know about the result. A VQGAN alone has no transformer parameters.
-    """
-
-    origin: str
-    output: Path
-    transformer_parameters: int
-    vqgan_parameters: int
-    dtype: str
-    read: list[str]
-    ignored: list[str]
-    notes: list[str]
-
-    def lines(self) -> list[str]:
-        """The report as text."""
-        transformer, vqgan = self.transformer_parameters, self.vqgan_parameters
-        parts = f"{transformer:,} transformer + {vqgan:,} VQGAN = {transformer + vqgan:,}"
-        return [
-            f"{self.output}: {'a painter' if transformer else 'a VQGAN'}, from a checkpoint of {self.origin}",
-            f"Read: {', '.join(self.read)}",
-            f"Ignored: {', '.join(self.ignored) or 'nothing'}",
-            f"Parameters: {parts if transformer else f'{vqgan:,}'}, in {self.dtype}",
-            *(f"Note: {note}" for note in self.notes),
-        ]
 
 
 def convert(
@@ -76,7 +49,6 @@ def convert(
     Args:
         source: A folder of EasyNLP or its archive (`.tgz`), one of its `pytorch_model_step_N.bin`, a `.ckpt` of
             taming-transformers, a folder of PaddleNLP or its `.pdparams`, or a folder of this package.
-        output: A new folder.
         to: `"native"`, which `from_pretrained` reads, or `"easynlp"`.
         vqgan: A folder of this package with the whole VQGAN, for a model whose VQGAN has no encoder.
         config: taming's YAML, or a JSON with PaddleNLP's `num_attention_heads`; by default the one beside the weights.
@@ -111,25 +83,62 @@ def convert(
             found.model.to(getattr(torch, dtype))
             found.model.config.dtype = found.model.dtype
             check_finite(found.model.state_dict(), f"{source} in {dtype}")
-        notes = _write(found, whole, to)
-    vqgan_parameters = _vqgan_of(found.model).num_parameters()
-    return ConversionReport(
-        found.origin,
-        output,
-        transformer_parameters=found.model.num_parameters() - vqgan_parameters,
-        vqgan_parameters=vqgan_parameters,
-        dtype=str(found.model.dtype).removeprefix("torch."),
-        read=[printable(name) for name in found.read],
-        ignored=found.ignored,
-        notes=notes,
-    )
+        if to == "easynlp":
+            found.notes += write_easynlp(found.model, found.processor, whole)
+        else:
+            vqgan_config: Any = getattr(found.model.config, "vq_config", found.model.config)
+            found.notes += [] if vqgan_config.has_encoder else [_NO_ENCODER]
+            found.model.save_pretrained(whole)
+            found.processor.save_pretrained(whole)
+    found.output = output
+    return found
 
 
-def _read(place: Path, settings: Path | None, vq_config: PaiPainterVQConfig | None) -> ReadModel:
+def unpack(path: Path, folder: Path, max_bytes: int = MAX_ARCHIVE_BYTES) -> Path:
+    """Unpacks an archive, and gives the folder in it that holds more than another folder."""
+    size = 0
+    folder.mkdir(exist_ok=True)
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                size += member.size
+                if size > max_bytes:
+                    raise CheckpointError(f"{path} unpacks to more than {max_bytes:,} bytes, more than a model needs.")
+                archive.extract(member, folder, filter="data")
+    except (tarfile.TarError, EOFError, UnicodeError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise CheckpointError(f"{path} is damaged or refused: {error}.") from error
+    while len(inside := [place for place in folder.iterdir() if not place.name.startswith("._")]) == 1:
+        if not inside[0].is_dir():
+            break
+        folder = inside[0]
+    return folder
+
+
+def _kind_of(source: Path) -> tuple[str, Path]:
+    """Finds out which program made a checkpoint, and gives the folder or file to read."""
+    found = ""
+    if source.is_dir():
+        config = source / "config.json"
+        model_type = str(read_settings(config).get("model_type")) if config.is_file() else None
+        if model_type in _BY_MODEL_TYPE:
+            return _BY_MODEL_TYPE[model_type], source
+        found = "" if model_type is None else f" (its config.json has the model_type {model_type!r})"
+        files = [path for path in sorted(source.iterdir()) if path.suffix in (".pdparams", ".ckpt")]
+        if len(files) > 1:
+            raise CheckpointError(f"{source} has {len(files)} files of weights: please name one, e.g. {files[0]}.")
+        source = files[0] if files else source
+    if source.suffix not in _BY_SUFFIX:
+        raise CheckpointError(f"{source} is no known checkpoint{found}; supported are {_KNOWN}.")
+    return _BY_SUFFIX[source.suffix], source
+
+
+def _read(place: Path, settings: Path | None, vq_config: PaiPainterVQConfig | None) -> ConversionReport:
     for file in [place] if place.is_file() else place.iterdir():
         if file.is_file():
             refuse_git_lfs_pointer(file)
-    kind, place = kind_of(place)
+    kind, place = _kind_of(place)
     if vq_config is not None and kind not in ("easynlp", "paddlenlp"):
         raise CheckpointError(f"{place} needs no --vq-config: please leave it out.")
     if settings is not None and kind not in ("taming", "paddlenlp"):
@@ -138,21 +147,13 @@ def _read(place: Path, settings: Path | None, vq_config: PaiPainterVQConfig | No
         return read_easynlp(place, vq_config)
     if kind == "paddlenlp":
         return read_paddlenlp(place, vq_config, settings)
-    return read_taming(place, settings) if kind == "taming" else _read_native(place, kind == "vqgan")
-
-
-def _read_native(place: Path, alone: bool) -> ReadModel:
-    if (place / "adapter_config.json").is_file():
-        raise CheckpointError(f"{place} is an adapter: please merge it into its model first (`pai-painter merge`).")
+    if kind == "taming":
+        return read_taming(place, settings)
     files = ["config.json", "model.safetensors"]
-    with naming_damaged_weights(str(place)):
-        if alone:
-            vqgan = PaiPainterVQModel.from_pretrained(place, use_safetensors=True)
-            return ReadModel("pai-painter", vqgan, PaiPainterImageProcessor.from_pretrained(place), files)
-        painter = PaiPainterForImageGeneration.from_pretrained(place, use_safetensors=True)
-    processor = PaiPainterProcessor.from_pretrained(place)
-    processor.check_model(painter.config)
-    return ReadModel("pai-painter", painter, processor, files)
+    if kind == "vqgan":
+        vqgan = PaiPainterVQModel.from_pretrained(place, use_safetensors=True)
+        return ConversionReport("pai-painter", vqgan, PaiPainterImageProcessor.from_pretrained(place), files)
+    return ConversionReport("pai-painter", *load_painter(place, dtype="auto", options={"use_safetensors": True}), files)
 
 
 def _add_encoder(painter: PaiPainterForImageGeneration | PaiPainterVQModel, folder: Path) -> None:
@@ -161,8 +162,7 @@ def _add_encoder(painter: PaiPainterForImageGeneration | PaiPainterVQModel, fold
         raise CheckpointError(f"The checkpoint has a whole VQGAN already: please leave out --vqgan {folder}.")
     if not (folder / "config.json").is_file():
         raise OSError(f"{folder} holds no VQGAN: it must be a folder with config.json and model.safetensors.")
-    with naming_damaged_weights(str(folder)):
-        vqgan = PaiPainterVQModel.from_pretrained(folder, dtype=painter.dtype)
+    vqgan = PaiPainterVQModel.from_pretrained(folder, dtype=painter.dtype)
     if not vqgan.config.has_encoder:
         raise CheckpointError(f"The VQGAN {folder} has no encoder either.")
     found = vqgan.state_dict()
@@ -174,16 +174,3 @@ def _add_encoder(painter: PaiPainterForImageGeneration | PaiPainterVQModel, fold
     painter.vqgan.config.encoder_attention = vqgan.config.encoder_attention
     for part in ("encoder", "quant_conv"):  # the rest stays the model's own
         painter.vqgan.register_module(part, vqgan.get_submodule(part))
-
-
-def _write(found: ReadModel, folder: Path, to: Layout) -> list[str]:
-    """Writes the folder, and returns what its user should know."""
-    if to == "easynlp":
-        return write_easynlp(found.model, found.processor, folder)
-    found.model.save_pretrained(folder)
-    found.processor.save_pretrained(folder)
-    return [] if _vqgan_of(found.model).config.has_encoder else [_NO_ENCODER]
-
-
-def _vqgan_of(model: PaiPainterForImageGeneration | PaiPainterVQModel) -> PaiPainterVQModel:
-    return model if isinstance(model, PaiPainterVQModel) else model.vqgan

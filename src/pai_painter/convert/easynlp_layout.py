@@ -12,14 +12,15 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, apply_renamings
 
-from ..model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from ..model.configuration_pai_painter import PaiPainterVQConfig
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
-from ..model.model_files_pai_painter import build_without_memory
+from ..model.lora_pai_painter import load_processor
+from ..model.model_files_pai_painter import read_painter_folder
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
 from ..model_hash import architecture_of
-from .checkpoint_reading import CheckpointError, ReadModel, fill_model, grouped, load_weights, read_settings, read_vocab
+from .checkpoint_reading import CheckpointError, ConversionReport, fill_model, grouped, load_weights
 
 _WEIGHTS = "pytorch_model.bin"
 _STEP = re.compile(r"pytorch_model_step_\d+\.bin")
@@ -30,44 +31,37 @@ _OTHER_VQGAN = (
     "the folder again"
 )
 _SIZES = {  # by EasyNLP's names
-    "block_size": "max_position_embeddings", "img_vocab_size": "image_vocab_size", "n_embd": "hidden_size",
-    "n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_unmasked": "num_unmasked",
+    "block_size": "max_position_embeddings",
+    "img_vocab_size": "image_vocab_size",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_unmasked": "num_unmasked",
     **{name: name for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop", "text_vocab_size", "vocab_size")},
-}  # fmt: skip
+}
 
 
-def read_easynlp(source: Path, vq_config: PaiPainterVQConfig | None = None) -> ReadModel:
+def read_easynlp(source: Path, vq_config: PaiPainterVQConfig | None = None) -> ConversionReport:
     """Reads a folder or a file of weights in it; EasyNLP doesn't write the VQGAN's sizes down (`vq_config`)."""
     files = [source] if source.is_file() else [source / _WEIGHTS]
     if not files[0].is_file():
         files = sorted(path for path in source.iterdir() if _STEP.fullmatch(path.name))
     if len(files) != 1:
         raise OSError(f"{source} has {len(files) or 'no'} files pytorch_model(_step_N).bin: please name one.")
-    file, folder = files[0], files[0].parent
-    settings = read_settings(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if settings.get("model_type") != "artist":
-        raise CheckpointError(f"{folder} has no config.json of EasyNLP (`model_type` must be 'artist').")
-    try:
-        config = PaiPainterConfig.from_dict(settings, vq_config=vq_config)
-    except TypeError as error:  # from comparing what isn't a number
-        raise CheckpointError(f"The sizes in the config.json of {folder} must be numbers.") from error
-    processor = read_vocab(folder / "vocab.txt", config)
+    file = files[0]
+    folder = read_painter_folder(file.parent, vq_config)
+    if folder.layout != "EasyNLP":
+        raise CheckpointError(f"{folder.name} has no config.json of EasyNLP (`model_type` must be 'artist').")
+    processor = load_processor(folder)
     found, others = load_weights(file)
-    shapes = build_without_memory(PaiPainterForImageGeneration, str(folder), config)
-    names = {theirs: ours for ours, theirs in _easynlp_names(shapes).items()}
+    if ours := [name for name in found if name.startswith(("model.", "lm_head.", "vqgan."))]:
+        raise CheckpointError(f"{file} holds weights under other names than EasyNLP's: {', '.join(ours[:5])}.")
     masks = [name for name in found if _MASK.fullmatch(name)]
     weights = {name: tensor for name, tensor in found.items() if name not in masks}
-    model = fill_model(PaiPainterForImageGeneration, config, weights, file, names)
-    beside = [name for name in sorted(os.listdir(folder)) if name in _NEVER_READ or _STEP.fullmatch(name)]
+    model = fill_model(PaiPainterForImageGeneration, folder.config, weights, file)
+    beside = [name for name in sorted(os.listdir(file.parent)) if name in _NEVER_READ or _STEP.fullmatch(name)]
     ignored = grouped(masks) + others + [name for name in beside if name != file.name]
-    return ReadModel("EasyNLP", model, processor, ["config.json", file.name, "vocab.txt"], ignored)
-
-
-def _easynlp_names(painter: PaiPainterForImageGeneration) -> dict[str, str]:
-    """EasyNLP's name of each weight, by ours."""
-    mapping = get_model_conversion_mapping(cast(PreTrainedModel, painter), add_legacy=False)
-    backwards = [cast(WeightRenaming, each.reverse_transform()) for each in reversed(mapping)]
-    return {name: apply_renamings(name, backwards) for name in painter.state_dict()}
+    return ConversionReport("EasyNLP", model, processor, ["config.json", file.name, "vocab.txt"], ignored)
 
 
 def write_easynlp(
@@ -82,12 +76,25 @@ def write_easynlp(
     if isinstance(painter, PaiPainterVQModel) or isinstance(processor, PaiPainterImageProcessor):
         raise CheckpointError("EasyNLP's layout is for painters; this checkpoint is a VQGAN alone.")
     config = painter.config
-    _check_that_easynlp_can(config)
+    for part, name, value in (
+        (config, "hidden_act", "gelu"),
+        (config, "layer_norm_eps", 1e-5),
+        (config, "intermediate_size", 4 * config.hidden_size),
+        (config.vq_config, "has_encoder", True),
+        (config.vq_config, "encoder_attention", True),
+    ):
+        if getattr(part, name) != value:
+            hint = "; please add the encoder with --vqgan" if name == "has_encoder" else ""
+            raise CheckpointError(
+                f"EasyNLP's models all have `{name}` {value}, but this model's is {getattr(part, name)}{hint}."
+            )
     pieces = processor.tokenizer.convert_ids_to_tokens(range(config.image_vocab_size, config.vocab_size))
     if any("\n" in piece for piece in pieces):
         raise CheckpointError("EasyNLP's vocab.txt has one word piece per line, but one of this model's has a newline.")
-    names = _easynlp_names(painter)
-    content = {names[name]: tensor.detach().contiguous() for name, tensor in painter.state_dict().items()}
+    mapping = get_model_conversion_mapping(cast(PreTrainedModel, painter), add_legacy=False)
+    renaming = [cast(WeightRenaming, each.reverse_transform()) for each in reversed(mapping)]
+    weights = {name: tensor.detach().contiguous() for name, tensor in painter.state_dict().items()}
+    content = {apply_renamings(name, renaming): tensor for name, tensor in weights.items()}
     length, unmasked = config.max_position_embeddings, config.num_unmasked
     mask = torch.ones(1, 1, length, length).tril()  # 1 where a position (row) may look
     mask[..., :unmasked, :unmasked] = 1
@@ -99,17 +106,3 @@ def write_easynlp(
     text = json.dumps(settings, indent=2, sort_keys=True)
     (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
     return [] if architecture_of(config.vq_config) == architecture_of(PaiPainterVQConfig()) else [_OTHER_VQGAN]
-
-
-def _check_that_easynlp_can(config: PaiPainterConfig) -> None:
-    fixed: list[tuple[Any, dict[str, Any]]] = [
-        (config, {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "intermediate_size": 4 * config.hidden_size}),
-        (config.vq_config, {"has_encoder": True, "encoder_attention": True}),
-    ]
-    for part, wanted in fixed:
-        for name, value in wanted.items():
-            if getattr(part, name) != value:
-                hint = "; please add the encoder with --vqgan" if name == "has_encoder" else ""
-                raise CheckpointError(
-                    f"EasyNLP's models all have `{name}` {value}, but this model's is {getattr(part, name)}{hint}."
-                )

@@ -16,10 +16,13 @@ import numpy as np
 import torch
 
 from ..model.configuration_pai_painter import PaiPainterConfig, PaiPainterVQConfig
+from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
+from ..model.processing_pai_painter import PaiPainterProcessor
+from ..model.tokenization_pai_painter import PaiPainterTokenizer
 from ..model_hash import architecture_of
 from ..printable import printable
-from .checkpoint_reading import CheckpointError, ReadModel, check_tensors, fill_model, read_vocab
+from .checkpoint_reading import CheckpointError, ConversionReport, check_tensors, fill_model
 
 _TABLE = "StructuredToParameterName@@"  # Paddle's own: names of names
 _RENAMINGS = [
@@ -37,7 +40,9 @@ _LINEAR = re.compile(r"model\.layers\.\d+\.(attn|mlp)\..*\.weight")
 _USUAL_HEAD = 64  # width of an attention head in all published models
 
 
-def read_paddlenlp(file: Path, vq_config: PaiPainterVQConfig | None = None, settings: Path | None = None) -> ReadModel:
+def read_paddlenlp(
+    file: Path, vq_config: PaiPainterVQConfig | None = None, settings: Path | None = None
+) -> ConversionReport:
     """
     Reads a painter from its `.pdparams` and the `vocab.txt` beside it; its VQGAN has no encoder.
 
@@ -49,14 +54,21 @@ def read_paddlenlp(file: Path, vq_config: PaiPainterVQConfig | None = None, sett
     beside = [file.parent / "model_config.json", file.parent / "config.json"]
     settings = settings or next((path for path in beside if path.is_file()), None)
     config = _read_config(arrays, vq_config, settings, file)
-    processor = read_vocab(file.parent / "vocab.txt", config)
-    names = {name: _native_name(name) for name in arrays}
-    weights = {name: _as_native(names[name], array, config) for name, array in arrays.items()}
-    model = fill_model(PaiPainterForImageGeneration, config, weights, file, names)
-    (head,) = (name for name, ours in names.items() if ours == "lm_head.weight")
-    unused = f"{head}, rows {config.image_vocab_size}…{config.vocab_size - 1} (caption tokens)"
+    tokenizer = PaiPainterTokenizer.from_pretrained(
+        file.parent, image_vocab_size=config.image_vocab_size, model_max_length=config.text_length
+    )
+    processor = PaiPainterProcessor(PaiPainterImageProcessor(size=vq_config.resolution), tokenizer)
+    processor.check_model(config)
+    weights = {}
+    for name, array in arrays.items():
+        ours = _native_name(name)
+        if ours in weights:
+            raise CheckpointError(f"{file} holds {ours} twice, once as {name}.")
+        weights[ours] = _as_native(ours, array, config)
+    model = fill_model(PaiPainterForImageGeneration, config, weights, file)
+    unused = f"lm_head, rows {config.image_vocab_size}…{config.vocab_size - 1} (caption tokens)"
     read = [file.name, "vocab.txt", *([settings.name] if settings else [])]
-    return ReadModel("PaddleNLP", model, processor, read, [unused, _TABLE])
+    return ConversionReport("PaddleNLP", model, processor, read, [unused, _TABLE])
 
 
 def _read_config(
@@ -77,8 +89,6 @@ def _read_config(
             num_attention_heads=_num_heads(width, settings),
             intermediate_size=len(arrays["gpt.decoder.layers.0.linear1.bias"]),
         )
-    except CheckpointError:
-        raise
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file} holds no painter of PaddleNLP with {vq_config.num_image_tokens} image tokens and a codebook of "
@@ -94,8 +104,7 @@ def _num_heads(width: int, settings: Path | None) -> int:
     found = re.search(r'"num_attention_heads"\s*:\s*(\d{1,6})\b', text)
     if found is None:
         raise CheckpointError(
-            f"The weights don't tell the number of attention heads, nor does {settings or 'a file beside them'}: "
-            f"please name a JSON file with `num_attention_heads`, with --config."
+            "The weights don't tell `num_attention_heads`: please name a JSON file with it (--config)."
         )
     return int(found[1])
 
@@ -129,18 +138,14 @@ class _DType:
 
 
 class _Array:
-    """An array, once the pickle has given its content: version, shape, number type, order, bytes."""
+    """An array, once the pickle has given its content."""
 
     value = np.empty(0)
 
     def __setstate__(self, state: Any) -> None:
-        self.value = _from_bytes(state[4], state[2], state[1], "F" if state[3] else "C").value
-
-
-def _from_bytes(content: bytes, dtype: _DType, shape: Any, order: Any) -> _Array:
-    array, flat = _Array(), np.frombuffer(content, dtype.dtype)
-    array.value = flat.reshape(shape, order=order).astype(dtype.dtype.newbyteorder("="), order="C")
-    return array
+        _, shape, dtype, is_fortran, content = state
+        array = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if is_fortran else "C")
+        self.value = array.astype(dtype.dtype.newbyteorder("="), order="C")
 
 
 _CALLS: dict[str, Callable] = {
@@ -149,7 +154,6 @@ _CALLS: dict[str, Callable] = {
     "__builtin__.bytes": lambda: b"",  # of an empty array
     "_codecs.encode": lambda text, _: text.encode("latin-1"),
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: _Array() for core in ("core", "_core")},
-    **{f"numpy.{core}.numeric._frombuffer": _from_bytes for core in ("core", "_core")},
 }
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from ..model.configuration_pai_painter import PaiPainterVQConfig
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 from ..model.modeling_vqgan import PaiPainterVQModel
-from .checkpoint_reading import CheckpointError, ReadModel, fill_model, grouped, load_weights, read_settings
+from .checkpoint_reading import CheckpointError, ConversionReport, fill_model, grouped, load_weights, read_settings
 
 _KINDS = ("taming.models.vqgan.VQModel", "taming.models.vqgan.VQNoDiscModel")  # the second differs in training only
 _OF_TRAINING = {"ckpt_path", "colorize_nlabels", "image_key", "lossconfig", "monitor", "sane_index_shape"}
 
 
-def read_taming(checkpoint: Path, settings: Path | None = None) -> ReadModel:
+def read_taming(checkpoint: Path, settings: Path | None = None) -> ConversionReport:
     """
     Reads a VQGAN from its `.ckpt` and the YAML file of its training: by default the only one beside the checkpoint or
     in the neighbouring folder `configs`, where taming keeps it.
@@ -24,7 +24,7 @@ def read_taming(checkpoint: Path, settings: Path | None = None) -> ReadModel:
     model = fill_model(PaiPainterVQModel, config, weights, checkpoint)
     ignored = grouped(name for name in found if name not in weights) + others
     processor = PaiPainterImageProcessor(size=config.resolution)
-    return ReadModel("taming-transformers", model, processor, [checkpoint.name, settings.name], ignored)
+    return ConversionReport("taming-transformers", model, processor, [checkpoint.name, settings.name], ignored)
 
 
 def _find_settings(checkpoint: Path) -> Path:
@@ -43,9 +43,7 @@ def _read_config(path: Path) -> PaiPainterVQConfig:
         raise CheckpointError(f"{path} isn't taming's: it has no `model` with `target` and `params`.")
     if model.get("target") not in _KINDS:
         raise CheckpointError(f"{path} describes {str(model.get('target'))[:80]!r}; only {_KINDS[0]} is supported.")
-    if params.get("remap") is not None:
-        raise CheckpointError(f"{path} renumbers the image tokens (`remap`), which isn't supported.")
-    fields = {name: value for name, value in params.items() if name not in {*_OF_TRAINING, "remap"}}
+    fields = {name: value for name, value in params.items() if name not in _OF_TRAINING and value is not None}
     if fields.keys() != {"ddconfig", "embed_dim", "n_embed"}:
         names = ", ".join(map(str, fields)) or "none of them"
         raise CheckpointError(f"{path} must have `ddconfig`, `embed_dim` and `n_embed` in `params`, but has {names}.")

@@ -17,33 +17,24 @@ from .decoding import DecodingLoop, StopWhen, is_as_built
 from .speculative_decoding import SpeculativeDecodingLoop
 from .speed import PaintingSpeed, SpeedName, find_speed
 
-__all__ = ["can_decode", "decode", "rounded_vqgan"]
-
 
 def can_decode(
     model: PreTrainedModel, speed: SpeedName | PaintingSpeed = "exact", generate_options: Sequence[str] = ()
 ) -> bool:
     """
-    Whether [`decode`] draws the model's tokens; otherwise `generate` does.
-
-    Args:
-        model ([`PaiPainterForImageGeneration`]): see [`~decoding.is_as_built`].
-        speed: see [`~speed.find_speed`].
-        generate_options: names of options that only `generate` has.
-
-    Raises:
-        ValueError: if it doesn't, and `speed` rounds, which `generate` can't; or if there is no such speed.
+    Whether [`decode`] draws the model's tokens, which [`~decoding.is_as_built`] decides unless there are
+    `generate_options`, names of options that only `generate` has. Otherwise `generate` does, and a `speed` that rounds
+    is a `ValueError`.
     """
     is_exact = find_speed(speed, model.device).is_exact
     if not generate_options and is_as_built(model):
         return True
     if is_exact:
         return False
-    if generate_options:
-        raise ValueError(f"Only `speed='exact'` goes with options of `generate`, such as `{generate_options[0]}`.")
     raise ValueError(
-        "Only `speed='exact'` goes with adapters that aren't merged, quantised layers, hooks, autocast, a model in "
-        "training mode, attention other than sdpa and eager, and further settings in `generation_config`."
+        "Only `speed='exact'` goes with options of `generate`, adapters that aren't merged, quantised layers, hooks, "
+        "autocast, a model in training mode, attention other than sdpa and eager, and further settings in "
+        "`generation_config`."
     )
 
 
@@ -56,15 +47,8 @@ def decode(
     stop_when: Sequence[StopWhen] = (),
 ) -> torch.Tensor:
     """
-    Draws image tokens as `generate` would; a single picture's by speculative decoding.
-
-    Args:
-        model: one for which [`can_decode`] holds.
-        ids, copies, sampler, stop_when: see [`~decoding.DecodingLoop.write`].
-        speed: see [`~speed.find_speed`]. Rounded weights are kept until the model's change.
-
-    Returns:
-        `torch.LongTensor` of shape `(captions * copies, num_image_tokens)`, fewer columns if it was stopped.
+    Draws the image tokens of a model for which [`can_decode`] holds, as `generate` would; a single picture's by
+    speculative decoding. See [`~decoding.DecodingLoop.write`]. Rounded weights are kept until the model's change.
     """
     loop = _ready(model).loop(model, len(ids) * copies, find_speed(speed, model.device))
     return loop.write(ids, copies, sampler, stop_when)
@@ -113,20 +97,23 @@ def _ready(model: nn.Module) -> _Ready:
 
 
 def _new_loop(model: PreTrainedModel, rows: int, speed: PaintingSpeed) -> DecodingLoop:
-    return (
-        SpeculativeDecodingLoop(model, speed)
-        if speed.num_draft_tokens and rows == 1
-        else DecodingLoop(model, rows, speed)
-    )
+    is_speculative = speed.num_draft_tokens and rows == 1
+    return SpeculativeDecodingLoop(model, speed) if is_speculative else DecodingLoop(model, rows, speed)
 
 
 def _stamp(*parts: nn.Module) -> tuple[tuple[int, float], ...]:
     """
     Another one as soon as weights are replaced or written to. PyTorch counts what is written, but not through `.data`,
-    as peft merges adapters; so their sum is looked at, in float32, in which half precision's last digit isn't lost.
+    as peft merges adapters; so they are summed up, in float32, in which half precision's last digit isn't lost, and
+    with factors, since the plain sum stays the same if rows are swapped.
     """
     parameters = (each.detach() for part in parts for each in part.parameters())
-    return tuple((each.data_ptr(), each.sum(dtype=torch.float32).item()) for each in parameters)
+    return tuple((each.data_ptr(), _checksum(each)) for each in parameters)
+
+
+def _checksum(weight: torch.Tensor) -> float:
+    rows = weight.float().reshape(len(weight), -1)
+    return float(torch.linspace(1, 2, len(rows)) @ (rows @ torch.linspace(1, 2, rows.shape[1])))
 
 
 def _rounded(vqgan: PaiPainterVQModel, dtype: torch.dtype) -> PaiPainterVQModel:

@@ -21,8 +21,6 @@ from ..model.sampling_pai_painter import GumbelSampler
 from .linear_layers import Int8Linear, LinearLayer, packed_linear, plain_linear
 from .speed import PaintingSpeed
 
-__all__ = ["DecodingLoop", "is_as_built"]
-
 # With fewer rows, float32 weights stream from memory as fast in the order that they are stored in.
 _ROWS_THAT_PACKING_SPEEDS_UP = 3
 

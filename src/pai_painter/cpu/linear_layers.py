@@ -14,8 +14,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-__all__ = ["Int8Linear", "LinearLayer", "packed_linear", "plain_linear"]
-
 LinearLayer = Callable[[torch.Tensor], torch.Tensor]  # (rows, in_features) -> (rows, out_features)
 
 
@@ -29,20 +27,21 @@ def packed_linear(weight: torch.Tensor, bias: torch.Tensor | None, rows: int) ->
     The same product from weights in the order of oneDNN's blocks. Sums are rounded in another order than by `F.linear`;
     nothing else differs.
 
-    The operators are private ones, which torch.compile uses for constant weights (`benchmarks/packing.py` measures
-    their gain); where they are gone, or don't know weights of this kind, this is [`plain_linear`].
+    The operators are private ones, which torch.compile uses for constant weights: drawing four or eight pictures takes
+    a third to a half less time (`benchmarks/packing.py`). Where they are gone, or not for such weights or this
+    processor, this is [`plain_linear`].
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`)
         bias (`torch.Tensor` of shape `(out_features,)`, *optional*)
         rows (`int`): How many rows there usually are; others work, too.
     """
-    known = torch.backends.mkldnn.is_available() and weight.dtype in (torch.float32, torch.bfloat16)
-    operators = torch.ops.mkldnn
-    if not known or not (hasattr(operators, "_reorder_linear_weight") and hasattr(operators, "_linear_pointwise")):
+    try:
+        product = torch.ops.mkldnn._linear_pointwise
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+    except (AttributeError, RuntimeError):
         return plain_linear(weight, bias)
-    packed = operators._reorder_linear_weight(weight.contiguous(), rows)
-    return lambda inputs: operators._linear_pointwise(inputs, packed, bias, "none", [], "")
+    return lambda inputs: product(inputs, packed, bias, "none", [], "")
 
 
 class Int8Linear:
@@ -66,6 +65,9 @@ class Int8Linear:
             quantized = torch._make_per_channel_quantized_tensor(
                 integers, scales.double(), torch.zeros_like(scales).long(), axis=0
             )
+        # Without VNNI, x86 adds two products in 16 bits, which inputs of 8 bits may overflow, and those of 7 don't.
+        processor = torch.cpu.get_capabilities()
+        self.reduce_range = processor.get("architecture") == "x86_64" and not processor.get("avx512_vnni")
         self.bias = torch.zeros_like(scales) if bias is None else bias.float()
         self.weight = torch.ops.quantized.linear_prepack(quantized, None)
         # The operator takes one scale for all rows from the smallest and largest number in them, so that a row would
@@ -76,9 +78,9 @@ class Int8Linear:
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         given, inputs = inputs.dtype, inputs.float()
         if len(inputs) == 1:
-            return torch.ops.quantized.linear_dynamic(inputs, self.weight, False).add_(self.bias).to(given)
+            return torch.ops.quantized.linear_dynamic(inputs, self.weight, self.reduce_range).add_(self.bias).to(given)
         largest = torch.linalg.vector_norm(inputs, float("inf"), dim=-1, keepdim=True)
         largest.clamp_(min=torch.finfo(torch.float32).tiny)
         scaled = torch.cat([inputs / largest, self.ends])
-        products = torch.ops.quantized.linear_dynamic(scaled, self.weight, False)[:-1]
+        products = torch.ops.quantized.linear_dynamic(scaled, self.weight, self.reduce_range)[:-1]
         return torch.addcmul(self.bias, products, largest).to(given)

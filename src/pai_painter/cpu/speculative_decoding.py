@@ -22,8 +22,6 @@ from ..model.sampling_pai_painter import GumbelSampler
 from .decoding import DecodingLoop, StopWhen
 from .speed import PaintingSpeed
 
-__all__ = ["SpeculativeDecodingLoop"]
-
 
 class SpeculativeDecodingLoop(DecodingLoop):
     """

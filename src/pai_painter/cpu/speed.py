@@ -8,8 +8,6 @@ from typing import Literal
 
 import torch
 
-__all__ = ["SPEEDS", "PaintingSpeed", "SpeedName", "find_speed", "has_bfloat16"]
-
 logger = logging.getLogger(__name__)
 
 SpeedName = Literal["exact", "balanced", "fastest"]
@@ -54,12 +52,8 @@ _MANY = 2**31
 
 def find_speed(speed: SpeedName | PaintingSpeed, device: torch.device) -> PaintingSpeed:
     """
-    What a name stands for on this machine.
-
-    Args:
-        speed: `"exact"`, `"balanced"` (bfloat16), `"fastest"` (bfloat16, for two to four pictures int8), or settings,
-            with which bfloat16 may be imitated.
-        device: where is painted.
+    What a name stands for on this machine: `"exact"`, `"balanced"` (bfloat16) or `"fastest"` (bfloat16, for two to four
+    pictures int8). With settings in its place, bfloat16 may be imitated.
 
     Raises:
         ValueError: if there is no such speed, or if the processor would only imitate the arithmetic it asks for.

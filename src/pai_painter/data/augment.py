@@ -10,8 +10,6 @@ from PIL import Image
 
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
 
-__all__ = ["Augmentation", "shift_and_flip"]
-
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -31,10 +29,7 @@ class Augmentation:
 
 
 def shift_and_flip(pixel_values: torch.Tensor, max_shift: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
-    """
-    Moves each picture (batch, channels, height, width) by up to `max_shift` pixels (its border is repeated) and, with
-    `flip`, mirrors every second.
-    """
+    """Moves pictures (batch, channels, height, width), repeating their borders; with `flip`, mirrors every second."""
     batch, _, height, width = pixel_values.shape
     padded = F.pad(pixel_values, [max_shift] * 4, mode="replicate")
     offsets = torch.randint(0, 2 * max_shift + 1, (batch, 2), generator=generator).tolist()

@@ -7,8 +7,6 @@ from typing import Any
 
 from .open_picture import BadPicture, decode_base64_picture
 
-__all__ = ["NOT_UTF8", "captions_of", "id_of", "picture_of"]
-
 _MAX_CAPTION = 65_536  # characters of a cell: far more than any model reads
 # Halves of surrogate pairs: what Python makes of bytes that aren't UTF-8, and what JSON can spell but no file can hold.
 NOT_UTF8 = re.compile(r"[\ud800-\udfff]")

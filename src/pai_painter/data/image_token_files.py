@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Pictures ⇄ image tokens in files: what the VQGAN alone makes of a picture.
-
-The file is JSON, a list with one object for each picture: `{"file": "apple.png", "image_tokens": [17, 4, …]}`, in
-raster order.
-"""
+"""Pictures ⇄ image tokens in a JSON file: `[{"file": "apple.png", "image_tokens": [17, 4, …]}, …]`, in raster order."""
 
 import json
 import math
@@ -18,15 +13,12 @@ from PIL import Image
 
 from ..imaging.png_files import file_stem, unique_names
 from ..model.configuration_pai_painter import PaiPainterVQConfig
-from ..model.folder_pai_painter import load_processor, naming_damaged_weights, read_painter_folder
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.lora_pai_painter import load_processor
+from ..model.model_files_pai_painter import read_painter_folder
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..whole_files import write_whole
 from .open_picture import open_picture
-
-__all__ = ["PictureVQGAN", "decoded_names", "read_image_tokens", "write_image_tokens"]
-
-EncodedPicture = dict[str, Any]  # as in the file
 
 
 class PictureVQGAN:
@@ -41,12 +33,11 @@ class PictureVQGAN:
         folder = read_painter_folder(os.fspath(name_or_path), revision=revision)
         processor = load_processor(folder)  # the base's, if it is an adapter's folder
         options = {"config": folder.vq_config, "dtype": torch.float32, **folder.hub_options}
-        with naming_damaged_weights(folder.name):
-            vqgan = PaiPainterVQModel.from_pretrained(folder.name, **options)
+        vqgan = PaiPainterVQModel.from_pretrained(folder.name, **options)
         return cls(vqgan, processor.image_processor)
 
     @torch.no_grad()
-    def encode(self, path: Path) -> tuple[EncodedPicture, float]:
+    def encode(self, path: Path) -> tuple[dict[str, Any], float]:
         """
         The image tokens of a picture, and the PSNR in decibels between the square that was encoded and what they decode
         to, both in 8 bits. A `ValueError` says why a file isn't a picture.
@@ -64,20 +55,20 @@ class PictureVQGAN:
         return encoded, math.inf if loss == 0 else 10 * math.log10(255**2 / loss)
 
     @torch.no_grad()
-    def decode(self, encoded: EncodedPicture) -> Image.Image:
+    def decode(self, encoded: dict[str, Any]) -> Image.Image:
         """The picture that the image tokens stand for."""
         image_tokens = cast(torch.LongTensor, torch.tensor([encoded["image_tokens"]]))
         (picture,) = self.image_processor.postprocess(self.vqgan.decode(image_tokens))
         return picture
 
 
-def write_image_tokens(pictures: list[EncodedPicture], path: Path, force: bool = False) -> None:
+def write_image_tokens(pictures: list[dict[str, Any]], path: Path, force: bool = False) -> None:
     """Writes a file of image tokens, one picture per line; a `FileExistsError` if it is there, unless `force`."""
     rows = ",\n".join(json.dumps(picture, ensure_ascii=False) for picture in pictures)
     write_whole(path, lambda partial: partial.write_bytes(f"[\n{rows}\n]\n".encode()), force)
 
 
-def read_image_tokens(path: Path, config: PaiPainterVQConfig) -> list[EncodedPicture]:
+def read_image_tokens(path: Path, config: PaiPainterVQConfig) -> list[dict[str, Any]]:
     """Reads a file of image tokens; a `ValueError` if it isn't one, or if the tokens don't fit this VQGAN."""
     try:
         rows = json.loads(path.read_bytes())
@@ -95,6 +86,6 @@ def read_image_tokens(path: Path, config: PaiPainterVQConfig) -> list[EncodedPic
     return rows
 
 
-def decoded_names(pictures: list[EncodedPicture]) -> list[str]:
+def decoded_names(pictures: list[dict[str, Any]]) -> list[str]:
     """File names for decoded pictures; never that of the picture that was encoded, nor outside a folder."""
     return unique_names([f"{file_stem(Path(picture['file']).stem)}-decoded" for picture in pictures], ".png")

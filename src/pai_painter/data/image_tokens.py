@@ -20,13 +20,10 @@ from .open_picture import open_picture
 from .row_cache import cached_table
 from .sources import FEATURES
 
-__all__ = ["ImageTokenCache"]
-
 _BATCH = 32
 # Rows whose tokens are one file: what a run that is stopped while it encodes loses at most. A multiple of _BATCH, so
 # that a picture has the same neighbours in its batch whatever the number of rows.
 _PART = 128 * _BATCH
-
 _TOKENS = datasets.List(datasets.List(datasets.Value("int32")))
 _FEATURES = datasets.Features({"idx": FEATURES["idx"], "captions": FEATURES["captions"], "image_tokens": _TOKENS})
 
@@ -37,10 +34,9 @@ class ImageTokenCache:
     under a hash of all that decides about them (the rows' content, the VQGAN, the image settings).
 
     Args:
-        rows: from [`~pai_painter.data.row_cache.load_rows`].
+        rows: from [`~pai_painter.data.row_cache.load_rows`], which says what `cache_dir` is.
         variants: lists of image tokens per row: of the picture itself and of changed copies.
         augmentation: how the copies are changed; needed for more than one variant.
-        cache_dir: where the table is kept, by default the datasets library's cache.
     """
 
     def __init__(

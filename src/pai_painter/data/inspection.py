@@ -14,31 +14,21 @@ from ..model.processing_pai_painter import PaiPainterProcessor
 from .open_picture import picture_format
 from .sources import DataSource, open_row
 
-__all__ = ["inspect_rows"]
-
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 _SHOWN_REASONS = 5
 
 
 def inspect_rows(
-    source: DataSource,
-    processor: PaiPainterProcessor,
-    text_length: int | None = None,
-    max_rows: int | None = None,
+    source: DataSource, processor: PaiPainterProcessor, text_length: int | None = None, max_rows: int | None = None
 ) -> list[tuple[str, str]]:
     """
-    Reads a source once, with a few numbers per row in memory.
+    Reads a source once, with a few numbers per row in memory. What it finds are names and values, to be shown. Reasons
+    of bad rows that differ only in numbers and names are one.
 
     Args:
         processor: of the model that is to read the captions.
         text_length: word pieces that the model reads, if not what the processor says.
         max_rows: look at no more than the first so many rows, good and bad.
-
-    Returns:
-        Names and values, to be shown. Reasons of bad rows that differ only in numbers and names are one.
-
-    Raises:
-        ValueError: if an option is out of range, or if the source can't be read.
     """
     for name, value in (("text_length", text_length), ("max_rows", max_rows)):
         if value is not None and value < 1:

@@ -39,10 +39,8 @@ class BadPicture(ValueError):
 def decode_base64_picture(text: str) -> bytes:
     """
     Decodes base64 in any spelling: the standard alphabet (`+/`) or the URL-safe one (`-_`), with or without padding,
-    with line breaks, with `data:image/png;base64,` in front. A `BadPicture` says what else it is.
-
-    It is decoded strictly: Python's lenient decoders skip characters that they don't know, which turns the wrong
-    alphabet into wrong bytes without an error.
+    with line breaks, with `data:image/png;base64,` in front. All else is a `BadPicture`: Python's lenient decoders skip
+    characters that they don't know, which turns the wrong alphabet into wrong bytes without an error.
     """
     text = text.strip()
     if "\n" in text or "\r" in text:  # rarely, and a pattern is slow on a megabyte
@@ -121,7 +119,6 @@ def _without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """
     A PNG, JPEG or TIFF file with only what decides about the pixels and how they are shown, and what belongs into
     `Image.info` besides: Pillow gives no picture if a resolution is text, a comment is too long or a checksum is wrong.
-    Files of other formats come back as they are.
     """
     if data.startswith(b"\x89PNG"):
         return _bare_png(data)
@@ -134,8 +131,7 @@ def _without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
 
 
 def _bare_png(data: bytes) -> tuple[bytes, dict[str, Any]]:
-    info: dict[str, Any] = {}
-    kept, place = [data[:8]], 8
+    kept, info, place = [data[:8]], dict[str, Any](), 8
     while place < len(data):
         end = place + 12 + int.from_bytes(data[place : place + 4], "big")
         chunk, kind = data[place:end], data[place + 4 : place + 8]

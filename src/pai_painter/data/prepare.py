@@ -23,13 +23,9 @@ from .open_picture import open_picture, picture_format
 from .row_cache import load_rows, mapped
 from .sources import FEATURES, DataSource
 
-__all__ = ["prepare_rows"]
-
 _LAYOUT = "shards of pai-painter, 3"
 _MANIFEST, _REJECTED = "manifest.json", "rejected_rows.jsonl"
 _LINE_BREAK = re.compile(r" *[\t\r\n]+ *")
-_JPEG_QUALITY = 95
-_ROW_GROUP = 64  # readers hold one row group of Parquet in memory at a time
 _SCHEMA = datasets.Features(idx=FEATURES["idx"], text=FEATURES["idx"], image=datasets.Image()).arrow_schema
 
 
@@ -63,7 +59,7 @@ def prepare_rows(
         rows in which tabs and line breaks became spaces.
 
     Raises:
-        ValueError: if no row or too few can be used, an option is out of range, or the source lies in the folder.
+        ValueError: if an option is out of range, too few rows can be used, or the source lies in the folder.
         OSError: if the folder holds other things, or can't be written to.
     """
     options = {"format": format, "shard_size": shard_size, "size": size, "caption_separator": caption_separator}
@@ -92,7 +88,7 @@ def prepare_rows(
 
 def _files_of(output: Path) -> list[str]:
     """The files of an earlier run, by its manifest."""
-    with suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is another program's
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or not ours
         manifest = json.loads((output / _MANIFEST).read_bytes())
         if manifest["layout"] == _LAYOUT:
             return list(manifest["files"])
@@ -119,7 +115,7 @@ def _write_shard(rows: Iterator[dict[str, Any]], path: Path, format: str) -> Non
     if format == "parquet":
         # Pictures are compressed already, and a dictionary of them would only be a copy.
         with ParquetWriter(path, _SCHEMA, compression="none", use_dictionary=False) as table:
-            for group in iter(lambda: list(islice(rows, _ROW_GROUP)), []):
+            for group in iter(lambda: list(islice(rows, 64)), []):  # readers hold a whole one in memory
                 table.write_table(pyarrow.Table.from_pylist(group, schema=_SCHEMA))
         return
     with open(path, "wb") as file:
@@ -137,7 +133,7 @@ def _shrink(row: dict[str, Any], size: int) -> dict[str, Any]:
     width, height = (max(1, round(side * size / shorter)) for side in picture.size)
     shrunk, file = picture.resize((width, height), Image.Resampling.BICUBIC), io.BytesIO()
     if picture_format(row["picture"]) in ("JPEG", "WEBP"):
-        shrunk.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        shrunk.save(file, "JPEG", quality=95, subsampling=0)
     else:
         shrunk.save(file, "PNG")
     return {**row, "picture": file.getvalue()}

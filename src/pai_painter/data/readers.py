@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows out of everything that is no table of text: folders of pictures, Parquet, WebDataset shards, named data sets."""
 
-import errno
 import glob
 import os
 from collections.abc import Iterable, Iterator
@@ -26,18 +25,12 @@ _PICTURE_SUFFIXES = (
     *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".ico", ".tga", ".ppm", ".eps"),
 )
 _LINKED = "This is a linked folder, which is not followed: please name it as a further folder."
-# What a single file is to blame for; everything else is the machine's trouble and ends the work.
-_FILE_TROUBLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def read_inside(folder: Path, name: str) -> bytes:
     """
-    The content of a file in a folder, named by a stranger. Nothing is downloaded.
-
-    Raises:
-        ValueError: If it isn't there or can't be read, is no regular file, is too large, or lies outside of the folder,
-            be it by a symbolic link.
-        OSError: If the machine is in trouble.
+    The content of a file in a folder, named by a stranger. A `ValueError` if it isn't there or can't be read, is no
+    regular file, is too large, or lies outside of the folder, be it by a symbolic link.
     """
     shown = printable(name)[:80]
     try:
@@ -50,9 +43,7 @@ def read_inside(folder: Path, name: str) -> bytes:
             raise BadPicture(f"The file {shown} is larger than {MAX_PICTURE_BYTES} bytes.")
         return path.read_bytes()
     except OSError as error:
-        if error.errno in _FILE_TROUBLE:
-            raise BadPicture(f"The file {shown} can't be read ({error.strerror}).") from error
-        raise
+        raise BadPicture(f"The file {shown} can't be read ({error.strerror}).") from error
 
 
 def _is_inside(folder: Path, path: Path) -> bool:
@@ -165,10 +156,7 @@ class NamedDataset:
         return self._rows.select_columns(there).shard(len(self.parts), part)
 
     def read_picture(self, cell: Any) -> Any:
-        """
-        The cell with the file of a picture that isn't in the table. Only the library's reader of folders says where it
-        is; in a table, a path is a stranger's word.
-        """
+        """The cell or, of a folder of pictures, the file. In a table, a path would be a stranger's word."""
         path = cell.get("path") if isinstance(cell, dict) and cell.get("bytes") is None else None
         if path is None or not self._is_image_folder:
             return cell

@@ -26,13 +26,10 @@ from .open_picture import open_picture
 from .sources import FEATURES, DataSource, open_row
 from .table_files import BadRows
 
-__all__ = ["PictureRows", "cached_table", "load_rows", "mapped"]
-
 logger = logging.getLogger(__name__)
 
 _LAYOUT = 7  # raised when the table's columns or the checks of a row change, so that old caches are left alone
 _BATCH = 32  # rows written at a time: a thousand pictures, the default, are not little memory
-_CHECKED_BYTES = 1 << 27
 
 
 def load_rows(
@@ -43,7 +40,7 @@ def load_rows(
     workers: int = 1,
 ) -> datasets.Dataset:
     """
-    Checked rows of a source of captions and pictures, every picture having been opened once.
+    Checked rows: `idx` (str), `captions` (list of str) and `picture` (encoded bytes, which have been opened once).
 
     Args:
         max_bad_rows: more unusable rows than this are an error, and reading stops there.
@@ -51,9 +48,6 @@ def load_rows(
             content and the options, so that a changed file is never mistaken for the old one.
         rejects: JSON lines file for unusable rows (`file`, `line`, `idx`, `reason`).
         workers: processes that open pictures.
-
-    Returns:
-        `idx` (str), `captions` (list of str) and `picture` (encoded bytes).
 
     Raises:
         ValueError: if a file can't be read, or holds no usable row or too many unusable ones.
@@ -76,10 +70,7 @@ def load_rows(
 
 
 class PictureRows(Dataset[torch.Tensor]):
-    """
-    The pictures of rows, decoded when they are asked for, by row or by (epoch, row): pixels (3, height, width) in
-    [-1, 1].
-    """
+    """The pictures of rows, asked for by row or by (epoch, row): pixels (3, height, width) in [-1, 1]."""
 
     def __init__(self, rows: datasets.Dataset, processor: PaiPainterImageProcessor):
         self.rows, self.processor = rows, processor
@@ -119,7 +110,7 @@ def cached_table(path: Path, features: datasets.Features, rows: Iterable[dict[st
 
 def _checksum(path: Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.sha256(f"{path.stat().st_size} ".encode() + file.read(_CHECKED_BYTES)).hexdigest()
+        return hashlib.sha256(f"{path.stat().st_size} ".encode() + file.read(1 << 27)).hexdigest()
 
 
 def mapped(function: Callable[[Any], Any], rows: Iterable[Any], workers: int) -> Iterator[Any]:

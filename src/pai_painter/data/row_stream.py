@@ -13,8 +13,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 from .sources import DataSource, Record, open_row
 from .table_files import BadRows
 
-__all__ = ["PictureStream", "StreamedRow", "list_of_process"]
-
 
 class StreamedRow(NamedTuple):
     """A checked row and where it is."""

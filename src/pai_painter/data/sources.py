@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-From whatever the user names (files, patterns, folders, a data set) to rows with the columns `idx, captions, picture`.
-
-TSV, CSV and JSON lines are read by `table_files`, everything else by libraries.
-"""
+"""From whatever the user names (files, patterns, folders, a data set) to rows with `idx`, `captions` and `picture`."""
 
 import glob
 import hashlib
@@ -23,8 +19,6 @@ from . import readers
 from .cells import captions_of, id_of, picture_of
 from .open_picture import BadPicture, open_picture
 from .table_files import Row, Schema, check_file, read_table
-
-__all__ = ["FEATURES", "DataSource", "Record", "find_source", "open_row"]
 
 _TEXT, _NUMBER = datasets.Value("string"), datasets.Value("int64")
 # A row's `picture` is its file, `part` its place in the source's `parts`, `line` its place there, and `reason` says why
@@ -211,8 +205,7 @@ def find_source(
         image_folder: what the paths in CSV and JSON lines start from; the folder of each file by default.
 
     Raises:
-        ValueError: if nothing or too much is named, files are of several kinds, or one isn't there, is empty, damaged
-            or of another kind, or lacks a column.
+        ValueError: if nothing or too much is named, or if a file isn't there, is of another kind or lacks a column.
     """
     options = (id_column, caption_column, image_column, caption_separator)
     if dataset_name is not None:

@@ -20,8 +20,6 @@ from typing import Any
 
 from ..printable import printable
 
-__all__ = ["BadRows", "Row", "Schema", "check_file", "open_lines", "read_table"]
-
 MAX_ROW_BYTES = 256 * 1024 * 1024
 _SCHEMA_COLUMN = re.compile(r"\s*([^:]*?)\s*(:\s*(str|int|float)\s*:\s*\d+\s*)?")
 
@@ -53,10 +51,7 @@ class Schema:
 def read_table(path: Path, schema: Schema | None = None, is_csv: bool | None = None) -> Iterator[Row]:
     """
     The rows of a table: a TSV if a `schema` is given, else JSON lines or CSV with a header, by default as it is named.
-    Bytes of a CSV that are not UTF-8 come as halves of surrogate pairs.
-
-    Raises:
-        ValueError: If the file can't be such a table, or at the place where it is damaged.
+    Bytes of a CSV that are not UTF-8 come as halves of surrogate pairs. For errors see [`open_lines`].
     """
     if is_csv is None:
         is_csv = path.name.lower().removesuffix(".gz").endswith(".csv")
@@ -68,18 +63,21 @@ def read_table(path: Path, schema: Schema | None = None, is_csv: bool | None = N
             yield number, {}, f"The row is longer than {MAX_ROW_BYTES} bytes."
         elif not line.strip(b" \r\n"):
             yield number, {}, "The row is empty."
-        elif schema is None:
-            yield number, *_json_cells(line)
         else:
-            try:
-                texts = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8").split("\t")
-            except UnicodeDecodeError as error:
-                yield number, {}, f"The row is not UTF-8 (its byte {error.start + 1})."
-                continue
-            cells, reason = _by_column(texts, schema.columns)
-            if number == 1 and tuple(texts) == schema.columns:
-                reason = "The row repeats the schema's names, but a TSV has no header."
-            yield number, cells, reason
+            yield number, *_cells(line, schema, number == 1)
+
+
+def _cells(line: bytes, schema: Schema | None, is_first: bool) -> tuple[dict[str, Any], str | None]:
+    try:
+        text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        cells = json.loads(text) if schema is None else text.split("\t")
+    except (ValueError, RecursionError) as error:
+        return {}, f"The row is not {'JSON in ' if schema is None else ''}UTF-8: {error}."
+    if schema is None:
+        return (cells, None) if isinstance(cells, dict) else ({}, "The row is not a JSON object.")
+    if is_first and tuple(cells) == schema.columns:
+        return _by_column(cells, schema.columns)[0], "The row repeats the schema's names, but a TSV has no header."
+    return _by_column(cells, schema.columns)
 
 
 def _by_column(cells: list[str], columns: tuple[str, ...] | list[str]) -> tuple[dict[str, Any], str | None]:
@@ -88,14 +86,6 @@ def _by_column(cells: list[str], columns: tuple[str, ...] | list[str]) -> tuple[
     if len(cells) == len(columns):
         return by_column, None
     return by_column, f"The row has {len(cells)} cells instead of {len(columns)} ({', '.join(columns)})."
-
-
-def _json_cells(line: bytes) -> tuple[dict[str, Any], str | None]:
-    try:
-        cells = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        return {}, f"The row is not JSON in UTF-8: {error}."
-    return (cells, None) if isinstance(cells, dict) else ({}, "The row is not a JSON object.")
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
@@ -132,10 +122,8 @@ def _csv_lines(path: Path) -> Iterator[str]:
 
 def open_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     """
-    Numbered lines of a text file, as they end; `None` for a line that is too long to be held.
-
-    Raises:
-        ValueError: If the file isn't there, is empty or isn't text, or at a place where its archive is damaged.
+    Numbered lines of a text file, as they end; `None` for a line that is too long to be held. A `ValueError` if the
+    file isn't there, is empty or isn't text, or at a place where its archive is damaged.
     """
     check_file(path)
     number = 0
@@ -178,12 +166,8 @@ def check_file(path: Path) -> None:
 
 class BadRows:
     """
-    The unusable rows of a source, each counted and listed once, however often it comes back.
-
-    Args:
-        name: the source in a sentence.
-        most: more rows than this are an error.
-        path: JSON lines file for the rows. An earlier run's is removed, or read first if this one resumes it.
+    The unusable rows of the source `name`, each counted and listed once, however often it comes back. More than `most`
+    are an error. The list, JSON lines in `path`, is begun anew unless this run resumes an earlier one.
     """
 
     def __init__(self, name: str, most: int, path: Path | None = None, resumes: bool = False) -> None:

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple, NoReturn
 
 from .names import SIZES, TASK, nearest
 
-__all__ = ["Given", "parse_flags"]
-
 _ALL = ("train", "evaluate", "predict")
 _TRAIN, _PREDICT = ("train",), ("predict",)
 

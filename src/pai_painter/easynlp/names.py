@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping
 from operator import attrgetter
 from typing import Any
 
-__all__ = ["PUBLISHED", "SIZES", "TASK", "checked_model", "nearest", "number_of_pictures"]
-
 TASK = "text2image_generation"
 PUBLISHED = tuple(
     f"pai-painter-{kind}-zh" for kind in ("base", "large", "commercial-base", "scenery-base", "painting-base")
@@ -31,7 +29,7 @@ SIZES = {  # what they are in the model's configuration
 
 def checked_model(name: str, given: Mapping[str, Any]) -> str:
     """The name that loads a model (a published one gets its owner), if the sizes in `given` are the model's."""
-    from ..model.folder_pai_painter import read_painter_folder
+    from ..model.model_files_pai_painter import read_painter_folder
 
     published = name.removeprefix(f"{_OWNER}/") in PUBLISHED and not os.path.isdir(name)
     name = f"{_OWNER}/{name}" if published and "/" not in name else name

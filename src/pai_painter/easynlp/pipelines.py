@@ -12,8 +12,6 @@ from ..imaging.png_files import png_bytes
 from ..model.pipeline_pai_painter import PaiPainterPipeline, PaiPainterPipelineOutput
 from .names import PUBLISHED, SIZES, TASK, checked_model, nearest, number_of_pictures
 
-__all__ = ["TextImageGenerationPipeline", "pipeline"]
-
 _AT_ONCE = 8  # pictures; EasyNLP paints all captions at once, until memory is full
 
 

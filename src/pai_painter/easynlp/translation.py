@@ -14,8 +14,6 @@ from ..training.arguments import TrainingArguments
 from .flags import Given, parse_flags
 from .names import checked_model, number_of_pictures
 
-__all__ = ["NativeCommand", "translate"]
-
 
 @dataclass
 class NativeCommand:

@@ -10,28 +10,19 @@ from ..data.image_tokens import ImageTokenCache
 from ..data.row_cache import load_rows
 from ..lora import load_painter
 from ..training.arguments import DataArguments
-from ..training.painter_objective import PainterObjective
-from ..training.painter_rows import CaptionedTokens
-from ..training.rows import encode_together, find_training_source
-from ..training.validation import validation_loss
-
-__all__ = ["Likelihood", "evaluate_painter"]
+from ..training.painter_objective import PainterObjective, validation_loss
+from ..training.painter_rows import CaptionedRows
+from ..training.rows import encode_together, find_rows
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """
-    Args:
-        rows (`int`): Number of rows.
-        loss (`float`): Mean cross-entropy in nats per token.
-        perplexity (`float`): The number of equally likely tokens that the loss stands for.
-        chance (`int`): The perplexity of a painter that knows nothing: the number of image tokens there are.
-    """
+    """What was measured."""
 
     rows: int
-    loss: float
-    perplexity: float
-    chance: int
+    loss: float  # mean cross-entropy in nats per token
+    perplexity: float  # the number of equally likely tokens that the loss stands for
+    chance: int  # the perplexity of a painter that knows nothing: the number of image tokens there are
 
 
 def evaluate_painter(
@@ -58,13 +49,13 @@ def evaluate_painter(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     accelerator = accelerator or Accelerator()
-    source = find_training_source(data)
+    source = find_rows(data)
     painter, processor = load_painter(model, revision=revision)
     painter.to(accelerator.device)
     with accelerator.local_main_process_first():
         rows = load_rows(source, data.max_bad_rows, data.cache_dir)
     table = ImageTokenCache(rows, painter.vqgan, processor.image_processor, cache_dir=data.cache_dir)
-    encoded = CaptionedTokens(encode_together(table, accelerator), processor)
+    encoded = CaptionedRows(encode_together(table, accelerator), processor)
     loss = validation_loss(PainterObjective(painter).eval(), encoded, accelerator, batch_size)["validation_loss"]
     if not math.isfinite(loss):
         raise ValueError(f"The loss of {model} is {loss}: its weights are damaged.")

@@ -10,8 +10,6 @@ from io import BytesIO
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-__all__ = ["draw_grid"]
-
 _FONT = "imaging/fonts/pai-painter-sans.otf"
 _SMALLEST_DEFAULT_CELL = 128  # pixels; 64×64 pictures are too small for the eye, and for a caption below them
 _INK, _PALE_INK = (32, 32, 32), (96, 96, 96)

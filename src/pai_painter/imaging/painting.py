@@ -19,8 +19,6 @@ from ..whole_files import check_new_files
 from .grids import draw_grid
 from .png_files import enlarge, file_stem, in_folder_or_file, save_png, unique_names
 
-__all__ = ["PaintedPicture", "PaintingOptions", "paint_files", "picture_text", "random_seed"]
-
 
 @dataclass(frozen=True)
 class PaintingOptions:

@@ -11,8 +11,6 @@ from PIL import Image, PngImagePlugin
 
 from ..whole_files import write_whole
 
-__all__ = ["enlarge", "file_stem", "in_folder_or_file", "png_bytes", "save_png", "unique_names"]
-
 _MAX_STEM_BYTES = 120  # of the 255 that file systems allow; a seed and an ending follow
 _MAX_SIDE = 8192
 _OTHER_PICTURES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".tif", ".tiff", ".webp")

@@ -30,30 +30,21 @@ class EasyNLPArtist(PaiPainterForImageGeneration):
 
     @classmethod
     def from_pretrained(cls, *args: Any, config: EasyNLPArtistConfig, **kwargs: Any) -> Any:
-        """
-        Raises:
-            ValueError: always, with what to pass.
-        """
+        """Raises `ValueError`, with what to pass."""
         return PaiPainterConfig.from_dict(config.to_dict())
 
 
 def register_auto_classes() -> None:
     """Called once by `import pai_painter`; calling it again changes nothing."""
-    AutoConfig.register("pai_painter", PaiPainterConfig, exist_ok=True)
-    AutoConfig.register("pai_painter_vqgan", PaiPainterVQConfig, exist_ok=True)
-    AutoConfig.register("artist", EasyNLPArtistConfig, exist_ok=True)
-    AutoModel.register(PaiPainterConfig, PaiPainterForImageGeneration, exist_ok=True)
+    for config in (PaiPainterConfig, PaiPainterVQConfig, EasyNLPArtistConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoImageProcessor.register(config, image_processor_classes={"pil": PaiPainterImageProcessor}, exist_ok=True)
     AutoModel.register(PaiPainterVQConfig, PaiPainterVQModel, exist_ok=True)
-    AutoModelForCausalLM.register(PaiPainterConfig, PaiPainterForImageGeneration, exist_ok=True)
-    AutoModel.register(EasyNLPArtistConfig, EasyNLPArtist, exist_ok=True)
-    AutoModelForCausalLM.register(EasyNLPArtistConfig, EasyNLPArtist, exist_ok=True)
+    for painter in (PaiPainterForImageGeneration, EasyNLPArtist):
+        AutoModel.register(painter.config_class, painter, exist_ok=True)
+        AutoModelForCausalLM.register(painter.config_class, painter, exist_ok=True)
+        AutoProcessor.register(painter.config_class, PaiPainterProcessor, exist_ok=True)
     # For a painter, AutoTokenizer finds the class by its name: were it registered for its configuration, too, then a
     # trusted repository's own code would be run in its place.
     AutoTokenizer.register(EasyNLPArtistConfig, tokenizer_class=PaiPainterTokenizer, exist_ok=True)
-    for config in (PaiPainterConfig, EasyNLPArtistConfig):
-        AutoImageProcessor.register(config, image_processor_classes={"pil": PaiPainterImageProcessor}, exist_ok=True)
-        AutoProcessor.register(config, PaiPainterProcessor, exist_ok=True)
-    AutoImageProcessor.register(
-        PaiPainterVQConfig, image_processor_classes={"pil": PaiPainterImageProcessor}, exist_ok=True
-    )
     register_easynlp_names()

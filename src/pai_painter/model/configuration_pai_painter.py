@@ -48,7 +48,23 @@ def _plain_errors(cls: type) -> type:
 
 
 class _StrictConfig(PreTrainedConfig):
-    """A configuration that takes no keyword which it doesn't have."""
+    """A configuration that takes no keyword which it doesn't have, and that also reads EasyNLP's `config.json`."""
+
+    @classmethod
+    def _translated(cls, config_dict: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """EasyNLP's names in ours; any other configuration as it is."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Reads a native configuration or EasyNLP's (`model_type: "artist"`); for its VQGAN see `vq_config`."""
+        return super().from_dict(cls._translated(config_dict, kwargs), **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """Reads the file; EasyNLP's names are translated here already, so that it is not taken for another model's."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return cls._translated(config_dict, kwargs), kwargs
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(name for name in kwargs if name not in _OF_TRANSFORMERS and not name.startswith("_"))
@@ -133,28 +149,17 @@ class PaiPainterVQConfig(_StrictConfig):
         return self.image_grid**2
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Reads a native configuration; EasyNLP's `config.json` says nothing of its VQGAN, which is the default."""
-        return super().from_dict(_vqgan_of_easynlp(config_dict), **kwargs)
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
-        """Reads the file; see [`~PaiPainterVQConfig.from_dict`]."""
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return _vqgan_of_easynlp(config_dict), kwargs
+    def _translated(cls, config_dict: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """EasyNLP says nothing of its VQGAN, which is the default."""
+        return {"model_type": cls.model_type} if config_dict.get("model_type") == "artist" else config_dict
 
     @classmethod
     def from_ddconfig(
         cls, ddconfig: dict[str, Any], n_embed: int, embed_dim: int, **kwargs: Any
     ) -> "PaiPainterVQConfig":
         """
-        Reads the names of taming-transformers (`model.params` of its YAML files).
-
-        Args:
-            ddconfig: taming's `ddconfig`: `z_channels`, `resolution`, `in_channels`, `out_ch`, `ch`, `ch_mult`,
-                `num_res_blocks`, `attn_resolutions`, `dropout`, and perhaps `double_z`.
-            n_embed: number of codebook entries.
-            embed_dim: width of a codebook entry.
+        Reads the names of taming-transformers (`model.params` of its YAML files): its `ddconfig`, the number of
+        codebook entries, and their width.
 
         Raises:
             ValueError: if an entry is missing or unknown, or if `double_z` is true (a KL autoencoder, not a VQGAN).
@@ -181,12 +186,11 @@ class PaiPainterVQConfig(_StrictConfig):
         _require_positive(self, "resolution", "in_channels", "out_channels", "base_channels")
         _require_positive(self, "num_res_blocks", most=_MOST_LAYERS)
         _require_positive(self, "latent_channels", "embed_dim", "num_embeddings", "norm_num_groups")
-        if not self.channel_multiplier or min(self.channel_multiplier) < 1:
+        multipliers = self.channel_multiplier
+        if not 1 <= len(multipliers) <= 31 or not all(1 <= multiplier <= _MOST_LAYERS for multiplier in multipliers):
             raise ValueError(
-                f"`channel_multiplier` must be a list of positive integers, got {self.channel_multiplier}."
+                f"`channel_multiplier` must hold at most 31 numbers from 1 to {_MOST_LAYERS}, got {multipliers}."
             )
-        if max(self.channel_multiplier) > _MOST_LAYERS or len(self.channel_multiplier) > 31:
-            raise ValueError(f"`channel_multiplier` must hold at most 31 numbers, each at most {_MOST_LAYERS:,}.")
         halvings = 2 ** (len(self.channel_multiplier) - 1)
         if self.resolution % halvings:
             raise ValueError(
@@ -264,22 +268,33 @@ class PaiPainterConfig(_StrictConfig):
             self.intermediate_size = 4 * self.hidden_size
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+    def _translated(cls, config_dict: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """
-        Reads a native configuration or EasyNLP's (`model_type: "artist"`).
-
-        EasyNLP's VQGAN is f16_16384; for another one pass `vq_config`, a [`PaiPainterVQConfig`] or a `dict`.
-
-        Raises:
-            ValueError: if a size is missing or doesn't fit the VQGAN.
+        Takes `vq_config` out of `kwargs`: the VQGAN of an EasyNLP checkpoint, if it isn't f16_16384. The caption's
+        length is `block_size` minus the number of image tokens.
         """
-        return super().from_dict(_translate_easynlp(config_dict, kwargs), **kwargs)
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
-        """Reads the file; EasyNLP's names are translated here already, so that it is not taken for another model's."""
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return _translate_easynlp(config_dict, kwargs), kwargs
+        if config_dict.get("model_type") != "artist":
+            return config_dict
+        vq_config = kwargs.pop("vq_config", None) or {}
+        if not isinstance(vq_config, PaiPainterVQConfig):
+            vq_config = PaiPainterVQConfig(**vq_config)
+        required = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}
+        required |= {"img_vocab_size": "image_vocab_size", "text_vocab_size": "text_vocab_size"}
+        optional = {"n_unmasked": "num_unmasked"} | {name: name for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop")}
+        missing = sorted((set(required) | {"block_size"}) - set(config_dict))
+        if missing:
+            raise ValueError(f"This config.json says it is EasyNLP's (`artist`) but lacks {', '.join(missing)}.")
+        if not _fits(config_dict, vq_config):
+            raise ValueError(
+                f"This EasyNLP folder has {config_dict['block_size']} positions and {config_dict['img_vocab_size']} "
+                f"image tokens, which doesn't fit a VQGAN of {vq_config.num_image_tokens} tokens per picture out of "
+                f"{vq_config.num_embeddings}. EasyNLP doesn't store its VQGAN's shape: please pass "
+                f"`vq_config=PaiPainterVQConfig(...)`, or make a native folder of it, `pai-painter convert FOLDER "
+                f"OUTPUT --vq-config SIZES.json`."
+            )
+        fields = {ours: config_dict[theirs] for theirs, ours in (required | optional).items() if theirs in config_dict}
+        text_length = config_dict["block_size"] - vq_config.num_image_tokens
+        return {**fields, "model_type": cls.model_type, "text_length": text_length, "vq_config": vq_config.to_dict()}
 
     @property
     def image_grid(self) -> int:
@@ -345,40 +360,6 @@ class EasyNLPArtistConfig(PreTrainedConfig):
         return PaiPainterConfig.from_dict(config_dict, **kwargs)
 
 
-def _vqgan_of_easynlp(config_dict: dict[str, Any]) -> dict[str, Any]:
-    return {"model_type": "pai_painter_vqgan"} if config_dict.get("model_type") == "artist" else config_dict
-
-
-def _translate_easynlp(config_dict: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """
-    EasyNLP's names in ours (takes `vq_config` out of `kwargs`); any other configuration is given back as it is.
-
-    The caption's length is `block_size` minus the number of image tokens.
-    """
-    if config_dict.get("model_type") != "artist":
-        return config_dict
-    vq_config = kwargs.pop("vq_config", None) or {}
-    if not isinstance(vq_config, PaiPainterVQConfig):
-        vq_config = PaiPainterVQConfig(**vq_config)
-    required = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}
-    required |= {"img_vocab_size": "image_vocab_size", "text_vocab_size": "text_vocab_size"}
-    optional = {name: name for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop")} | {"n_unmasked": "num_unmasked"}
-    missing = sorted((set(required) | {"block_size"}) - set(config_dict))
-    if missing:
-        raise ValueError(f"This config.json says it is EasyNLP's (`artist`) but lacks {', '.join(missing)}.")
-    if not _fits(config_dict, vq_config):
-        raise ValueError(
-            f"This EasyNLP folder has {config_dict['block_size']} positions and {config_dict['img_vocab_size']} image "
-            f"tokens, which doesn't fit a VQGAN of {vq_config.num_image_tokens} tokens per picture out of "
-            f"{vq_config.num_embeddings}. EasyNLP doesn't store its VQGAN's shape: please pass "
-            f"`vq_config=PaiPainterVQConfig(...)`, or make a native folder of it, `pai-painter convert FOLDER OUTPUT "
-            f"--vq-config SIZES.json`."
-        )
-    fields = {ours: config_dict[theirs] for theirs, ours in (required | optional).items() if theirs in config_dict}
-    text_length = config_dict["block_size"] - vq_config.num_image_tokens
-    return {**fields, "model_type": "pai_painter", "text_length": text_length, "vq_config": vq_config.to_dict()}
-
-
 def _fits(easynlp: dict[str, Any], vq_config: PaiPainterVQConfig) -> bool:
     return easynlp.get("block_size", 0) > vq_config.num_image_tokens and (
         easynlp.get("img_vocab_size") == vq_config.num_embeddings
@@ -387,10 +368,8 @@ def _fits(easynlp: dict[str, Any], vq_config: PaiPainterVQConfig) -> bool:
 
 def _require_positive(config: PreTrainedConfig, *names: str, most: int = 2**31 - 1) -> None:
     for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}.")
-        if getattr(config, name) > most:
-            raise ValueError(f"`{name}` must be at most {most:,}, got {getattr(config, name):,}.")
+        if not 1 <= getattr(config, name) <= most:
+            raise ValueError(f"`{name}` must lie between 1 and {most:,}, got {getattr(config, name):,}.")
 
 
 def _require_rates(config: PreTrainedConfig, *names: str) -> None:

@@ -21,22 +21,17 @@ __all__ = ["ImageGenerationMixin", "PaiPainterImageOutput"]
 _DECODED_AT_ONCE = 4
 
 
-def _cpu_backend() -> Any:
+def _cpu_backend(speed: Any) -> Any:
     """
-    `pai_painter.cpu` where the package is installed, or else `None`: it draws the same tokens by a shorter loop, and
-    rounds if `speed` asks for it.
+    `pai_painter.cpu`, which draws the same tokens by a shorter loop and rounds if `speed` asks for it; `None` where the
+    package isn't installed.
     """
     try:
         return importlib.import_module("pai_painter.cpu")
-    except ImportError:
+    except ImportError as error:
+        if speed != "exact":
+            raise ValueError(f"`speed={speed!r}` needs the package pai-painter; without it, use 'exact'.") from error
         return None
-
-
-def _rounding_backend(speed: Any) -> Any:
-    backend = _cpu_backend()
-    if backend is None:
-        raise ValueError(f"`speed={speed!r}` needs the package pai-painter; without it, `speed` is 'exact'.")
-    return backend
 
 
 @dataclass
@@ -85,9 +80,8 @@ class ImageGenerationMixin(GenerationMixin):
         """
         Paints captions. Options left out are those of `generation_config`, the model's recommendation.
 
-        On the CPU tokens are drawn by `pai_painter.cpu` where that is installed, elsewhere by `generate`; so they are
-        for a model with adapters or hooks, of which a part computes something else than its class here, or if
-        `generate_kwargs` are given.
+        On the CPU tokens are drawn by `pai_painter.cpu` where that is installed; by `generate` elsewhere, for a model
+        with adapters, hooks or changed parts, and with `generate_kwargs`.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(captions, text_length)`): Captions from the processor.
@@ -162,14 +156,9 @@ class ImageGenerationMixin(GenerationMixin):
             ids, copies = torch.cat([captions, tokens], dim=1), 1
 
     def _write_on(
-        self,
-        ids: torch.Tensor,
-        copies: int,
-        sampler: GumbelSampler,
-        speed: Any,
-        generate_kwargs: dict[str, Any],
+        self, ids: torch.Tensor, copies: int, sampler: GumbelSampler, speed: Any, generate_kwargs: dict[str, Any]
     ) -> torch.Tensor:
-        cpu = _cpu_backend() if speed == "exact" else _rounding_backend(speed)
+        cpu = _cpu_backend(speed)
         options = sorted(generate_kwargs.keys() - {"stopping_criteria"})
         if cpu is not None and cpu.can_decode(self, speed, options):
             criteria = generate_kwargs.get("stopping_criteria") or []
@@ -187,24 +176,14 @@ class ImageGenerationMixin(GenerationMixin):
 
     @torch.no_grad()
     @with_forward_hook
-    def decode_images(
-        self,
-        image_tokens: torch.Tensor,
-        speed: Any = "exact",
-    ) -> torch.Tensor:
+    def decode_images(self, image_tokens: torch.Tensor, speed: Any = "exact") -> torch.Tensor:
         """
-        Image tokens to pixels, on the CPU a few pictures at a time.
-
-        Args:
-            image_tokens (`torch.LongTensor` of shape `(pictures, num_image_tokens)`)
-            speed: see [`~speed.find_speed`].
-
-        Returns:
-            `torch.FloatTensor` of shape `(pictures, 3, resolution, resolution)`: about [-1, 1], not clipped.
+        Image tokens (pictures, num_image_tokens) to pixels (pictures, 3, resolution, resolution) in about [-1, 1], not
+        clipped; on the CPU a few pictures at a time. For `speed` see [`~cpu.speed.find_speed`].
         """
         vqgan, at_once = self.vqgan, _DECODED_AT_ONCE if self.device.type == "cpu" else len(image_tokens)
         if speed != "exact":
-            vqgan, at_once = _rounding_backend(speed).rounded_vqgan(self, speed) or (vqgan, at_once)
+            vqgan, at_once = _cpu_backend(speed).rounded_vqgan(self, speed) or (vqgan, at_once)
         return torch.cat([vqgan.decode(chunk) for chunk in image_tokens.split(at_once)]).to(self.vqgan.dtype)
 
     def decode_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
@@ -214,18 +193,7 @@ class ImageGenerationMixin(GenerationMixin):
     @torch.no_grad()
     @with_forward_hook
     def get_image_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """
-        The image tokens of pictures.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(pictures, 3, resolution, resolution)`): In [-1, 1].
-
-        Returns:
-            `torch.LongTensor` of shape `(pictures, num_image_tokens)`, raster order.
-
-        Raises:
-            ValueError: if the shape is another one, or if the VQGAN has no encoder.
-        """
+        """The image tokens of pictures; see [`PaiPainterVQModel.encode`]."""
         return self.vqgan.encode(pixel_values).image_tokens
 
     def compute_transition_scores(
@@ -263,19 +231,13 @@ class _StepEnd(StoppingCriteria):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.Tensor:
         painted = input_ids[:, self.config.text_length :]
         wanted, self.stop = self.callback(painted.clone())
-        if wanted.shape != painted.shape or wanted.is_floating_point():
+        fits = wanted.shape == painted.shape and not wanted.is_floating_point()
+        if not fits or (wanted < 0).any() or (wanted >= self.config.image_vocab_size).any():
             raise ValueError(
-                f"The image tokens from a callback must be whole numbers of shape {tuple(painted.shape)}, got "
-                f"{wanted.dtype} of shape {tuple(wanted.shape)}."
+                f"The image tokens from a callback must be whole numbers from 0 to {self.config.image_vocab_size - 1} "
+                f"of shape {tuple(painted.shape)}, got {wanted.dtype} of shape {tuple(wanted.shape)}: {wanted}."
             )
-        wanted = wanted.to(painted)
-        if not torch.equal(wanted, painted):
-            lowest, highest = int(wanted.min()), int(wanted.max())
-            if lowest < 0 or highest >= self.config.image_vocab_size:
-                raise ValueError(
-                    f"The image tokens from a callback must lie between 0 and {self.config.image_vocab_size - 1}, got "
-                    f"{lowest} to {highest}."
-                )
-            self.changed = wanted
+        if not torch.equal(wanted.to(painted), painted):
+            self.changed = wanted.to(painted)
         over = self.stop or self.changed is not None
         return torch.full((len(input_ids),), over, device=input_ids.device)

@@ -18,6 +18,7 @@ logger = logging.get_logger(__name__)
 
 Picture = Image.Image | np.ndarray | torch.Tensor
 
+_ARRAYS = [(np.uint8, 2), (np.uint8, 3, 3), (np.uint8, 3, 4)]  # type, dimensions and channels of pictures
 # What a saved configuration carries besides the arguments of `__init__`.
 _FILE_KEYS = {"image_processor_type", "processor_class", "auto_map"}
 
@@ -41,14 +42,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     Turns any Pillow picture into the upright, opaque 8-bit sRGB picture that a person sees.
 
-    Training data and user pictures both pass through here, so that the model sees one kind of picture.
     The orientation in EXIF is applied and all else in it ignored, broken or not. An embedded colour profile (RGB,
     grey or CMYK) is converted to sRGB with the perceptual intent; a profile that can't be used is ignored with one
     warning. Transparency is laid on white (Pillow alone would show the hidden colour), 16-bit grey is scaled to 8 bits
     (Pillow alone would clip it to white), and CMYK, palettes and grey become RGB.
-
-    Args:
-        image (`PIL.Image.Image`): A picture of any mode with integer pixels. It is left as it is.
 
     Returns:
         `PIL.Image.Image`: A new picture of mode `"RGB"`, without metadata.
@@ -61,12 +58,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     turn = _TURNS.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
-    if image.mode == "F":
-        raise ValueError(
-            "A picture of mode 'F' has floating-point pixels without a declared range: "
-            "please convert it to 8 or 16 bits first."
-        )
-    if image.mode.startswith("I"):
+    if image.mode == "F" or image.mode.startswith("I"):
         image = _grey16_to_grey8(image)
     alpha = None
     if image.has_transparency_data:
@@ -84,24 +76,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The value of EXIF's orientation from 1 to 8; 1 if there is none that can be read."""
+    """The value of EXIF's orientation, usually from 1 to 8; 1 if there is none that can be read."""
     with suppress(Exception):  # Pillow's reader raises nearly anything over damaged EXIF
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         if orientation is not None:
-            return orientation if orientation in _TURNS else 1
+            return int(orientation)
     exif, raw = image.info.get("exif"), image.info.get("Raw profile type exif")
     if exif is None and isinstance(raw, str):  # ImageMagick's: a name, a length and lines of hexadecimal digits
         exif = bytes.fromhex(_HEX_BYTES.findall("".join(raw.split("\n")[3:]))[0])
-    orientation = _orientation_in(exif) if isinstance(exif, bytes) else 1
-    return orientation if orientation in _TURNS else 1
-
-
-def _orientation_in(exif: bytes) -> int:
-    """
-    The orientation in the first directory of EXIF's bytes, 1 without one. Pillow gives up at the first tag whose value
-    lies outside of the data; here nothing but this tag matters.
-    """
-    tiff = exif.removeprefix(b"Exif\0\0")
+    # Pillow gives up at the first tag whose value lies outside of the data; here nothing but this one matters.
+    tiff = exif.removeprefix(b"Exif\0\0") if isinstance(exif, bytes) else b""
     order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
     directory = int.from_bytes(tiff[4:8], order)
     count = int.from_bytes(tiff[directory : directory + 2], order)
@@ -160,11 +144,10 @@ def _transform_to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform 
 def _grey16_to_grey8(image: Image.Image) -> Image.Image:
     """Scales 0...65535 (modes `"I;16"` and `"I"`) to 0...255, a transparent grey to white."""
     levels = np.array(image, dtype=np.int64)
-    lowest, highest = levels.min(), levels.max()
-    if lowest < 0 or highest > 65535:
+    if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
         raise ValueError(
-            f"A picture of mode '{image.mode}' has pixels from {lowest} to {highest}: "
-            "please scale them to 16 bits (0 to 65535) first."
+            f"A picture of mode '{image.mode}' has floating-point pixels, or some outside of 16 bits: please scale "
+            "them to whole numbers from 0 to 65535 first."
         )
     if "transparency" in image.info:
         levels[levels == image.info["transparency"]] = 65535
@@ -183,22 +166,16 @@ class PaiPainterImageProcessor(BaseImageProcessor):
     r"""
     Prepares pictures for the VQGAN and makes pictures of what it decodes.
 
-    A picture is made RGB (see [`to_rgb`]), its smallest side is resized to `size`, the middle square (or a
-    random one) is cut out, and its bytes `x` become `x / 127.5 - 1`. A square picture of 8 bits and of the
-    right size comes back from [`~PaiPainterImageProcessor.postprocess`] byte for byte.
-
-    The default filter is Pillow's bicubic, with antialiasing. The original programs used OpenCV's bilinear filter,
-    which skips pixels when it shrinks and makes jagged edges; Lanczos rings around the hard edges of drawings.
+    A picture is made RGB (see [`to_rgb`]), its smallest side is resized to `size`, the middle square (or a random one)
+    is cut out, and its bytes `x` become `x / 127.5 - 1`. A square picture of 8 bits and of the right size comes back
+    from [`~PaiPainterImageProcessor.postprocess`] byte for byte.
 
     Args:
         size (`int` or `dict[str, int]`, *optional*, defaults to 256): Side of the square in pixels: a number, or
             `{"shortest_edge": number}` as it is saved.
-        resample (`int`, *optional*, defaults to `PIL.Image.Resampling.BICUBIC`): Pillow's resampling filter.
+        resample (`int`, *optional*, defaults to `PIL.Image.Resampling.BICUBIC`): Pillow's resampling filter. The
+            original programs used OpenCV's bilinear filter, which skips pixels when it shrinks.
         random_crop (`bool`, *optional*, defaults to `False`): Cut a random square. Each call then needs a `generator`.
-
-    Raises:
-        ValueError: If `size` or `resample` isn't one of the above.
-        TypeError: If there are other arguments.
     """
 
     model_input_names = ["pixel_values"]
@@ -213,10 +190,7 @@ class PaiPainterImageProcessor(BaseImageProcessor):
     ) -> None:
         unknown = sorted(kwargs.keys() - _FILE_KEYS)
         if unknown:
-            raise TypeError(
-                f"PaiPainterImageProcessor has no option {', '.join(unknown)}: "
-                "the options are size, resample and random_crop."
-            )
+            raise TypeError(f"PaiPainterImageProcessor has no option {', '.join(unknown)}.")
         super().__init__(**kwargs)
         self.size = {"shortest_edge": _side(size)}
         self.resample = _filter(resample)
@@ -232,7 +206,7 @@ class PaiPainterImageProcessor(BaseImageProcessor):
         return_tensors: str | None = None,
     ) -> BatchFeature:
         """
-        Turns pictures into the VQGAN's input. Options that aren't given are those of the processor.
+        Turns pictures into the VQGAN's input: `pixel_values`, float32 (batch, 3, size, size) in [-1, 1].
 
         Args:
             images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): Pictures of any size. Arrays
@@ -243,53 +217,42 @@ class PaiPainterImageProcessor(BaseImageProcessor):
                 moves on by two draws per picture, or a seed.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; a list of arrays without it.
 
-        Returns:
-            `BatchFeature`: with `pixel_values`, float32 (batch, 3, size, size) in [-1, 1].
-
         Raises:
-            ValueError: If `images` is empty or holds something else, if an option is out of range, or if
-                `random_crop` has no `generator`.
+            ValueError: If `images` is empty or holds something else, or if an option is out of range or missing.
         """
         side = _side(self.size if size is None else size)
         resample = self.resample if resample is None else _filter(resample)
         random_crop = self.random_crop if random_crop is None else random_crop
-        if not random_crop:
-            generator = None
-        elif generator is None:
-            raise ValueError(
-                "random_crop=True needs a source of randomness: please pass generator=torch.Generator() or a seed."
-            )
-        elif not isinstance(generator, torch.Generator):
+        if random_crop and generator is None:
+            raise ValueError("`random_crop=True` needs a `generator`: a torch.Generator or a seed.")
+        if not isinstance(generator, torch.Generator | None):
             generator = torch.Generator().manual_seed(generator)
-        squares = (_square(_to_pillow(image), side, resample, generator) for image in _as_list(images))
-        pixel_values = [_to_pixels(square) for square in squares]
+        placed = generator if random_crop else None
+        squares = (_square(_to_pillow(image), side, resample, placed) for image in _as_list(images))
+        arrays = (np.asarray(square).transpose(2, 0, 1) for square in squares)  # (3, size, size)
+        # In float64 until it is rounded once, as the original programs compute it.
+        pixel_values = [(array / 127.5 - 1).astype(np.float32) for array in arrays]
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
     def postprocess(
         self, pixel_values: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil"
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
         """
-        Turns what the VQGAN decoded into pictures, in the conventions of diffusers.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape (batch, 3, height, width)): In about [-1, 1], which the VQGAN
-                overshoots a little: what lies outside is clipped.
-            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"` for a list of Pillow pictures, `"np"` for an
-                array (batch, height, width, 3) and `"pt"` for a tensor (batch, 3, height, width), both in [0, 1].
-
-        Raises:
-            ValueError: If `pixel_values` has another shape or type or holds NaN, or if `output_type` is another one.
+        Turns what the VQGAN decoded, (batch, 3, height, width) in about [-1, 1], into pictures; what lies outside is
+        clipped. By `output_type` they are a list of Pillow pictures (`"pil"`), an array (batch, height, width, 3)
+        (`"np"`) or a tensor (batch, 3, height, width) (`"pt"`), both in [0, 1]. Pixels of another shape or type or with
+        NaN are a `ValueError`.
         """
         if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type is {output_type!r}, but must be 'pil', 'np' or 'pt'.")
+            raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or not pixel_values.is_floating_point():
             raise ValueError(
-                f"pixel_values is {pixel_values.dtype} of shape {tuple(pixel_values.shape)}, "
-                "but must be floating-point numbers of shape (batch, 3, height, width)."
+                "`pixel_values` must be floating-point numbers of shape (batch, 3, height, width), "
+                f"got {pixel_values.dtype} of shape {tuple(pixel_values.shape)}."
             )
         pixels = pixel_values.detach().float()
         if pixels.isnan().any():
-            raise ValueError("pixel_values holds NaN: please run the VQGAN in float32 or bfloat16.")
+            raise ValueError("`pixel_values` holds NaN: please run the VQGAN in float32 or bfloat16.")
         pixels = (pixels / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return pixels
@@ -302,9 +265,7 @@ class PaiPainterImageProcessor(BaseImageProcessor):
 def _side(size: int | dict[str, int]) -> int:
     side = size.get("shortest_edge") if isinstance(size, dict) and len(size) == 1 else size
     if not isinstance(side, int) or isinstance(side, bool) or side < 1:
-        raise ValueError(
-            f"size is {size!r}, but must be a positive whole number of pixels or {{'shortest_edge': number}}."
-        )
+        raise ValueError(f"`size` must be a whole number of pixels or {{'shortest_edge': number}}, got {size!r}.")
     return side
 
 
@@ -316,45 +277,35 @@ def _filter(resample: int) -> int:
 
 
 def _as_list(images: Picture | Sequence[Picture]) -> list[Picture]:
-    if isinstance(images, (list, tuple)):
-        if not images:
-            raise ValueError("images is an empty list: please give at least one picture.")
-        return list(images)
-    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-        return list(images)
-    return [cast(Picture, images)]
+    several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4)
+    pictures = list(cast(Sequence[Picture], images)) if several else [cast(Picture, images)]
+    if not pictures:
+        raise ValueError("`images` is empty: please give at least one picture.")
+    return pictures
 
 
 def _to_pillow(image: Picture) -> Image.Image:
     """A picture in RGB, whatever held it. Floating-point arrays are refused: their range can't be known."""
-    if isinstance(image, str):
-        raise ValueError(
-            f"images holds the text {image[:40]!r}: please open files with PIL.Image.open, and pass captions as text=."
-        )
     array = image
     if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
         array = image.permute(1, 2, 0).cpu().numpy()
-    if (
-        isinstance(array, np.ndarray)
-        and array.dtype == np.uint8
-        and (array.ndim == 2 or array.shape[2:] in ((3,), (4,)))
-    ):
+    if isinstance(array, np.ndarray) and (array.dtype, array.ndim, *array.shape[2:]) in _ARRAYS:
         image = Image.fromarray(array)
     if not isinstance(image, Image.Image):
         what = f" of {image.dtype} and shape {tuple(image.shape)}" if hasattr(image, "dtype") else ""
         raise ValueError(
-            f"images holds a {type(image).__name__}{what}, but must hold Pillow pictures, uint8 arrays (height, width, "
-            f"3) or uint8 tensors (3, height, width)."
+            f"`images` must hold Pillow pictures (`PIL.Image.open` opens a file), uint8 arrays (height, width, 3) or "
+            f"uint8 tensors (3, height, width), got a {type(image).__name__}{what}. Captions are `text`."
         )
     if 0 in image.size:
-        raise ValueError(f"images holds a picture of {image.width}x{image.height} pixels, which has nothing in it.")
+        raise ValueError(f"`images` holds a picture of {image.width}x{image.height} pixels, which has nothing in it.")
     return to_rgb(image)
 
 
 def _square(image: Image.Image, side: int, resample: int, generator: torch.Generator | None) -> Image.Image:
     """
-    Resizes the smallest side to `side` and cuts out a square, in one step: only the square is ever computed,
-    so that a picture of 1 x 1,000,000 pixels doesn't become one of 256 x 256,000,000 on the way.
+    Resizes the smallest side to `side` and cuts out a square, in one step, so that a picture of 1 x 1,000,000 pixels
+    doesn't become one of 256 x 256,000,000 on the way.
     """
     shortest = min(image.size)
     width, height = ((2 * edge * side + shortest) // (2 * shortest) for edge in image.size)  # rounded
@@ -370,12 +321,6 @@ def _square(image: Image.Image, side: int, resample: int, generator: torch.Gener
         (top + side) * image.height / height,
     )
     return image.resize((side, side), resample=Image.Resampling(resample), box=box)
-
-
-def _to_pixels(image: Image.Image) -> np.ndarray:
-    array = np.asarray(image).transpose(2, 0, 1)  # (3, height, width)
-    # In float64 until it is rounded once, as the original programs compute it.
-    return (array / 127.5 - 1).astype(np.float32)
 
 
 __all__ = ["PaiPainterImageProcessor", "to_rgb"]

@@ -12,17 +12,14 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .folder_pai_painter import find_file, naming_damaged_weights, read_adapter_folder
-from .lora_pai_painter import (
-    active_lora,
-    has_lora,
-    load_lora,
-    lora_layers,
-    painter_names,
-    require_peft,
-    take_lora_out,
+from .lora_pai_painter import active_lora, has_lora, load_lora, lora_layers, painter_names, take_lora_out
+from .model_files_pai_painter import (
+    HUB_OPTIONS,
+    find_model_file,
+    naming_damaged_weights,
+    read_adapter_folder,
+    resolve_hub_options,
 )
-from .model_files_pai_painter import HUB_OPTIONS
 
 __all__ = ["LoraPipelineMixin"]
 
@@ -46,7 +43,6 @@ class LoraPipelineMixin(LoraBaseMixin):
         adapter_name: str = "default",
         *,
         weight_name: str | None = None,
-        subfolder: str | None = None,
         **hub_options: Any,
     ) -> None:
         """
@@ -54,22 +50,16 @@ class LoraPipelineMixin(LoraBaseMixin):
 
         Args:
             pretrained_model_name_or_path_or_dict: the adapter's folder, file or Hub repository, or a state dict, whose
-                alpha is its rank.
+                alpha is its rank. The model under it is the one that is here, whatever it names.
             adapter_name: what to call it; a second adapter needs another name.
             weight_name: the file; by default peft's `adapter_model.safetensors` with its settings, or diffusers'
                 `pytorch_lora_weights.safetensors`.
-            subfolder: the folder inside the folder or repository.
-            hub_options: `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`.
+            hub_options: `subfolder`, `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`.
 
-        Raises:
-            ModuleNotFoundError: if peft isn't installed.
-            OSError: if there is no such folder, file or repository.
-            ValueError: if it is no adapter, if the name is taken, or if the adapter doesn't fit the model.
+        An `OSError` says that there is no such folder, file or repository, or no adapter in it; a `ValueError` that the
+        name is taken, or that the adapter is damaged or doesn't fit the model.
         """
-        require_peft()
-        weights, settings, source = _read(
-            pretrained_model_name_or_path_or_dict, self.model.name_or_path, weight_name, subfolder, **hub_options
-        )
+        weights, settings, source = _read(pretrained_model_name_or_path_or_dict, weight_name, **hub_options)
         with self._without_offloading():
             load_lora(self.model, weights, settings, source, adapter_name)
 
@@ -79,15 +69,11 @@ class LoraPipelineMixin(LoraBaseMixin):
         pretrained_model_name_or_path_or_dict: _Source,
         *,
         weight_name: str | None = None,
-        subfolder: str | None = None,
         return_lora_metadata: bool = False,
         **hub_options: Any,
     ) -> Any:
-        """
-        An adapter's weights under diffusers' names, and with `return_lora_metadata` peft's settings as a second value;
-        see [`~LoraPipelineMixin.load_lora_weights`].
-        """
-        weights, settings, _ = _read(pretrained_model_name_or_path_or_dict, "", weight_name, subfolder, **hub_options)
+        """What [`load_lora_weights`] reads, under diffusers' names; with peft's settings if asked."""
+        weights, settings, _ = _read(pretrained_model_name_or_path_or_dict, weight_name, **hub_options)
         named = cls.pack_weights(weights, "model")
         return (named, settings) if return_lora_metadata else named
 
@@ -107,12 +93,8 @@ class LoraPipelineMixin(LoraBaseMixin):
 
         Args:
             model_lora_layers: the pipeline's model, with one active adapter, or a state dict.
-            weight_name: by default `pytorch_lora_weights.safetensors`.
             model_lora_adapter_metadata: for a state dict, peft's settings, `LoraConfig.to_dict()`.
             others: see diffusers' `save_lora_weights`; `safe_serialization` must be `True`.
-
-        Raises:
-            ValueError: if there is no adapter, if more than one is active, or if an option isn't supported.
         """
         if not safe_serialization or not (weight_name or ".safetensors").endswith(".safetensors"):
             raise ValueError("LoRA weights are saved as .safetensors only.")
@@ -130,12 +112,7 @@ class LoraPipelineMixin(LoraBaseMixin):
         )
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """
-        Takes adapters out of the model.
-
-        Raises:
-            ValueError: if there is no such adapter, or if it is fused.
-        """
+        """Takes adapters out of the model; a `ValueError` if there is no such adapter, or if it is fused."""
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         self._check_names(names)
         if self.fused_loras & set(names):
@@ -159,18 +136,9 @@ class LoraPipelineMixin(LoraBaseMixin):
         safe_fusing: bool = False,
         adapter_names: list[str] | None = None,
     ) -> None:
-        """
-        Adds the active adapters to the weights, which makes painting as fast as without them; see diffusers'
-        `fuse_lora`.
-
-        Raises:
-            ValueError: if there is no such adapter, if one is fused already, or if `lora_scale` is 0.
-        """
-        if not has_lora(self.model) or self.num_fused_loras:
-            fused = ", ".join(sorted(self.fused_loras))
-            raise ValueError(f"Fused already: {fused}." if fused else "There is no adapter to fuse.")
-        if lora_scale == 0:
-            raise ValueError("`lora_scale` must not be 0: `disable_lora` paints without adapters.")
+        """Adds the active adapters to the weights: painting is as fast as without them. See diffusers' `fuse_lora`."""
+        if not has_lora(self.model) or self.num_fused_loras or lora_scale == 0:
+            raise ValueError("`fuse_lora` needs an adapter, none that is fused already, and a `lora_scale` above 0.")
         self._check_names(adapter_names or [])
         with self._without_offloading():
             super().fuse_lora(components or self._lora_loadable_modules, lora_scale, safe_fusing, adapter_names)
@@ -205,29 +173,27 @@ class LoraPipelineMixin(LoraBaseMixin):
                 self.enable_sequential_cpu_offload(device=device)
 
 
-def _read(source: _Source, base: str, weight_name: str | None, subfolder: str | None, **hub_options: Any) -> _Lora:
-    """An adapter from wherever it is. Its base is the model that is here, whatever it names."""
+def _read(source: _Source, weight_name: str | None, **hub_options: Any) -> _Lora:
+    """An adapter from wherever it is."""
     unknown = sorted(hub_options.keys() - HUB_OPTIONS)
     if unknown:
         raise TypeError(f"There is no option {', '.join(map(repr, unknown))}.")
     if isinstance(source, Mapping):
-        if weight_name or subfolder or hub_options:
+        if weight_name or hub_options:
             raise ValueError("A state dict is given, so please leave out options of files and repositories.")
         return {name: weight.clone() for name, weight in painter_names(source).items()}, None, "in the state dict"
-    name = os.path.join(source, subfolder) if subfolder and os.path.isdir(source) else os.fspath(source)
-    if subfolder and name == os.fspath(source):
-        hub_options["subfolder"] = subfolder
+    name = os.fspath(source)
     if os.path.isfile(name) and weight_name is None:
         name, weight_name = os.path.split(os.path.abspath(name))
     if not (weight_name or ".safetensors").endswith(".safetensors"):
         raise ValueError(f"LoRA weights are read from .safetensors files only, but `weight_name` is {weight_name!r}.")
+    hub_options = resolve_hub_options(name, **hub_options)
     of_peft = weight_name in (None, "adapter_model.safetensors")
-    adapter = read_adapter_folder(name, base=base, **hub_options) if of_peft else None
-    path = adapter.weights if adapter else find_file(name, weight_name or LORA_WEIGHT_NAME_SAFE, **hub_options)
-    if path is None and weight_name is None:
-        raise ValueError(f"{name} holds no adapter: it has no adapter_config.json and no {LORA_WEIGHT_NAME_SAFE}.")
+    adapter = read_adapter_folder(name, **hub_options) if of_peft else None
+    path = adapter.weights if adapter else find_model_file(name, weight_name or LORA_WEIGHT_NAME_SAFE, **hub_options)
     if path is None:
-        raise OSError(f"{name} has no file {weight_name}.")
+        wanted = weight_name or f"adapter_config.json and no {LORA_WEIGHT_NAME_SAFE}"
+        raise OSError(f"{name} holds no adapter: it has no {wanted}.")
     with naming_damaged_weights(path):
         weights = painter_names(load_file(path))
         with safe_open(path, framework="pt") as file:

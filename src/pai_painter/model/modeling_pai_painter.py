@@ -46,10 +46,7 @@ _FOR_THE_LOSS = {"num_items_in_batch"}
 
 
 def refuse_unknown(kwargs: dict[str, Any], known: set[str], where: str) -> None:
-    """
-    Raises:
-        TypeError: if there are keywords beside those that are known; a keyword that vanished would change the result.
-    """
+    """A `TypeError` if there are keywords beside those that are known; one that vanished would change the result."""
     unknown = sorted(name for name in kwargs.keys() - known if kwargs[name] is not None)
     if unknown:
         raise TypeError(f"{where} has no option {', '.join(unknown)}.")
@@ -206,10 +203,6 @@ class PaiPainterModel(PaiPainterPreTrainedModel):
             cache (`Cache`, *optional*): Keys and values of earlier positions.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, length, hidden_size)`, *optional*): Instead of ids.
             use_cache (`bool`, *optional*): Give `cache` back.
-
-        Raises:
-            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, if they are longer than caption
-                and picture, or if flash attention is asked to draw a prefix mask.
         """
         refuse_unknown(kwargs, _RECORDED, "PaiPainterModel.forward")
         if (input_ids is None) == (inputs_embeds is None):
@@ -300,10 +293,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
             raise ValueError(f"Please lower `max_new_tokens` or `max_length`: {asked} ids are more than {longest}.")
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """
-        Raises:
-            ValueError: always: ids below `image_vocab_size` are the VQGAN's tokens and those above it the tokenizer's.
-        """
+        """Refused: ids below `image_vocab_size` are the VQGAN's tokens and those above it the tokenizer's."""
         raise ValueError(
             "A painter's embeddings can't be resized: they hold the VQGAN's image tokens, then the tokenizer's caption "
             "tokens. Another vocabulary needs a painter that is trained with another `text_vocab_size`."
@@ -323,9 +313,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
     ) -> CausalLMOutputWithPast:
         r"""
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, length)`): Caption ids, then image tokens; at most
-                `text_length + num_image_tokens`.
-            attention_mask, cache, inputs_embeds, use_cache: see [`PaiPainterModel`].
+            input_ids, attention_mask, cache, inputs_embeds, use_cache: see [`PaiPainterModel`].
             labels (`torch.LongTensor` of shape `(batch, length)`, *optional*): Usually `input_ids` themselves. They are
                 shifted inside, so that each position predicts the next; what is no image token (a caption id, -100) is
                 ignored.
@@ -340,7 +328,7 @@ class PaiPainterForImageGeneration(PaiPainterPreTrainedModel, ImageGenerationMix
 
         Raises:
             TypeError: if there are other keywords.
-            ValueError: see [`PaiPainterModel`], and if `labels` hold anything but ids of this model and -100 (which an
+            ValueError: if there are too many ids, or if `labels` hold anything but ids of this model and -100 (which an
                 accelerator isn't asked about).
         """
         refuse_unknown(kwargs, _RECORDED | _FOR_THE_LOSS, "PaiPainterForImageGeneration.forward")

@@ -227,15 +227,7 @@ class PaiPainterVQCodebook(nn.Module):
         self.embedding = nn.Embedding(config.num_embeddings, config.embed_dim)
 
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
-        """
-        Index of the entry with the smallest squared distance, for each position.
-
-        Args:
-            latents (`torch.FloatTensor` of shape `(batch, embed_dim, h, w)`)
-
-        Returns:
-            `torch.LongTensor` of shape `(batch, h * w)`, raster order.
-        """
+        """The index of the nearest entry, (batch, h * w) in raster order, for latents (batch, embed_dim, h, w)."""
         vectors = latents.flatten(2).transpose(1, 2).float()  # (B, h*w, D)
         # By the layer's own call, so that offloading hooks bring its weights along.
         entries = self.embedding(torch.arange(self.embedding.num_embeddings, device=latents.device)).float()  # (N, D)
@@ -299,21 +291,22 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
             init.uniform_(module.weight, -1.0 / module.num_embeddings, 1.0 / module.num_embeddings)
 
     def encode_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixels → latents (batch, embed_dim, image_grid, image_grid) before they are replaced by codebook entries."""
-        self._require_encoder()
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"`pixel_values` must have the shape (batch, {self.config.in_channels}, height, width), "
-                f"got {tuple(pixel_values.shape)}."
-            )
-        return self.quant_conv(self.encoder(pixel_values))
-
-    def _require_encoder(self) -> None:
+        """
+        Pixels → latents (batch, embed_dim, image_grid, image_grid) before they are replaced by codebook entries. A
+        `ValueError` if the shape is another one, or if the VQGAN has no encoder.
+        """
         if not self.config.has_encoder:
             raise ValueError(
                 "This VQGAN has no encoder: it decodes image tokens, but can't encode pictures. "
                 "`pai-painter convert MODEL OUTPUT --vqgan VQGAN` gives the model a whole one."
             )
+        wanted = (self.config.in_channels, self.config.resolution, self.config.resolution)
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != wanted:
+            raise ValueError(
+                f"This VQGAN encodes pictures of shape (batch, {', '.join(map(str, wanted))}), got "
+                f"{tuple(pixel_values.shape)}; PaiPainterImageProcessor prepares them."
+            )
+        return self.quant_conv(self.encoder(pixel_values))
 
     def decode_latents(self, quantized: torch.Tensor) -> torch.Tensor:
         """Codebook entries (batch, embed_dim, image_grid, image_grid) → pixels, not clipped."""
@@ -322,42 +315,17 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
     @with_forward_hook
     def encode(self, pixel_values: torch.Tensor) -> PaiPainterVQEncoderOutput:
         """
-        Finds the image tokens of pictures.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, resolution, resolution)`): In [-1, 1].
-
-        Returns:
-            [`PaiPainterVQEncoderOutput`] with `image_tokens` and `quantized`.
-
-        Raises:
-            ValueError: if the shape is another one, or if the VQGAN has no encoder.
+        The image tokens of pictures, `pixel_values` (batch, in_channels, resolution, resolution) in [-1, 1]. A
+        `ValueError` if the shape is another one, or if the VQGAN has no encoder.
         """
-        self._require_encoder()
-        side = self.config.resolution
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[-2:]) != (side, side):
-            raise ValueError(
-                f"This VQGAN encodes pictures of {side}×{side} pixels, (batch, {self.config.in_channels}, {side}, "
-                f"{side}); got {tuple(pixel_values.shape)}. PaiPainterImageProcessor prepares them."
-            )
         image_tokens = self.quantize.nearest(self.encode_latents(pixel_values))
-        return PaiPainterVQEncoderOutput(
-            image_tokens=image_tokens, quantized=self.quantize(image_tokens, self.config.image_grid)
-        )
+        return PaiPainterVQEncoderOutput(image_tokens, self.quantize(image_tokens, self.config.image_grid))
 
     @with_forward_hook
     def decode(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """
-        Decodes image tokens.
-
-        Args:
-            image_tokens (`torch.LongTensor` of shape `(batch, num_image_tokens)`): Values `0 … num_embeddings - 1`.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, out_channels, resolution, resolution)`: about [-1, 1], not clipped.
-
-        Raises:
-            ValueError: if there are too few or too many tokens for a picture.
+        Image tokens (batch, num_image_tokens) → pixels (batch, out_channels, resolution, resolution) in about [-1, 1],
+        not clipped. A `ValueError` if there are too few or too many tokens for a picture.
         """
         if image_tokens.ndim != 2 or image_tokens.shape[1] != self.config.num_image_tokens:
             raise ValueError(
@@ -368,11 +336,6 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor) -> PaiPainterVQOutput:
-        """
-        Encodes and decodes: what the VQGAN alone loses.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, resolution, resolution)`): In [-1, 1].
-        """
+        """Encodes and decodes pictures, see [`~PaiPainterVQModel.encode`]: what the VQGAN alone loses."""
         image_tokens = self.encode(pixel_values).image_tokens
         return PaiPainterVQOutput(pixel_values=self.decode(image_tokens), image_tokens=image_tokens)

@@ -6,11 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from accelerate.utils import get_max_memory
 from diffusers import PipelineQuantizationConfig
-from diffusers.utils.torch_utils import get_device
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .modeling_pai_painter import PaiPainterForImageGeneration
 from .processing_pai_painter import PaiPainterProcessor
@@ -69,14 +66,9 @@ COMPONENTS = {component: (__name__, cls.__name__) for component, cls in _CLASSES
 
 def pipeline_files(modules: Iterable[str] = ()) -> dict[str, str]:
     """
-    The two files by which `DiffusionPipeline.from_pretrained` finds the pipeline in a folder, beside the weights at its
-    root: `model_index.json` names the class, `pipeline.py` has it.
-
-    Args:
-        modules: names of the files of code in the folder, for use where this package isn't installed.
-
-    Returns:
-        the name in the folder, and the content.
+    The two files, content by name, by which `DiffusionPipeline.from_pretrained` finds the pipeline in a folder, beside
+    the weights at its root: `model_index.json` names the class, `pipeline.py` has it. `modules` are the files of code
+    in the folder, for use where this package isn't installed.
     """
     imports = "\n".join(f"    from .{module} import *" for module in sorted(modules))
     otherwise = _WITH_CODE.format(imports=imports).rstrip() if imports else "    raise"
@@ -100,81 +92,48 @@ def loading_options(
     Args:
         torch_dtype, dtype: diffusers' two names of one option: a precision, its name, `"auto"` for the file's, or a
             dict with one for the component `"model"` or the `"default"`. By default float32.
-        device_map: `"cpu"` or an accelerator; `"balanced"` is the accelerator with the most free memory, with what
-            doesn't fit on the CPU, or the CPU if there is none.
-        max_memory: for `"balanced"`: the memory that may be used, by device.
-        offload_folder: for `"balanced"`: where what doesn't fit into the CPU's memory goes.
+        device_map: a device, or `"balanced"`, which fills one after the other: diffusers places whole components, and
+            this pipeline has one model.
+        max_memory, offload_folder: for `"balanced"`: how much of each device, and where the rest goes on disk.
         quantization_config: diffusers' `PipelineQuantizationConfig` for the component `"model"`, or transformers'
             configuration of a method, such as `TorchAoConfig`.
         model: given instead of being loaded, for which the others would have no effect.
         further: options of `from_pretrained` as they are.
 
     Returns:
-        the model's precision, and options of its `from_pretrained`.
-
-    Raises:
-        ValueError: if one of them is out of range, or if they contradict each other.
+        the model's precision, and options of its `from_pretrained`; a `ValueError` if they contradict each other.
     """
-    options = _device_options(device_map, max_memory, offload_folder) | further
-    if quantization_config is not None:
-        options["quantization_config"] = _model_quantization(quantization_config)
-    if torch_dtype is not None and dtype is not None and torch_dtype != dtype:
-        raise ValueError(f"`torch_dtype` is {torch_dtype} and `dtype` is {dtype}: please give one of them.")
+    if device_map != "balanced" and (max_memory is not None or offload_folder is not None):
+        raise ValueError("`max_memory` and `offload_folder` go with `device_map='balanced'` only.")
     given = dtype if torch_dtype is None else torch_dtype
+    if isinstance(quantization_config, PipelineQuantizationConfig):
+        named = quantization_config.components_to_quantize or quantization_config.quant_mapping or ["model"]
+        _of_model("quantization_config", dict.fromkeys(named))
+        quantization_config = quantization_config._resolve_quant_config(is_diffusers=False, module_name="model")
+    if dtype not in (None, given):
+        raise ValueError(f"`torch_dtype` is {torch_dtype} and `dtype` is {dtype}: please give one of them.")
     if isinstance(given, Mapping):
-        _require_model("`torch_dtype`", set(given) - {"default"})
-        given = given.get("model", given.get("default"))
-    precision = getattr(torch, given, None) if isinstance(given, str) and given != "auto" else given or torch.float32
-    if precision != "auto" and not (isinstance(precision, torch.dtype) and precision.is_floating_point):
+        given = _of_model("torch_dtype", given)
+    if not isinstance(given, str | torch.dtype | None):
         raise ValueError(f"`torch_dtype` must be a precision such as torch.bfloat16, or 'auto', got {given!r}.")
+    options = {
+        "device_map": "sequential" if device_map == "balanced" else device_map,
+        "max_memory": max_memory,
+        "offload_folder": offload_folder,
+        "quantization_config": quantization_config,
+        **further,
+    }
     if model is not None:
-        asked = {"device_map": device_map} | options
-        asked["torch_dtype"] = None if given is None or precision in ("auto", model.dtype) else precision
-        useless = [name for name, value in asked.items() if value is not None]
-        if useless:
+        needless = {"torch_dtype": None if given in ("auto", model.dtype) else given} | options
+        if useless := [name for name, value in needless.items() if value is not None]:
             raise ValueError(
                 f"`{useless[0]}` is for a model that is loaded here, but `model` is given: please leave one out."
             )
-    return precision, options
+    return given or torch.float32, {name: value for name, value in options.items() if value is not None}
 
 
-def _device_options(device_map: str | None, max_memory: Any, offload_folder: Any) -> dict[str, Any]:
-    """diffusers places whole components, and this pipeline has one model."""
-    if device_map != "balanced":
-        for name, value in (("max_memory", max_memory), ("offload_folder", offload_folder)):
-            if value is not None:
-                raise ValueError(f"`{name}` goes with `device_map='balanced'` only.")
-    if device_map is None:
-        return {}
-    if device_map == "balanced":
-        memory = get_max_memory(max_memory)
-        accelerators = {name: size for name, size in memory.items() if isinstance(name, int)}
-        if not accelerators:
-            return {}
-        largest = max(accelerators, key=accelerators.__getitem__)
-        allowed = {name: size for name, size in memory.items() if name == largest or not isinstance(name, int)}
-        return {"device_map": "sequential", "max_memory": allowed, "offload_folder": offload_folder}
-    devices = dict.fromkeys([get_device(), "cpu"])
-    if not isinstance(device_map, str) or device_map.partition(":")[0] not in devices:
-        raise ValueError(
-            f"`device_map` must be 'balanced' or {' or '.join(map(repr, devices))} on this machine, got {device_map!r}."
-        )
-    return {"device_map": device_map}
-
-
-def _model_quantization(given: Any) -> Any:
-    if isinstance(given, QuantizationConfigMixin):
-        return given
-    if not isinstance(given, PipelineQuantizationConfig):
-        raise ValueError(
-            f"`quantization_config` must be diffusers' PipelineQuantizationConfig or transformers' configuration of a "
-            f"method, such as TorchAoConfig, got {type(given).__name__}."
-        )
-    _require_model("`quantization_config`", set(given.components_to_quantize or given.quant_mapping or {"model"}))
-    return given._resolve_quant_config(is_diffusers=False, module_name="model")
-
-
-def _require_model(option: str, components: set[str]) -> None:
-    others = sorted(components - {"model"})
+def _of_model(option: str, by_component: Mapping[str, Any]) -> Any:
+    others = sorted(by_component.keys() - {"model", "default"})
     if others:
-        raise ValueError(f"{option} may name the component 'model' only, got {', '.join(map(repr, others))}.")
+        raise ValueError(f"`{option}` may name the component 'model' only, got {', '.join(map(repr, others))}.")
+    return by_component.get("model", by_component.get("default"))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captions → pictures, with the habits of diffusers."""
 
-import importlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from tqdm import tqdm
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import logging
+from transformers.utils import PushToHubMixin, logging
 
 from .configuration_pai_painter import PaiPainterVQConfig
 from .lora_pai_painter import has_lora, load_painter, save_lora
@@ -34,7 +33,7 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 StepCallback = Callable[["PaiPainterPipeline", int, int, dict[str, Any]], dict[str, Any] | None]
 
 
-class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
+class PaiPainterPipeline(PushToHubMixin, DiffusionPipeline, LoraPipelineMixin):
     """
     Generates pictures from Chinese captions.
 
@@ -100,20 +99,14 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("image_tokens",),
     ) -> list[str]:
         """
-        The captions as a list, checked.
-
-        Raises:
-            ValueError: if one of them isn't a string or says nothing to the model, or if `output_type` or the
-                callback's inputs are others than there are.
+        The captions as a list; a `ValueError` if one of them isn't a string or says nothing to the model, or if
+        `output_type` or the callback's inputs are others than there are.
         """
         if output_type not in get_args(OutputType):
             raise ValueError(f"`output_type` must be one of {', '.join(get_args(OutputType))}, got {output_type!r}.")
         unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may hold {', '.join(self._callback_tensor_inputs)}, "
-                f"got {', '.join(unknown)}."
-            )
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` may hold `image_tokens`, got {', '.join(unknown)}.")
         captions = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(captions, list) or not captions:
             raise ValueError(f"`prompt` must be a caption or a list of captions, got {prompt!r}.")
@@ -155,8 +148,7 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
             top_k (`int`, *optional*): Draw each token from the k most likely ones.
             top_p (`float`, *optional*): Draw each token from the smallest set whose probabilities add up to this.
             temperature (`float`, *optional*): Above 0; values below 1 sharpen the distribution.
-            best_of (`int`, *optional*): Candidates for each picture, of which the most likely one under the model
-                is kept.
+            best_of (`int`, *optional*): Candidates for each picture, of which the most likely one is kept.
             generator (`torch.Generator` or a list of one for each picture, *optional*): Draws the seed.
             seed (`int` or a list of one for each picture, *optional*): The seed, instead of `generator`. Without both
                 it is drawn by PyTorch.
@@ -242,23 +234,18 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
     ) -> "PaiPainterPipeline":
         """
         Loads a pipeline from a folder or a Hub repository: a whole model, native or EasyNLP's, or a LoRA adapter, which
-        brings its base model along.
+        brings its base model along. Code in a repository is never run here, whatever `trust_remote_code` says.
 
         Args:
-            pretrained_model_name_or_path: the folder's path or the repository's name, `owner/name`.
-            torch_dtype, dtype: the precision, under diffusers' name and under transformers'. The default is float32,
-                whatever the weights are stored in; `"auto"` is the precision of the file; a dict has it for the
-                component `"model"` or `"default"`.
+            torch_dtype, dtype, device_map, max_memory, offload_folder, quantization_config: see
+                [`~pipeline_loading_pai_painter.loading_options`]; float32 by default.
             attn_implementation: `"sdpa"` (default), `"eager"`, …
             vq_config: the VQGAN of an EasyNLP folder, if it isn't f16_16384.
             base: the model under an adapter, if it isn't where the adapter says.
             model, processor: components to use instead of loading them.
-            device_map, max_memory, offload_folder, quantization_config: see
-                [`~pipeline_loading_pai_painter.loading_options`].
             variant: which weights: those of `model.fp16.safetensors` are the variant `"fp16"`.
             use_safetensors: `True` refuses `.bin` files, `False` takes nothing else; by default safetensors go first.
             low_cpu_mem_usage: must be `True`: the weights are never in memory twice.
-            trust_remote_code: makes no difference: code in the repository is never run here.
             subfolder: the folder inside the folder or the repository.
             hub_options: `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`.
 
@@ -303,28 +290,22 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
         is saved; `fuse_lora` and then `unload_lora_weights` make a whole model of both.
 
         Args:
-            save_directory: the folder; made if it doesn't exist.
-            safe_serialization: must be `True`: weights are saved as safetensors only.
             variant: a name in the weights' file names, such as `"fp16"` in `model.fp16.safetensors`.
-            max_shard_size: larger weights are split into files of at most this size.
-            push_to_hub: must be `False`: `push_to_hub` is a method of its own.
+            max_shard_size: larger weights are split into files of at most this size; an adapter is one file.
 
         Raises:
-            ValueError: if an option isn't supported.
+            ValueError: if an option isn't supported, such as `safe_serialization=False`.
         """
-        if push_to_hub:
-            raise ValueError("`push_to_hub=True` isn't supported here: please call the pipeline's `push_to_hub`.")
-        if not safe_serialization:
-            raise ValueError("`safe_serialization=False` isn't supported: weights are saved as safetensors.")
+        if push_to_hub or not safe_serialization:
+            raise ValueError("Weights are saved as safetensors, and pushed by the pipeline's own `push_to_hub`.")
+        self.processor.save_pretrained(save_directory)
         options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         if has_lora(self.model):
-            if variant is not None or options:
-                raise ValueError("`variant` and `max_shard_size` are for whole models, but this one has an adapter.")
+            if variant is not None:
+                raise ValueError("`variant` is for whole models, but this one has an adapter.")
             save_lora(self.model, save_directory)
-            self.processor.save_pretrained(save_directory)
             return
         self.model.save_pretrained(save_directory, variant=variant, **options)
-        self.processor.save_pretrained(save_directory)
         # Where the classes came from files of code, transformers copies those of the model; these are the pipeline's.
         code = custom_object_save(self, save_directory) if self.model._auto_class is not None else []
         for name, content in pipeline_files(Path(file).stem for file in code).items():
@@ -345,17 +326,6 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
             kwargs["dtype"] = kwargs.get("model", pipeline).dtype
         return super().from_pipe(pipeline, **kwargs)
 
-    def push_to_hub(self, repo_id: str, *args: Any, **options: Any) -> str:
-        """
-        Pushes model and processor as diffusers does; where the package is installed, in one commit and with the code
-        that loads them elsewhere. See [`~hub.push_saved`] for the options.
-        """
-        try:  # by a call, since diffusers takes a line that looks like an import for a package that is needed
-            push_saved = importlib.import_module("pai_painter.hub").push_saved
-        except ImportError:
-            return super().push_to_hub(repo_id, *args, **options)
-        return push_saved(self, repo_id, *args, **options)
-
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None
     ) -> None:
@@ -365,13 +335,11 @@ class PaiPainterPipeline(DiffusionPipeline, LoraPipelineMixin):
             self.remove_all_hooks()
             cpu_offload(self.model, torch.device("cpu"))
 
-    def enable_attention_slicing(self, slice_size: str | int = "auto") -> NoReturn:
+    def enable_attention_slicing(self, *_: Any, **__: Any) -> NoReturn:
         """Not supported: a picture has a few hundred positions, whose attention needs little memory."""
-        raise ValueError("Attention slicing isn't supported: `attn_implementation='sdpa'` (the default) needs least.")
+        raise ValueError("The model's attention can't be changed here: `attn_implementation='sdpa'` needs least.")
 
-    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> NoReturn:
-        """Not supported: PyTorch's own attention is as fast."""
-        raise ValueError("xFormers isn't supported: please use `attn_implementation='sdpa'` (the default).")
+    enable_xformers_memory_efficient_attention = enable_attention_slicing
 
 
 class _Call:

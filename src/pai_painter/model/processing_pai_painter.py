@@ -23,7 +23,10 @@ from .tokenization_pai_painter import PaiPainterTokenizer
 
 logger = logging.get_logger(__name__)
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "vocab.txt",
+)
 _TOKENIZER_OPTIONS = {"text_length": "model_max_length", "image_vocab_size": "image_vocab_size"}
 # What AutoProcessor adds to what it was given, once the class is found.
 _OF_AUTO_PROCESSOR = {"_commit_hash", "_from_auto", "code_revision", "trust_remote_code"}
@@ -65,39 +68,28 @@ class PaiPainterProcessor(ProcessorMixin):
 
     def check_model(self, config: PaiPainterConfig) -> None:
         """
-        Makes sure that this processor belongs to a model, and notes the vocabulary's fingerprint in the model's
-        configuration if there is none, so that a saved model says which vocabulary is its own.
-
-        Args:
-            config: the model's configuration.
+        Makes sure that this processor belongs to the model with this configuration, and notes the vocabulary's
+        fingerprint there if there is none, so that a saved model says which vocabulary is its own.
 
         Raises:
             ValueError: If the vocabulary, the number of image tokens, the length of a caption or the size of pictures
                 isn't the model's.
         """
+        fingerprint = self.tokenizer.fingerprint
         sizes = {
             "text_length": (self.text_length, config.text_length),
             "image_vocab_size": (self.image_vocab_size, config.image_vocab_size),
             "image_processor.size": (self.image_processor.size["shortest_edge"], config.vq_config.resolution),  # type: ignore[union-attr]
+            "text_vocab_size": (len(self.tokenizer), config.text_vocab_size),
+            "vocabulary_fingerprint": (fingerprint, config.vocabulary_fingerprint or fingerprint),
         }
         for name, (own, wanted) in sizes.items():
             if own != wanted:
+                origin = f" of {self.tokenizer.name_or_path}" if self.tokenizer.name_or_path else ""
                 raise ValueError(
-                    f"The processor's `{name}` is {own}, but the model needs {wanted}: please use the model's own."
+                    f"The processor{origin} isn't the model's: the `{name}` of its vocabulary and settings is "
+                    f"{own!s:.12} instead of {wanted!s:.12}; please use the model's own tokenizer and processor files."
                 )
-        origin = f" of {self.tokenizer.name_or_path}" if self.tokenizer.name_or_path else ""
-        if len(self.tokenizer) != config.text_vocab_size:
-            raise ValueError(
-                f"The vocabulary{origin} has {len(self.tokenizer):,} tokens, but the model reads "
-                f"{config.text_vocab_size:,} (`text_vocab_size`): please use the model's own vocabulary."
-            )
-        fingerprint = self.tokenizer.fingerprint
-        if config.vocabulary_fingerprint not in (None, fingerprint):
-            raise ValueError(
-                f"The vocabulary{origin} isn't the one that the model was trained with: its fingerprint is "
-                f"{fingerprint[:12]}…, but the model's `vocabulary_fingerprint` is "
-                f"{str(config.vocabulary_fingerprint)[:12]}…; please use the model's own tokenizer files."
-            )
         config.vocabulary_fingerprint = fingerprint
 
     def __call__(
@@ -130,10 +122,8 @@ class PaiPainterProcessor(ProcessorMixin):
         inputs: dict[str, Any] = {}
         if text is not None:
             captions = [text] if isinstance(text, str) else text
-            if not isinstance(captions, (list, tuple)):
-                raise ValueError(f"text is a {type(text).__name__}, but must be a caption or a list of captions.")
-            if not captions:
-                raise ValueError("text is an empty list: please give at least one caption.")
+            if not isinstance(captions, (list, tuple)) or not captions:
+                raise ValueError(f"text must be a caption or a list of captions, got {text!r}.")
             inputs["input_ids"] = [self._caption_ids(caption) for caption in captions]
         if images is not None:
             inputs.update(self.image_processor(images, random_crop=random_crop, generator=generator))
@@ -141,21 +131,15 @@ class PaiPainterProcessor(ProcessorMixin):
 
     def word_pieces(self, caption: str) -> list[str]:
         """
-        All word pieces of a caption. The model reads the first `text_length` of them; a caption that has none (spaces,
-        control characters) says nothing to it.
-
-        Raises:
-            ValueError: If `caption` isn't a string or holds half a surrogate pair.
+        All word pieces of a caption, of which the model reads the first `text_length`. A caption of spaces or control
+        characters has none. A `ValueError` if `caption` isn't a string or holds half a surrogate pair.
         """
         return self._tokenize(caption).tokens()
 
     def unknown_pieces(self, caption: str) -> list[str]:
         """
-        The characters or words of a caption, spelt as there, that the vocabulary lacks and the model reads as [UNK].
-        Pieces beyond `text_length` aren't counted.
-
-        Raises:
-            ValueError: If `caption` isn't a string or holds half a surrogate pair.
+        The characters or words of a caption, spelt as there, that the model reads as [UNK]: those among the first
+        `text_length` pieces that the vocabulary lacks. Errors as in [`~PaiPainterProcessor.word_pieces`].
         """
         encoding = self._tokenize(caption)
         read = list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))[: self.text_length]
@@ -189,10 +173,8 @@ class PaiPainterProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "PaiPainterProcessor":
         """
-        Loads a processor from a folder or a Hub repository, in the native layout (`processor_config.json` and the
-        tokenizer's files) or in EasyNLP's (`config.json` with `model_type: "artist"` and `vocab.txt`), which stores
-        neither the pictures' size (256, as in all published models, unless given as `size`) nor the caption's length
-        (the positions that the picture leaves, unless given as `text_length`).
+        Loads a processor from a folder or a Hub repository, native or EasyNLP's, which stores neither the pictures'
+        size (256 by default, as published) nor the caption's length (by default the positions that the picture leaves).
 
         Args:
             pretrained_model_name_or_path: the folder's path or the repository's name.
@@ -200,11 +182,11 @@ class PaiPainterProcessor(ProcessorMixin):
                 `image_vocab_size`, `size`, `resample` or `random_crop` to use instead of the saved ones.
 
         Raises:
-            OSError: If there is no such folder or repository, or if it has neither layout.
+            OSError: If there is no such folder or repository, or if it holds no painter.
             TypeError: If there are other keyword arguments.
-            ValueError: If one of its files is damaged, if the vocabulary can't be a painter's, or if an option is out
-                of range.
+            ValueError: If a file is damaged, if the vocabulary can't be a painter's, or if an option is out of range.
         """
+        name = os.fspath(pretrained_model_name_or_path)
         image_options = kwargs.keys() & PaiPainterImageProcessor.valid_kwargs.__annotations__.keys()
         unknown = sorted(kwargs.keys() - HUB_OPTIONS - _TOKENIZER_OPTIONS.keys() - image_options - _OF_AUTO_PROCESSOR)
         if unknown:
@@ -212,48 +194,15 @@ class PaiPainterProcessor(ProcessorMixin):
                 f"PaiPainterProcessor.from_pretrained has no option {', '.join(unknown)}: beside where to load from, "
                 "the options are text_length, image_vocab_size, size, resample and random_crop."
             )
-        hub_options = {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
-        hub_options = resolve_hub_options(pretrained_model_name_or_path, **hub_options)
+        hub_options = resolve_hub_options(name, **{key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()})
+        settings = _image_settings(name, hub_options)
+        sizes = {ours: kwargs[option] for option, ours in _TOKENIZER_OPTIONS.items() if option in kwargs}
+        tokenizer = _load_tokenizer(name, sizes, hub_options)
         try:
-            config_file = find_model_file(pretrained_model_name_or_path, "processor_config.json", **hub_options)
-        except OSError as error:
-            raise OSError(
-                f"{pretrained_model_name_or_path} is neither a folder nor a Hub repository within reach: {error}"
-            ) from error
-        if config_file is not None:
-            processor_dict = read_json_object(config_file, pretrained_model_name_or_path)
-            if not isinstance(processor_dict.get("image_processor"), dict):
-                raise OSError(
-                    f"The processor_config.json of {pretrained_model_name_or_path} is another model's: "
-                    "it has no image_processor."
-                )
-        else:
-            cls._require_easynlp(pretrained_model_name_or_path, hub_options)
-            processor_dict = {"image_processor": {}}
-        sizes = {ours: kwargs[name] for name, ours in _TOKENIZER_OPTIONS.items() if name in kwargs}
-        tokenizer = _load_tokenizer(pretrained_model_name_or_path, sizes, hub_options)
-        try:
-            image_processor = PaiPainterImageProcessor.from_dict(
-                processor_dict["image_processor"], **{name: kwargs[name] for name in image_options}
-            )
+            image_processor = PaiPainterImageProcessor(**{**settings, **{key: kwargs[key] for key in image_options}})
         except (AttributeError, TypeError, ValueError) as error:
-            reason = str(error).rstrip(".")
-            raise ValueError(f"The processor of {pretrained_model_name_or_path} can't be made: {reason}.") from error
+            raise ValueError(f"The processor of {name} can't be made: {str(error).rstrip('.')}.") from error
         return cls(image_processor, tokenizer)
-
-    @classmethod
-    def _require_easynlp(cls, name_or_path: str | os.PathLike, hub_options: dict[str, Any]) -> None:
-        config_file = find_model_file(name_or_path, "config.json", **hub_options)
-        if hub_options.get("local_files_only"):
-            name_or_path = f"{os.fspath(name_or_path)} (as far as it is in the cache)"
-        if config_file is None:
-            raise OSError(f"{name_or_path} has neither a processor_config.json nor a config.json: it holds no painter.")
-        config = read_json_object(config_file, name_or_path)
-        if not {"model_type", "img_vocab_size"} <= config.keys() or config["model_type"] != "artist":
-            raise OSError(
-                f"{name_or_path} holds no processor of a painter: it has neither a processor_config.json "
-                "nor the config.json of an EasyNLP model (model_type 'artist' with its img_vocab_size)."
-            )
 
     def _tokenize(self, caption: str) -> Any:
         if not isinstance(caption, str):
@@ -276,18 +225,31 @@ class PaiPainterProcessor(ProcessorMixin):
         return ids[: self.text_length] + [self.tokenizer.pad_token_id] * -lost
 
 
-def _load_tokenizer(
-    name_or_path: str | os.PathLike, sizes: dict[str, Any], hub_options: dict[str, Any]
-) -> PaiPainterTokenizer:
-    for name in _TOKENIZER_FILES:
-        path = find_model_file(name_or_path, name, **hub_options)
-        if path is not None:
-            read_json_object(path, name_or_path)
-    vocabulary = find_model_file(name_or_path, "vocab.txt", **hub_options)
-    if vocabulary is not None:
-        refuse_git_lfs_pointer(vocabulary)
+def _image_settings(name: str, hub_options: dict[str, Any]) -> dict[str, Any]:
+    """The image processor's settings in a native folder; EasyNLP's has none."""
+    for file in ("processor_config.json", "config.json"):
+        path = find_model_file(name, file, **hub_options)
+        found = {} if path is None else read_json_object(path, name)
+        if isinstance(found.get("image_processor"), dict):
+            return found["image_processor"]
+        if found.get("model_type") == "artist" and "img_vocab_size" in found:
+            return {}
+    where = " (as far as it is in the cache)" if hub_options.get("local_files_only") else ""
+    raise OSError(
+        f"{name}{where} holds no processor of a painter: it has no processor_config.json with an image_processor "
+        "and no config.json of an EasyNLP model (model_type 'artist' with its img_vocab_size)."
+    )
+
+
+def _load_tokenizer(name: str, sizes: dict[str, Any], hub_options: dict[str, Any]) -> PaiPainterTokenizer:
+    for file in _TOKENIZER_FILES:
+        path = find_model_file(name, file, **hub_options)
+        if path is not None and file.endswith(".json"):
+            read_json_object(path, name)
+        elif path is not None:
+            refuse_git_lfs_pointer(path)
     try:
-        tokenizer = PaiPainterTokenizer.from_pretrained(name_or_path, **hub_options, **sizes)
+        tokenizer = PaiPainterTokenizer.from_pretrained(name, **hub_options, **sizes)
         tokenizer("一")  # odd settings are met only now
         return tokenizer
     except OSError:
@@ -295,7 +257,7 @@ def _load_tokenizer(
     except Exception as error:  # `tokenizers` raises bare ones, transformers whatever the content leads to
         reason = " ".join(str(error).split()).rstrip(".")
         what = "can't be made" if isinstance(error, ValueError) else "is damaged (tokenizer.json or its settings)"
-        raise ValueError(f"The tokenizer of {name_or_path} {what}: {reason}.") from error
+        raise ValueError(f"The tokenizer of {name} {what}: {reason}.") from error
 
 
 __all__ = ["PaiPainterProcessor"]

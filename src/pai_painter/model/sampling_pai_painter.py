@@ -9,7 +9,6 @@ of (seed, position, token) and has no state, so that it may be looked at ahead, 
 import numbers
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,9 +33,6 @@ __all__ = [
 
 _MAX_SEED = 2**63 - 1
 _WORD = 2**32 - 1
-# Philox's time goes into starting its operations: of so few tokens, the noise of all of them at several positions takes
-# hardly longer than that of some candidates at one position.
-_SMALL_VOCABULARY, _BLOCK = 2048, 16
 _LOWEST_TEMPERATURE = 1e-30  # below it logits divided by it are infinite, and all tokens alike
 _MOST_CANDIDATES = 1000  # of one picture, that a folder may recommend
 
@@ -63,11 +59,8 @@ def read_generation_config(
     name_or_path: str | os.PathLike, config: PaiPainterConfig, **hub_options: Any
 ) -> GenerationConfig | None:
     """
-    What a folder or a Hub repository recommends, complete; `None` if it has no generation_config.json.
-
-    Raises:
-        ValueError: if the file is damaged, if a setting in it is out of range, or if it is for pictures of another
-            size than the model's.
+    What a folder or a Hub repository recommends, complete; `None` if it has no generation_config.json. A `ValueError`
+    if that is damaged, if a setting in it is out of range, or if it is for pictures of another size than the model's.
     """
     path = find_model_file(name_or_path, "generation_config.json", **hub_options)
     if path is None:
@@ -84,42 +77,32 @@ def read_generation_config(
                 raise ValueError(f"`{field}` must be {length}, a whole picture, got {getattr(settings, field)!r}")
     except (AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(
-            f"The generation_config.json of {os.fspath(name_or_path)} is no painter's: {reason}."
-        ) from error
+        raise ValueError(f"The generation_config.json of {name_or_path} is no painter's: {reason}.") from error
     return settings
 
 
 def check_captions(input_ids: torch.Tensor, config: PaiPainterConfig) -> None:
-    """
-    Raises:
-        ValueError: if these aren't captions as PaiPainterProcessor prepares them for this model.
-    """
-    if input_ids.ndim != 2 or input_ids.shape[1] != config.text_length or not len(input_ids):
-        raise ValueError(
-            f"`input_ids` must be captions of shape (captions, {config.text_length}) from PaiPainterProcessor, "
-            f"got {tuple(input_ids.shape)}."
-        )
+    """A `ValueError` if these aren't captions as PaiPainterProcessor prepares them for this model."""
+    shape, first, last = tuple(input_ids.shape), config.image_vocab_size, config.vocab_size - 1
+    if input_ids.ndim != 2 or shape[1] != config.text_length or not shape[0]:
+        raise ValueError(f"`input_ids` must be captions of shape (captions, {config.text_length}), got {shape}.")
     lowest, highest = int(input_ids.min()), int(input_ids.max())
-    if lowest < config.image_vocab_size or highest >= config.vocab_size:
+    if lowest < first or highest > last:
         raise ValueError(
-            f"The ids of captions lie between {config.image_vocab_size} and {config.vocab_size - 1}, got {lowest} to "
-            f"{highest}; this model's own PaiPainterProcessor gives them."
+            f"The ids of captions lie between {first} and {last}, got {lowest} to {highest}; this model's own "
+            "PaiPainterProcessor gives them."
         )
 
 
 def check_sampling_options(temperature: float, top_k: int | None, top_p: float | None, best_of: int) -> None:
-    """
-    Raises:
-        ValueError: if one of the options is out of its range, with what to use instead.
-    """
+    """A `ValueError` if one of the options is out of its range, with what to use instead."""
     if not _is_number(temperature) or not _LOWEST_TEMPERATURE <= temperature < float("inf"):
         raise ValueError(
             f"`temperature` must be a number above 0 (from {_LOWEST_TEMPERATURE:g} on), got {temperature!r}. For the "
             f"most likely token at each step use `top_k=1`."
         )
     if top_k is not None:
-        _check_count("top_k", top_k, "100 is usual")
+        _check_count("top_k", top_k)
     if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
         raise ValueError(f"`top_p` must lie in (0, 1], got {top_p!r}; 1 leaves all tokens in.")
     _check_count("best_of", best_of)
@@ -134,10 +117,9 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _check_count(name: str, value: Any, usual: str | None = None) -> None:
+def _check_count(name: str, value: Any) -> None:
     if not _is_whole(value) or value < 1:
-        hint = f" ({usual})" if usual else ""
-        raise ValueError(f"`{name}` must be a whole number of at least 1{hint}, got {value!r}.")
+        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
 
 
 def picture_seeds(
@@ -148,16 +130,12 @@ def picture_seeds(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> list[int]:
     """
-    One seed for every candidate: caption by caption, picture by picture, candidate by candidate.
-
-    Candidate j of picture k of the call has the seed `seed + k * best_of + j`; so with `best_of` 1 picture k has
-    `seed + k`, and the seed of a chosen candidate paints it again alone.
+    One seed for every candidate: candidate j of picture k, counted over all captions, has `seed + k * best_of + j`.
+    Without `best_of` picture k has `seed + k`, and the seed of a chosen candidate paints it again alone.
 
     Args:
-        num_captions, num_images_per_prompt, best_of: how many.
         seed: the first seed, or one for each picture. `None` draws one from PyTorch's global generator.
-        generator: instead of `seed`: a generator that `seed` is drawn from, or one for each picture, each of which
-            gives the first seed of its picture.
+        generator: instead of `seed`: what `seed` is drawn from, or one for each picture that gives its first seed.
 
     Raises:
         ValueError: if both `seed` and `generator` are given, a seed or a number of pictures is out of range, or one of
@@ -222,39 +200,26 @@ def truncate_logits(
     return logits, tokens
 
 
-def _in_place(kept: torch.Tensor, tokens: torch.Tensor | None, width: int) -> torch.Tensor:
-    if tokens is None:
-        return kept
-    return kept.new_full((len(kept), width), float("-inf")).scatter(-1, tokens, kept)
-
-
-def philox(key: torch.Tensor, counter: torch.Tensor) -> torch.Tensor:
+def philox(key: Sequence[Any], counter: Sequence[Any]) -> tuple[Any, ...]:
     """
-    Philox4x32-10: random bits as a function of a key and a counter, on their device and without a state.
+    Philox4x32-10: random bits as a function of a key and a counter, without a state.
 
     Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011,
     https://doi.org/10.1145/2063384.2063405.
 
     Args:
-        key (`torch.LongTensor` of shape `(2, ...)`): Two words of 32 bits.
-        counter (`torch.LongTensor` of shape `(4, ...)`): Four words; the other dimensions broadcast with `key`'s.
+        key, counter: two and four words in [0, 2³²): numbers, arrays or tensors of 64 bits, which are broadcast.
 
     Returns:
-        `torch.LongTensor` of shape `(4, ...)`: Four words, each in [0, 2³²).
+        Four words of the same kind.
     """
-    word, half = torch.tensor(_WORD), torch.tensor(32)  # numbers would become tensors at each operation
-    # Pairs are made by arithmetic: a list of numbers would have to be copied to an accelerator, which waits for it.
-    second = torch.arange(2, device=key.device).view(2, *(1,) * (key.ndim - 1))
-    factors = second * (0xCD9E8D57 - 0xD2511F53) + 0xD2511F53
-    steps = second * (0xBB67AE85 - 0x9E3779B9) + 0x9E3779B9
-    rounds = torch.arange(10, device=key.device).view(10, *(1,) * key.ndim)
-    keys = (key + rounds * steps) & word
-    even, swapped = counter[::2], counter[1::2].flip(0)  # words 0 and 2; words 3 and 1
-    for round_key in keys:
-        product = even * factors  # wraps, which leaves all 64 bits as they are
-        even = ((product >> half ^ swapped) & word).flip(0) ^ round_key
-        swapped = product & word
-    return torch.stack([even[0], swapped[1], even[1], swapped[0]])
+    (k0, k1), (c0, c1, c2, c3) = key, counter
+    for _ in range(10):
+        first, second = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # they wrap, which leaves all 64 bits as they are
+        c0, c1 = (second >> 32 ^ c1 ^ k0) & _WORD, second & _WORD
+        c2, c3 = (first >> 32 ^ c3 ^ k1) & _WORD, first & _WORD
+        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
+    return c0, c1, c2, c3
 
 
 def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor | None, width: int) -> torch.Tensor:
@@ -272,9 +237,11 @@ def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Ten
     """
     every = torch.arange(0, width, 4, device=seeds.device)
     blocks = every.expand(len(seeds), -1) if tokens is None else tokens  # each block of four tokens has one counter
-    key = torch.stack([seeds & _WORD, seeds >> 32])[..., None]
-    nothing = torch.zeros_like(blocks)
-    words = philox(key, torch.stack([blocks >> 2, nothing + positions[:, None], nothing, nothing]))
+    given: list[Any] = [(seeds & _WORD)[:, None], (seeds >> 32)[:, None], blocks >> 2, positions[:, None]]
+    if seeds.device.type == "cpu":  # NumPy's operations start in a third of the time
+        given = [each.numpy() for each in given]
+    k0, k1, block, position = given
+    words = torch.stack([torch.as_tensor(word) for word in philox((k0, k1), (block, position, 0, 0))])
     of_all = words.permute(1, 2, 0).flatten(1)[:, :width]  # meant if there are no candidates
     bits = of_all if tokens is None else words.gather(0, (tokens & 3)[None])[0]
     # Double precision, so that no logarithm meets a 0; on Apple's GPUs, which have none, a bound sees to that.
@@ -286,8 +253,7 @@ def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Ten
 
 class GumbelSampler(LogitsProcessor):
     """
-    Draws the image tokens of a batch of pictures, each by its own seed (the Gumbel-max trick: the arg-max of logits
-    plus Gumbel noise is a sample of their distribution).
+    Draws the image tokens of a batch of pictures, each by its own seed.
 
     As a logits processor it warps the logits and adds the noise; `generate` must then take the arg-max
     (`do_sample=False`).
@@ -314,76 +280,43 @@ class GumbelSampler(LogitsProcessor):
         self.text_length = text_length
         self.options = (temperature, top_k, top_p)
         self.log_likelihood = torch.zeros(len(seeds))
-        # Kept, since draft tokens ask for it several times.
-        self._noise_of_block = lru_cache(maxsize=32)(self._noise_of_block)  # type: ignore[method-assign]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """For `generate`: warped logits (batch, image_vocab_size) with noise, whose arg-max is the token drawn."""
         noisy, tokens = self._noisy(scores, input_ids.shape[1] - self.text_length)
-        self._count(scores, _most_likely(noisy, tokens))
-        return _in_place(noisy, tokens, scores.shape[-1])
+        self.log_likelihood += _log_probabilities(scores, _most_likely(noisy, tokens))
+        if tokens is None:
+            return noisy
+        return torch.full_like(scores, float("-inf"), dtype=noisy.dtype).scatter(-1, tokens, noisy)
 
     def draw(self, scores: torch.Tensor, position: int) -> torch.Tensor:
-        """
-        The token of each picture at a position, by logits `(batch, image_vocab_size)`.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch,)`.
-        """
+        """The token of each picture at a position, (batch,), by logits (batch, image_vocab_size)."""
         drawn = _most_likely(*self._noisy(scores, position))
-        self._count(scores, drawn)
+        self.log_likelihood += _log_probabilities(scores, drawn)
         return drawn
 
     def draw_ahead(self, logits: torch.Tensor, position: int, ahead: int) -> torch.Tensor:
         """
-        What [`draw`] draws for the only picture from `position` on if these logits hold. Nothing is counted.
-
-        Args:
-            logits (`torch.FloatTensor` of shape `(rows, image_vocab_size)`): Of the positions from `position` on.
-            position: in the picture.
-            ahead: further positions, for which the last logits are taken once more.
-
-        Returns:
-            `torch.LongTensor` of shape `(rows + ahead,)`.
+        What [`draw`] draws for the only picture from `position` on if these logits (rows, image_vocab_size) hold, and
+        for `ahead` further positions, for which the last ones are taken once more: (rows + ahead,). Nothing is counted.
         """
         kept, tokens = truncate_logits(logits.float(), *self.options)
         offsets = torch.arange(len(logits) + ahead)
         rows = offsets.clamp(max=len(logits) - 1)
-        tokens, width = None if tokens is None else tokens[rows], logits.shape[-1]
-        if tokens is not None and width > _SMALL_VOCABULARY:
-            noise = gumbel_noise(self.seeds.expand(len(rows)), position + offsets, tokens, width)
-        else:
-            noise = torch.cat([self._noise_of_all(position + offset, width) for offset in offsets.tolist()])
-            noise = noise if tokens is None else noise.gather(-1, tokens)
+        tokens = None if tokens is None else tokens[rows]
+        noise = gumbel_noise(self.seeds.expand(len(rows)), position + offsets, tokens, logits.shape[-1])
         return _most_likely(kept[rows] + noise, tokens)
 
     def accept(self, logits: torch.Tensor, drawn: torch.Tensor) -> None:
         """Counts what [`draw_ahead`] has drawn by logits `(rows, image_vocab_size)` that do hold: tokens `(rows,)`."""
         self.log_likelihood += _log_probabilities(logits, drawn).sum()
 
-    def _count(self, scores: torch.Tensor, drawn: torch.Tensor) -> None:
-        self.log_likelihood += _log_probabilities(scores, drawn)
-
     def _noisy(self, scores: torch.Tensor, position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.seeds.device != scores.device:  # once, rather than at each step
             self.seeds, self.log_likelihood = self.seeds.to(scores.device), self.log_likelihood.to(scores.device)
         kept, tokens = truncate_logits(scores.float(), *self.options)
-        width = scores.shape[-1]
-        if tokens is not None and width > _SMALL_VOCABULARY:
-            return kept + gumbel_noise(self.seeds, torch.full_like(self.seeds, position), tokens, width), tokens
-        noise = self._noise_of_all(position, width)
-        return kept + (noise if tokens is None else noise.gather(-1, tokens)), tokens
-
-    def _noise_of_all(self, position: int, width: int) -> torch.Tensor:
-        """Noise (batch, width) at a position."""
-        size = _BLOCK if width <= _SMALL_VOCABULARY else 1
-        return self._noise_of_block(position // size, size, width)[:, position % size]
-
-    def _noise_of_block(self, block: int, size: int, width: int) -> torch.Tensor:
-        """Noise (batch, size, width) of all tokens at the positions from `block * size` on."""
-        positions = torch.arange(block * size, (block + 1) * size, device=self.seeds.device)
-        rows, positions = self.seeds.repeat_interleave(size), positions.repeat(len(self.seeds))
-        return gumbel_noise(rows, positions, None, width).unflatten(0, (-1, size))
+        positions = torch.full_like(self.seeds, position)
+        return kept + gumbel_noise(self.seeds, positions, tokens, scores.shape[-1]), tokens
 
 
 def _most_likely(noisy: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:

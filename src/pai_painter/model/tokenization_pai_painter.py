@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ class PaiPainterTokenizer(BertTokenizer):
     tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
     ```
 
-    Image tokens are not text: `decode` and `batch_decode` skip them, as all ids that the vocabulary lacks, so that a
-    whole sequence of `generate` gives back its caption; `convert_ids_to_tokens` gives `None` for them. `len(tokenizer)`
-    and `vocab_size` are the number of caption tokens, the model's `text_vocab_size`.
+    Image tokens are not text: `decode` and `batch_decode` skip them, so that a whole sequence of `generate` gives back
+    its caption; `convert_ids_to_tokens` gives `None` for them. `len(tokenizer)` and `vocab_size` are the number of
+    caption tokens, the model's `text_vocab_size`.
 
     Args:
         vocab (`str`, `list[str]` or `dict[str, int]`): The word pieces: the path of a `vocab.txt`, a list, or a `dict`
@@ -92,14 +93,9 @@ class PaiPainterTokenizer(BertTokenizer):
         **kwargs: Any,
     ) -> "PaiPainterTokenizer":
         """
-        Loads a tokenizer from a folder or a Hub repository: its own, or that of an EasyNLP checkpoint (`vocab.txt`),
-        whose `config.json` tells `image_vocab_size` and `model_max_length`.
-
-        Args:
-            pretrained_model_name_or_path: the folder's path or the repository's name.
-            vq_config: the VQGAN of an EasyNLP folder, if it isn't f16_16384: EasyNLP stores the length of the caption
-                and the picture together.
-            init_inputs, kwargs: as in [`~transformers.PreTrainedTokenizerBase.from_pretrained`].
+        As [`~transformers.PreTrainedTokenizerBase.from_pretrained`]. For an EasyNLP checkpoint (`vocab.txt`), its
+        `config.json` tells `image_vocab_size` and `model_max_length`, the latter together with the length of a picture:
+        `vq_config` is its VQGAN, if it isn't f16_16384.
 
         Raises:
             OSError: if there is no such folder or repository, or no vocabulary in it.
@@ -120,17 +116,16 @@ class PaiPainterTokenizer(BertTokenizer):
         """Called by `from_pretrained` with the files that were found: puts `vocab` in their place."""
         files = [kwargs.pop(name, None) for name in ("tokenizer_file", "vocab_file")]
         found = [_read_vocabulary(Path(file)) for file in files if file is not None]
+        name = kwargs.get("name_or_path")
         if kwargs.get("vocab") is None:
             if not found:
-                raise OSError(
-                    f"{kwargs.get('name_or_path')} has no vocabulary: it needs a vocab.txt or a tokenizer.json."
-                )
-            if len(found) == 2 and sorted(found[0], key=found[0].__getitem__) != list(found[1]):
+                raise OSError(f"{name} has no vocabulary: it needs a vocab.txt or a tokenizer.json.")
+            kwargs["vocab"] = _ordered(found[0], f" of {name}")
+            if found[1:] and kwargs["vocab"] != found[1]:
                 raise ValueError(
-                    f"The tokenizer.json and the vocab.txt of {kwargs.get('name_or_path')} hold different "
-                    f"vocabularies: please remove the one that isn't the model's."
+                    f"The tokenizer.json and the vocab.txt of {name} hold different vocabularies: please remove the "
+                    "one that isn't the model's."
                 )
-            kwargs["vocab"] = found[0]
         return kwargs
 
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
@@ -144,17 +139,15 @@ class PaiPainterTokenizer(BertTokenizer):
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
 
-def _read_vocabulary(file: Path) -> dict[str, int]:
-    """The word pieces of a tokenizer.json or a vocab.txt with the ids that they have there."""
+def _read_vocabulary(file: Path) -> list[str] | dict[str, int]:
+    """The word pieces of a vocab.txt in their order, or those of a tokenizer.json with the ids that they have there."""
     if file.suffix == ".json":
         return json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
     try:
-        pieces = file.read_bytes().decode("utf-8").split("\n")
+        pieces = file.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no vocabulary: it isn't in UTF-8 ({error}).") from error
-    pieces = [piece.rstrip("\r") for piece in (pieces[:-1] if pieces[-1] == "" else pieces)]
-    _require_different(pieces, f" of {file}")
-    return {piece: line for line, piece in enumerate(pieces)}
+    return [piece.rstrip("\r") for piece in pieces]
 
 
 def _ordered(vocab: str | os.PathLike | list[str] | dict[str, int] | None, origin: str) -> list[str]:
@@ -162,9 +155,11 @@ def _ordered(vocab: str | os.PathLike | list[str] | dict[str, int] | None, origi
     if isinstance(vocab, (str, os.PathLike)):
         vocab = _read_vocabulary(Path(vocab))
     if not vocab:
-        raise ValueError("A tokenizer needs a vocabulary, but `vocab` is missing or empty.")
+        raise ValueError(f"A tokenizer needs a vocabulary, but `vocab`{origin} is missing or empty.")
     if isinstance(vocab, list):
-        _require_different(vocab, origin)
+        twice = [piece for piece, times in Counter(vocab).items() if times > 1]
+        if twice:
+            raise ValueError(f"The vocabulary{origin} holds {twice[0]!r} twice; word pieces must be different.")
         return vocab
     pieces = sorted(vocab, key=vocab.__getitem__)
     first, last = vocab[pieces[0]], vocab[pieces[-1]]
@@ -174,15 +169,6 @@ def _ordered(vocab: str | os.PathLike | list[str] | dict[str, int] | None, origi
             f"pieces have ids from {first} to {last}."
         )
     return pieces
-
-
-def _require_different(pieces: list[str], origin: str) -> None:
-    if len(set(pieces)) < len(pieces):
-        twice = next(piece for line, piece in enumerate(pieces) if piece in pieces[:line])
-        raise ValueError(
-            f"Of the {len(pieces):,} word pieces in the vocabulary{origin} only {len(set(pieces)):,} are different: "
-            f"{twice!r} is there twice."
-        )
 
 
 def _sizes_of_model(

@@ -2,22 +2,36 @@
 # ruff: noqa: RUF009 - `_setting` is `dataclasses.field`
 """The settings of `train.py` and `train_vqgan.py`, as dataclasses for `HfArgumentParser`."""
 
+import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-__all__ = [
-    "DataArguments",
-    "PainterModelArguments",
-    "PainterTrainingArguments",
-    "TrainingArguments",
-    "VQGANModelArguments",
-    "VQGANTrainingArguments",
-]
+from typing import Any, Literal
 
 # Those of transformers' schedules that need no further settings.
-_SCHEDULES = ("constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial")
+_Schedule = Literal["constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"]
 _HUB = ("hub_model_id", "hub_private", "hub_tag", "hub_base_model")
+_PATHS = (
+    *("train_file", "validation_file", "dataset_name", "cache_dir", "output_dir", "resume_from_checkpoint"),
+    *("model_name_or_path", "config_name", "vqgan", "tokenizer_name"),
+)
+# What numbers must be, whichever class they are in; others are at least 0. All comparisons are false for nan.
+_LEAST_1 = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_train_steps", "logging_steps", "save_steps"),
+    *("save_total_limit", "eval_steps", "sample_steps", "num_samples", "shuffle_buffer", "lora_rank", "lora_alpha"),
+    "early_stopping_patience",
+)
+_SHARES = (
+    *("adam_beta1", "adam_beta2", "ema_decay", "codebook_decay", "restart_below", "caption_dropout", "dropout"),
+    "lora_dropout",
+)
+_POSITIVE = ("num_train_epochs", "learning_rate", "max_grad_norm", "adam_epsilon")
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(_LEAST_1, ("be at least 1", lambda number: number >= 1)),
+    **dict.fromkeys(_SHARES, ("lie in [0, 1)", lambda number: 0 <= number < 1)),
+    **dict.fromkeys(_POSITIVE, ("be a number above 0", lambda number: 0 < number < math.inf)),
+    "pkeep": ("lie in (0, 1]", lambda number: 0 < number <= 1),
+}
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -26,8 +40,23 @@ def _setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+class _Checked:
+    """Settings whose numbers are checked, and whose paths may begin with `~`, which no shell expands in a file."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int | float):
+                what, allows = _RANGES.get(name, ("be at least 0", lambda number: number >= 0))
+                if not allows(value):
+                    raise ValueError(f"`{name}` must {what}, got {value}.")
+            elif name in _PATHS and isinstance(value, str):
+                setattr(self, name, os.path.expanduser(value))
+            elif name in _PATHS and value is not None:
+                setattr(self, name, [os.path.expanduser(path) for path in value])
+
+
 @dataclass
-class DataArguments:
+class DataArguments(_Checked):
     """Where pictures and captions come from."""
 
     train_file: list[str] = _setting([], "Files or globs of one kind, or a folder of pictures with captions.")
@@ -47,15 +76,13 @@ class DataArguments:
     cache_dir: str | None = _setting(None, "Folder of cached rows and image tokens; that of datasets by default.")
 
     def __post_init__(self) -> None:
-        _expand_home(self, "train_file", "validation_file", "dataset_name", "cache_dir")
+        super().__post_init__()
         if bool(self.train_file) == (self.dataset_name is not None):
             raise ValueError("Please set one of `train_file` (your files) and `dataset_name` (a data set's name).")
         if self.dataset_name is None and (self.dataset_config_name is not None or self.validation_split is not None):
             raise ValueError("`dataset_config_name` and `validation_split` go with `dataset_name`: please set it.")
         if self.validation_file and self.validation_split is not None:
             raise ValueError("Please set only one of `validation_file` and `validation_split`.")
-        _require_at_least(self, 0, "max_bad_rows")
-        _require_at_least(self, 1, "shuffle_buffer")
         if self.caption_separator == "":
             raise ValueError("`caption_separator` must not be empty; leave it out to keep each caption whole.")
 
@@ -66,7 +93,7 @@ class DataArguments:
 
 
 @dataclass
-class TrainingArguments:
+class TrainingArguments(_Checked):
     """What both trainers share. A step is one update of the weights."""
 
     output_dir: str = field(metadata={"help": "Folder for the trained model, checkpoints and samples."})
@@ -76,14 +103,14 @@ class TrainingArguments:
     per_device_train_batch_size: int = _setting(16, "Rows per process and forward.")
     gradient_accumulation_steps: int = _setting(1, "Forwards whose gradients make one step.")
     learning_rate: float = _setting(4e-5, "Peak learning rate.")
-    lr_scheduler_type: str = _setting("cosine", f"One of {', '.join(_SCHEDULES)}.")
+    lr_scheduler_type: _Schedule = _setting("cosine", "Its schedule.")
     warmup_steps: int = _setting(0, "Steps of linear warm-up.")
     weight_decay: float = _setting(0.01, "AdamW's decay of weight matrices.")
     adam_beta1: float = _setting(0.9, "AdamW's first beta.")
     adam_beta2: float = _setting(0.95, "AdamW's second beta.")
     adam_epsilon: float = _setting(1e-8, "AdamW's epsilon.")
     max_grad_norm: float = _setting(1.0, "Gradients are clipped to this norm.")
-    mixed_precision: str | None = _setting(None, "no, bf16 or fp16; what accelerate was launched with by default.")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = _setting(None, "By default as accelerate was launched.")
     torch_compile: bool = _setting(False, "Compile the model; the first steps take minutes.")
     use_ema: bool = _setting(False, "Save an exponential moving average of the weights.")
     ema_decay: float = _setting(0.999, "Decay of that average for each step.")
@@ -100,22 +127,9 @@ class TrainingArguments:
     ignore_changed_settings: bool = _setting(False, "Resume as a different run if data or settings have changed.")
 
     def __post_init__(self) -> None:
-        _expand_home(self, "output_dir", "resume_from_checkpoint")
-        _require_at_least(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps")
-        _require_at_least(self, 1, "save_steps", "save_total_limit", "eval_steps", "sample_steps", "num_samples")
-        _require_at_least(self, 1, "max_train_steps")
-        _require_at_least(self, 0, "warmup_steps", "weight_decay", "seed", "dataloader_num_workers")
-        _require_share(self, "adam_beta1", "adam_beta2", "ema_decay")
-        for name in ("num_train_epochs", "learning_rate", "max_grad_norm", "adam_epsilon"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"`{name}` must be a number above 0, got {getattr(self, name)}.")
-        if self.lr_scheduler_type not in _SCHEDULES:
-            known = ", ".join(_SCHEDULES)
-            raise ValueError(f"`lr_scheduler_type` must be one of {known}, got {self.lr_scheduler_type!r}.")
+        super().__post_init__()
         if self.lr_scheduler_type == "constant" and self.warmup_steps:
             raise ValueError("The schedule `constant` has no `warmup_steps`: please set `constant_with_warmup`.")
-        if self.mixed_precision not in (None, "no", "bf16", "fp16"):
-            raise ValueError(f"`mixed_precision` must be no, bf16 or fp16, got {self.mixed_precision!r}.")
 
     def total_steps(self, rows: int, processes: int) -> int:
         """Steps of the whole run for a number of training rows and processes."""
@@ -123,20 +137,6 @@ class TrainingArguments:
             return self.max_train_steps
         rows_per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
         return max(1, round(self.num_train_epochs * rows / rows_per_step))
-
-
-@dataclass
-class VQGANModelArguments:
-    """Which VQGAN is trained."""
-
-    config_name: str | None = _setting(None, "Folder or config.json of a new VQGAN, trained from scratch.")
-    model_name_or_path: str | None = _setting(None, "A VQGAN to continue training.")
-    revision: str = _setting("main", "Branch, tag or commit of a VQGAN on the Hub.")
-
-    def __post_init__(self) -> None:
-        _expand_home(self, "config_name", "model_name_or_path")
-        if (self.config_name is None) == (self.model_name_or_path is None):
-            raise ValueError("Please set one of `config_name` (a new VQGAN) and `model_name_or_path` (a trained one).")
 
 
 @dataclass
@@ -154,47 +154,6 @@ class VQGANTrainingArguments(TrainingArguments):
     num_samples: int = _setting(32, "Validation rows on a grid of samples.")
     flip: bool = _setting(True, "Mirror every second picture.")
     blank_code: bool = _setting(False, "Make image token 0, and no other, stand for a patch of plain white.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_at_least(self, 0, "l2_weight", "gradient_weight", "commitment_weight", "codebook_start_step")
-        _require_at_least(self, 0, "max_shift")
-        _require_share(self, "codebook_decay", "restart_below")
-
-
-@dataclass
-class PainterModelArguments:
-    """Which painter is trained."""
-
-    model_name_or_path: str | None = _setting(None, "A painter to continue training.")
-    config_name: str | None = _setting(None, "Folder or config.json of a new painter, trained from scratch.")
-    vqgan: str | None = _setting(None, "With config_name: the trained VQGAN's folder.")
-    tokenizer_name: str | None = _setting(None, "With config_name: the vocabulary's folder, if it is another.")
-    attn_implementation: str = _setting("sdpa", "sdpa, eager (for small pictures on the CPU) or flash_attention_2.")
-    dropout: float | None = _setting(None, "Of embeddings and residual branches; the configuration's by default.")
-    gradient_checkpointing: bool = _setting(False, "Compute activations twice: less memory, a third slower.")
-    revision: str = _setting("main", "Branch, tag or commit of a model on the Hub.")
-    lora_rank: int | None = _setting(None, "Train low-rank adapters of this rank instead of the weights.")
-    lora_alpha: int | None = _setting(None, "Scale of the adapters; lora_rank by default.")
-    lora_dropout: float = _setting(0.0, "Dropout in front of the adapters.")
-    lora_target_modules: list[str] = _setting([], "Layers with adapters; those of attention and MLP by default.")
-
-    def __post_init__(self) -> None:
-        _expand_home(self, "config_name", "model_name_or_path", "vqgan", "tokenizer_name")
-        if (self.config_name is None) == (self.model_name_or_path is None):
-            raise ValueError(
-                "Please set one of `config_name` (a new painter) and `model_name_or_path` (a trained one)."
-            )
-        _require_share(self, "dropout", "lora_dropout")
-        _require_at_least(self, 1, "lora_rank", "lora_alpha")
-        if self.lora_rank is not None and self.config_name is not None:
-            raise ValueError("Adapters (`lora_rank`) need a trained painter: please set `model_name_or_path`.")
-        if self.lora_rank is None and (self.lora_alpha is not None or self.lora_dropout or self.lora_target_modules):
-            raise ValueError("`lora_alpha`, `lora_dropout`, `lora_target_modules` go with `lora_rank`: please set it.")
-        if self.config_name is not None and self.vqgan is None:
-            raise ValueError("A new painter (`config_name`) needs a trained VQGAN: please set `vqgan`.")
-        if self.config_name is None and (self.vqgan is not None or self.tokenizer_name is not None):
-            raise ValueError("A trained painter brings its VQGAN and its vocabulary: no `vqgan` and `tokenizer_name`.")
 
 
 @dataclass
@@ -218,11 +177,6 @@ class PainterTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.pkeep <= 1:
-            raise ValueError(f"`pkeep` must lie in (0, 1], got {self.pkeep}.")
-        _require_share(self, "caption_dropout")
-        _require_at_least(self, 0, "max_shift", "num_crops")
-        _require_at_least(self, 1, "early_stopping_patience")
         if self.augments and self.num_crops == 1:
             raise ValueError(
                 "`random_crop`, `random_flip` and `max_shift` make changed copies of pictures: please set `num_crops` "
@@ -244,25 +198,46 @@ class PainterTrainingArguments(TrainingArguments):
         return self.load_best_model_at_end or self.early_stopping_patience is not None
 
 
-def _expand_home(arguments: Any, *names: str) -> None:
-    """`~` in paths, which no shell has expanded in `--output_dir=~/out`, in a settings file, or in Python."""
-    for name in names:
-        value = getattr(arguments, name)
-        if isinstance(value, list):
-            setattr(arguments, name, [os.path.expanduser(path) for path in value])
-        elif value is not None:
-            setattr(arguments, name, os.path.expanduser(value))
+@dataclass
+class ModelArguments(_Checked):
+    """Which model is trained."""
+
+    model_name_or_path: str | None = _setting(None, "A trained model to continue training.")
+    config_name: str | None = _setting(None, "Folder or config.json of a new model, trained from scratch.")
+    revision: str = _setting("main", "Branch, tag or commit of a model on the Hub.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.config_name is None) == (self.model_name_or_path is None):
+            raise ValueError("Please set one of `config_name` (a new model) and `model_name_or_path` (a trained one).")
 
 
-def _require_at_least(arguments: Any, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(arguments, name)
-        if value is not None and not value >= least:  # nan is neither
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+@dataclass
+class VQGANModelArguments(ModelArguments):
+    """Which VQGAN is trained."""
 
 
-def _require_share(arguments: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(arguments, name)
-        if value is not None and not 0 <= value < 1:
-            raise ValueError(f"`{name}` must lie in [0, 1), got {value}.")
+@dataclass
+class PainterModelArguments(ModelArguments):
+    """Which painter is trained."""
+
+    vqgan: str | None = _setting(None, "With config_name: the trained VQGAN's folder.")
+    tokenizer_name: str | None = _setting(None, "With config_name: the vocabulary's folder, if it is another.")
+    attn_implementation: str = _setting("sdpa", "sdpa, eager (for small pictures on the CPU) or flash_attention_2.")
+    dropout: float | None = _setting(None, "Of embeddings and residual branches; the configuration's by default.")
+    gradient_checkpointing: bool = _setting(False, "Compute activations twice: less memory, a third slower.")
+    lora_rank: int | None = _setting(None, "Train low-rank adapters of this rank instead of the weights.")
+    lora_alpha: int | None = _setting(None, "Scale of the adapters; lora_rank by default.")
+    lora_dropout: float = _setting(0.0, "Dropout in front of the adapters.")
+    lora_target_modules: list[str] = _setting([], "Layers with adapters; those of attention and MLP by default.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_rank is not None and self.config_name is not None:
+            raise ValueError("Adapters (`lora_rank`) need a trained painter: please set `model_name_or_path`.")
+        if self.lora_rank is None and (self.lora_alpha is not None or self.lora_dropout or self.lora_target_modules):
+            raise ValueError("`lora_alpha`, `lora_dropout`, `lora_target_modules` go with `lora_rank`: please set it.")
+        if self.config_name is not None and self.vqgan is None:
+            raise ValueError("A new painter (`config_name`) needs a trained VQGAN: please set `vqgan`.")
+        if self.config_name is None and (self.vqgan is not None or self.tokenizer_name is not None):
+            raise ValueError("A trained painter brings its VQGAN and its vocabulary: no `vqgan` and `tokenizer_name`.")

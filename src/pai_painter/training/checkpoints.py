@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Checkpoints that are whole or not there.
-
-`Accelerator.save_state` writes several files one after the other; killed in between, it leaves new weights beside an
-old optimizer, and loading doesn't notice. So a checkpoint is written under a temporary name, synced, given a manifest
-with sizes and checksums, and only then renamed; old ones are removed after the new one is whole.
-
-Nothing in a checkpoint is executed: accelerate reads its own files with safetensors and `weights_only=True`. What is
-registered with it would be unpickled, so our states are in a file of their own.
+Checkpoints that are whole or not there: written under a temporary name, synced, given a manifest with checksums, and
+only then renamed; old ones are removed afterwards. (`Accelerator.save_state` alone, when it is killed, leaves new
+weights beside an old optimizer.) Nothing in a checkpoint is executed: accelerate reads its own files with safetensors
+and `weights_only=True`. What is registered with it would be unpickled, so our states are in a file of their own.
 """
 
+import hashlib
 import json
 import logging
 import shutil
-import zlib
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,75 +19,60 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import SAFE_WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_model
 from torch import nn
 
 from ..whole_files import sync
 from .output_folder import all_checkpoints
 
-__all__ = ["FAILED_SAVES", "all_well", "find_checkpoint", "hold_only_trained", "load_checkpoint", "save_checkpoint"]
-
 logger = logging.getLogger(__name__)
 
-FAILED_SAVES = (OSError, RuntimeError, SafetensorError)  # torch.save and safetensors have their own for a full disk
-_UNREADABLE = (*FAILED_SAVES, UnpicklingError, EOFError, KeyError)  # other shapes, damage
+_FAILED_SAVES = (OSError, RuntimeError, SafetensorError)  # torch.save and safetensors have their own for a full disk
+_UNREADABLE = (*_FAILED_SAVES, UnpicklingError, EOFError, KeyError)  # other shapes, damage
 _MANIFEST, _STATES = "manifest.json", "states.pt"
 
 
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, step: int, settings: dict[str, Any], states: dict[str, Any], keep: int
-) -> Path | None:
+) -> None:
     """
-    Saves everything that `accelerator` holds as `folder/checkpoint-<step>`. All processes call it. A full disk doesn't
-    end the run: it is warned about, and older checkpoints stay.
-
-    Args:
-        settings: what the run depends on; compared on resuming.
-        states: further objects with a `state_dict` of tensors and plain values, equal on all processes.
-        keep: number of newest checkpoints that stay.
-
-    Returns:
-        the checkpoint, or `None` if it could not be written.
+    Saves everything that `accelerator` holds as `folder/checkpoint-<step>`, with the `settings` that the run depends on
+    and the first process's `state_dict`s, of tensors and plain values, of `states`. The `keep` newest checkpoints stay.
+    All processes call it. A full disk doesn't end the run: it is warned about, and older checkpoints stay.
     """
     final, main = folder / f"checkpoint-{step}", accelerator.is_main_process
     partial = folder / f".{final.name}.partial"
+    held = {name: state.state_dict() for name, state in states.items()}  # on all processes: some gather it from all
+
+    def write() -> None:
+        accelerator.save_state(str(partial))
+        if main:
+            torch.save(held, partial / _STATES)
+
+    def publish() -> None:
+        if main:
+            _publish(partial, final, {"step": step, "processes": accelerator.num_processes, "settings": settings})
+
     if main:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
-    problem: Exception | None = None
-    try:
-        accelerator.save_state(str(partial))
-        if main:
-            torch.save({name: state.state_dict() for name, state in states.items()}, partial / _STATES)
-    except FAILED_SAVES as error:
-        problem = error
-    written = all_well(accelerator, problem)  # all files of all processes, before they are listed
-    try:
-        if written and main:
-            _publish(partial, final, {"step": step, "processes": accelerator.num_processes, "settings": settings})
-    except OSError as error:
-        problem = error
-    written = all_well(accelerator, problem) and written
+    problem = attempt(accelerator, write) or attempt(accelerator, publish)  # all files, before they are listed
     if main:
         found = all_checkpoints(folder)
-        whole = [path for path in found if _damage(path, contents=False) is None]
-        if written:  # later ones are left from a run that was resumed at an earlier step
-            oldest = whole[: whole.index(final) + 1][-keep:][0]
-            for old in found[: found.index(oldest)]:
+        if problem is None:  # later ones are left from a run that was resumed at an earlier step
+            for old in found[: found.index(final) + 1][:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
         else:
             shutil.rmtree(partial, ignore_errors=True)
-            reason = " ".join(str(problem or "another process failed").split())
-            newest = f"the newest is {whole[-1].name}" if whole else "there is none yet"
-            logger.warning("%s could not be saved (%s); %s.", final, reason, newest)
+            newest = f"the newest is {found[-1].name}" if found else "there is none yet"
+            logger.warning("%s could not be saved (%s); %s.", final, " ".join(str(problem).split()), newest)
     accelerator.wait_for_everyone()
-    return final if written else None
 
 
 def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Syncs the files, writes the manifest and gives the folder its name."""
     files = sorted(path for path in partial.rglob("*") if path.is_file())
-    manifest["files"] = {str(path.relative_to(partial)): [path.stat().st_size, _checksum(path)] for path in files}
+    manifest["files"] = {str(path.relative_to(partial)): _checksum(path) for path in files}
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
     for path in (*files, partial / _MANIFEST, partial):
         sync(path)
@@ -99,44 +81,48 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     sync(final.parent)
 
 
-def all_well(accelerator: Accelerator, problem: Exception | None) -> bool:
-    """Whether no process has a problem. All call it: they must not wait for each other at different places."""
-    flag = torch.tensor(int(problem is not None), device=accelerator.device)
-    return not accelerator.reduce(flag, "sum").item()
+def attempt(accelerator: Accelerator, save: Callable[..., None], *arguments: Any) -> Exception | None:
+    """
+    Calls `save`, and gives the reason if that failed on any process. All call it, so that none of them waits for
+    another one that has failed.
+    """
+    problem: Exception | None = None
+    try:
+        save(*arguments)
+    except _FAILED_SAVES as error:
+        problem = error
+    failed = torch.tensor(int(problem is not None), device=accelerator.device)
+    return problem or (OSError("another process failed") if accelerator.reduce(failed, "sum").item() else None)
 
 
 def hold_only_trained(accelerator: Accelerator, trained: list[nn.Parameter]) -> None:
-    """From now on, checkpoints leave out weights that aren't among `trained`, such as an adapter's large base."""
+    """From now on, checkpoints leave out parameters that aren't among `trained`, such as an adapter's large base."""
     wanted = {id(parameter) for parameter in trained}
 
-    def held(model: nn.Module) -> dict[str, torch.Tensor]:
-        frozen = {name for name, parameter in model.named_parameters() if id(parameter) not in wanted}
-        return {name: weight for name, weight in model.state_dict().items() if name not in frozen}
+    def frozen(model: nn.Module) -> set[str]:
+        return {name for name, parameter in model.named_parameters() if id(parameter) not in wanted}
 
     def leave_out(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
-        for name in weights[0].keys() - held(models[0]).keys():
+        for name in frozen(models[0]):
             del weights[0][name]
 
     def put_back(models: list[nn.Module], folder: str) -> None:
-        own = held(models.pop())  # accelerate would want all weights for it
-        state = load_file(Path(folder) / SAFE_WEIGHTS_NAME)
-        if state.keys() != own.keys():
+        model = models.pop()  # accelerate would want all weights for it
+        missing, unexpected = load_model(model, Path(folder) / SAFE_WEIGHTS_NAME, strict=False)
+        if unexpected or set(missing) != frozen(model):
             raise ValueError(f"{folder} holds other weights than this run trains; please take a new output folder.")
-        with torch.no_grad():
-            for name, weight in own.items():
-                weight.copy_(state[name])
 
     accelerator.register_save_state_pre_hook(leave_out)
     accelerator.register_load_state_pre_hook(put_back)
 
 
-def find_checkpoint(folder: Path, which: str) -> Path | None:
+def find_checkpoint(folder: Path, which: str | None) -> Path | None:
     """
     The checkpoint that `which` names: a path, or `latest` for the newest whole one (`None` if there is none at all).
-
-    Raises:
-        ValueError: if it isn't there or is damaged, or if all of the folder's are.
+    Raises `ValueError` if it isn't there or is damaged, or if all of the folder's are.
     """
+    if which is None:
+        return None
     found = all_checkpoints(folder) if which == "latest" else [Path(which)]
     for checkpoint in reversed(found):
         reason = _damage(checkpoint)
@@ -145,8 +131,8 @@ def find_checkpoint(folder: Path, which: str) -> Path | None:
         logger.warning("%s is damaged: %s.", checkpoint, reason)
     if found:
         raise ValueError(
-            f"{found[-1]} is no whole checkpoint: {_damage(found[-1])}. Please use `latest` to resume from the newest "
-            f"whole one in `output_dir`, or take another folder to start from the beginning."
+            f"{found[-1]} is no whole checkpoint: {_damage(found[-1])}. Please use `latest`, or take another folder to "
+            f"start from the beginning."
         )
     return None
 
@@ -155,10 +141,8 @@ def load_checkpoint(
     accelerator: Accelerator, checkpoint: Path, settings: dict[str, Any], states: dict[str, Any], ignore: bool = False
 ) -> int:
     """
-    Restores everything and returns the number of steps done. With `ignore`, changed settings are only warned about.
-
-    Raises:
-        ValueError: if the run that wrote it had other settings or another number of processes, or if it doesn't fit.
+    Restores everything and returns the number of steps done. Raises `ValueError` if it doesn't fit, or if the run that
+    wrote it had other settings or another number of processes; with `ignore`, the latter is only warned about.
     """
     manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
     then = _flat({**manifest["settings"], "processes": manifest["processes"]})
@@ -193,23 +177,18 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _damage(checkpoint: Path, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint's files, as far as its manifest tells; `contents` reads all of them."""
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, as far as its manifest tells."""
     try:
         files = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, (size, checksum) in files.items():
-            path = checkpoint / name
-            if path.stat().st_size != size or (contents and _checksum(path) != checksum):
+        for name, checksum in files.items():
+            if _checksum(checkpoint / name) != checksum:
                 return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "a file is missing, or its manifest is damaged"
     return None
 
 
-def _checksum(path: Path) -> int:
-    """CRC-32: against bytes that flip, not against people, and several times as fast as a hash."""
-    checksum = 0
+def _checksum(path: Path) -> str:
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Learning the codebook: k-means to begin with, running means afterwards, new places for entries that are hardly used.
-
-The running means are those of van den Oord et al., "Neural Discrete Representation Learning" (2017), appendix A.1.
+Learning the codebook: k-means to begin with, running means afterwards (van den Oord et al., "Neural Discrete
+Representation Learning", 2017, appendix A.1), new places for entries that are hardly used.
 """
 
 from typing import Any
@@ -13,21 +12,15 @@ from ..model.modeling_vqgan import PaiPainterVQCodebook
 from .arguments import VQGANTrainingArguments
 from .order import seed_of
 
-__all__ = ["CodebookLearner", "k_means"]
-
 _HARDLY_USED = 1e-6
 _CHUNK = 4096  # rows of a table of distances; all at once, 16,384 entries would need 40 GB
 
 
 class CodebookLearner:
     """
-    Moves a codebook's entries to the means of the latents that chose them. Gradients never reach it.
-
-    All processes must call it with the same gathered latents; they then stay equal without talking. For that the
-    running means are kept on the CPU: a GPU adds up in any order, and the processes would drift apart.
-
-    Of `training` it reads `codebook_decay` of the running means; `restart_below`, the share of the mean use under which
-    an entry is moved; `blank_code`, which keeps entry 0 for plain white patches; and `seed`.
+    Moves a codebook's entries to the means of the latents that chose them. Gradients never reach it. All processes call
+    it with the same gathered latents and stay equal without talking; for that the running means are kept on the CPU: a
+    GPU adds up in any order.
     """
 
     def __init__(self, codebook: PaiPainterVQCodebook, training: VQGANTrainingArguments):

@@ -10,25 +10,23 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 from typing import Any, NoReturn
 
 import yaml
 from safetensors import SafetensorError
 
 from ..printable import printable
-from ..signals import ended_by_signals, forget_empty_ranks
-from .callbacks import Stopped
+from ..signals import Stopped, StopSignals, forget_empty_ranks
 from .output_folder import all_checkpoints
 
-__all__ = ["parse_arguments", "run_from_command_line"]
-
-_FILES = (".yaml", ".yml", ".json")
 _HEAD_START = 5.0  # seconds that the first process has to say what is wrong, and its launcher to end the others
-_ABOUT = "The settings may be in a YAML or JSON file, given first; flags after it override its lines. For example: "
-_ABOUT += "%(prog)s settings.yaml --learning_rate 2e-5"
+_ABOUT = (
+    "The settings may be in a YAML or JSON file, given first; flags after it override its lines. For example: "
+    "%(prog)s settings.yaml --learning_rate 2e-5"
+)
 
 
 class _Texts(yaml.BaseLoader):
@@ -43,28 +41,22 @@ def parse_arguments(
     types: tuple[type, ...], argv: list[str] | None = None, program: str | None = None
 ) -> tuple[Any, ...]:
     """
-    Fills the dataclasses `types` from flags, or from one YAML or JSON file that holds them and flags that override it.
-
-    Args:
-        argv: the words of the command line; `sys.argv[1:]` if not given.
-        program: what the help calls the program; the script's name if not given.
-
-    Raises:
-        ValueError: if a setting is unknown, missing or not allowed, or if the file can't be read.
+    Fills the dataclasses `types` from flags (`sys.argv[1:]` by default), or from a YAML or JSON file of them and flags
+    behind it. Raises `ValueError` if a setting is unknown, missing or wrong, or if the file can't be read.
     """
     # Abbreviations are off: `--learning 1` would otherwise quietly be the learning rate.
     parser = _load_parser_class()(types, prog=program, description=_ABOUT, allow_abbrev=False)
     parser.error = _refuse
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv and argv[0].endswith(_FILES):
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv[:1] = _flags_of_file(os.path.expanduser(argv[0]))
-    known = parser._option_string_actions
+    known = [option.lstrip("-").replace("-", "_") for option in parser._option_string_actions]
     for word in argv:  # before argparse complains that a required setting, perhaps this one misspelt, is missing
-        flag = word.partition("=")[0]
-        if flag.startswith("--") and flag not in known:
-            similar = difflib.get_close_matches(flag.replace("-", "_").replace("__", "--", 1), known, 1)
-            hint = f"did you mean `{similar[0].lstrip('-')}`?" if similar else "--help lists all settings."
-            raise ValueError(f"There is no setting `{flag.lstrip('-').replace('-', '_')}`; {hint}")
+        name = word.partition("=")[0].lstrip("-").replace("-", "_")
+        if word.startswith("--") and name not in known:
+            similar = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean `{similar[0]}`?" if similar else "--help lists all settings."
+            raise ValueError(f"There is no setting `{name}`; {hint}")
     *arguments, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
     if unknown:
         raise ValueError(f"{unknown[0]!r} belongs to no setting; a settings file must be the first word.")
@@ -74,10 +66,7 @@ def parse_arguments(
 def _load_parser_class() -> Any:
     """`HfArgumentParser` from its own file, which needs nothing else of transformers: all of it takes seconds."""
     folder = find_spec("transformers").submodule_search_locations[0]  # type: ignore[union-attr, index]
-    spec = spec_from_file_location("hf_argparser", f"{folder}/hf_argparser.py")
-    module = module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    return module.HfArgumentParser
+    return run_path(f"{folder}/hf_argparser.py")["HfArgumentParser"]
 
 
 def _refuse(message: str) -> NoReturn:
@@ -112,8 +101,8 @@ def run_from_command_line(
     types: tuple[type, ...], train: Callable[..., Any], argv: list[str] | None, program: str | None = None
 ) -> None:
     """
-    Calls `train` with what [`parse_arguments`] makes of the other arguments. What is wrong with the input is said in
-    one sentence on stderr, with exit status 2. A stopped run names its newest checkpoint, with 130 or 143 (SIGTERM).
+    Calls `train` with what [`parse_arguments`] makes of the rest. What is wrong with the input is said in one sentence
+    on stderr, with exit status 2. A stopped run names its newest checkpoint, with 130 or 143 (SIGTERM).
     """
     program, output_dir = program or os.path.basename(sys.argv[0]), None
     try:
@@ -122,11 +111,13 @@ def run_from_command_line(
         arguments = parse_arguments(types, argv, program)
         output_dir = arguments[-1].output_dir
         # Up to the loop there is nothing to be saved: the first signal ends the run. The loop itself waits for two.
-        with ended_by_signals(after=1), ExitStack() as stack:
-            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _interrupt))
+        with StopSignals(after=1):
             train(*arguments)
     except (ValueError, OSError, ImportError, SafetensorError) as error:  # imports: of what only some settings need
-        _leave(program, str(error), 2, perhaps_alone=output_dir is not None)
+        sentence = str(error)
+        if "in DataLoader worker" in sentence:  # torch has put the worker's stack in front of its error
+            sentence = sentence.rstrip().rpartition("\n")[2].partition(": ")[2]
+        _leave(program, sentence, 2, perhaps_alone=output_dir is not None)
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported for the help
             sentence = "The device's memory is full, a smaller `per_device_train_batch_size` needs less."
@@ -156,10 +147,6 @@ def _leave(program: str, sentence: str, status: int, perhaps_alone: bool = False
         program = f"{program}: process {os.environ['RANK']}"
     sys.stderr.write(f"{program}: {printable(' '.join(sentence.split()))}\n")
     sys.exit(status)
-
-
-def _interrupt(number: int, frame: Any) -> NoReturn:
-    raise Stopped(number)
 
 
 def _set_up_logging() -> None:

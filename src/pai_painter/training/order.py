@@ -2,13 +2,9 @@
 """Which rows a step sees: a function of (seed, step, process) alone, so that a resumed run continues exactly."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
-
-__all__ = ["read_batches", "seed_of", "step_batches"]
 
 
 def seed_of(*numbers: int) -> int:
@@ -34,13 +30,3 @@ def step_batches(
                 order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed_of(seed, epoch)))
             batch.append((epoch, int(order[offset])))
         yield batch
-
-
-def read_batches(loader: DataLoader) -> Iterator[Any]:
-    """The batches of a loader. Of errors in a worker, torch puts the stack into the message: it is cut off again."""
-    try:
-        yield from loader
-    except (ValueError, OSError) as error:
-        if not str(error).startswith(f"Caught {type(error).__name__} in DataLoader worker"):
-            raise
-        raise ValueError(str(error).rstrip().rpartition("\n")[2].partition(": ")[2]) from error

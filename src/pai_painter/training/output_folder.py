@@ -1,61 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's folder: one run at a time, no other model overwritten, and a model that is whole or not there."""
+"""A run's folder: one run at a time, no other model overwritten, and models that are whole or not there."""
 
-import logging
+import math
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .arguments import TrainingArguments
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-__all__ = ["all_checkpoints", "check_folder", "held_folder", "save_whole"]
-
-logger = logging.getLogger(__name__)
-
-_WAIT = 10  # seconds: the loader workers of a killed run hold its lock a little longer
 _MODELS = ("config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 
 
 @contextmanager
 def held_folder(folder: Path) -> Iterator[None]:
     """
-    While it lasts, no other run trains in `folder`, by a lock on the folder itself that ends with the process. What a
-    killed run left half-written is removed. Raises `ValueError` if another run trains there.
+    While it lasts, no other run trains in `folder`: that would be a `ValueError`. What a killed run left half-written
+    is removed.
     """
-    descriptor, deadline = os.open(folder, os.O_RDONLY) if fcntl else -1, time.monotonic() + _WAIT
     try:
-        while fcntl:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ValueError(
-                        f"Another training runs in {folder}: please stop it (processes can outlive a launcher that was "
-                        f"killed), or take another `output_dir`."
-                    ) from None
-                time.sleep(0.2)
-            except OSError as error:
-                logger.warning("%s can't be locked (%s): please run only one training there.", folder, error)
-                break
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"Another training runs in {folder}: please stop it (processes can outlive a launcher that was killed), or "
+            f"take another `output_dir`."
+        ) from None
+    with lock:
         for pattern in (".model-*", "best/.model-*", ".checkpoint-*.partial"):
             for left_over in folder.glob(pattern):
                 shutil.rmtree(left_over, ignore_errors=True)
         yield
-    finally:
-        if fcntl:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # forked workers have the descriptor, too
-            os.close(descriptor)
 
 
 def check_folder(training: TrainingArguments, adapter: bool) -> None:
@@ -70,18 +50,15 @@ def check_folder(training: TrainingArguments, adapter: bool) -> None:
             file.write(b"?")
     except OSError as error:
         raise ValueError(f"Nothing can be written to {folder} (`output_dir`): {error.strerror}.") from error
-    other, kinds = "config.json" if adapter else "adapter_config.json", ["an adapter", "a whole model"]
+    other, kind = ("config.json", "a whole model") if adapter else ("adapter_config.json", "an adapter")
     for place in (folder, folder / "best"):
-        if (place / other).exists():
-            raise ValueError(
-                f"{place} holds {kinds[adapter]} ({other}), but this run ends with {kinds[not adapter]}: please take "
-                f"another `output_dir`."
-            )
+        if (place / other).exists():  # both kinds in one folder are a model that can't be loaded
+            raise ValueError(f"{place} holds {kind} ({other}) already: please take another `output_dir`.")
     checkpoints, models = all_checkpoints(folder), [name for name in _MODELS if os.path.lexists(folder / name)]
     if checkpoints and training.resume_from_checkpoint is None:
         raise ValueError(
             f"{folder} holds {checkpoints[-1].name} of an earlier run: please set `resume_from_checkpoint` to `latest` "
-            f"to continue it, or take another `output_dir` (or remove it) to start from the beginning."
+            f"to continue it, or take another `output_dir`."
         )
     if models and not checkpoints and not training.overwrite_output_dir:
         raise ValueError(
@@ -96,10 +73,43 @@ def all_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def save_whole(save: Callable[[Path], None], folder: Path) -> None:
+def save_whole(save: Callable[[Path], object], folder: Path) -> None:
     """Saves beside and moves into place, weights last: a folder with weights has all of the model."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as scratch:
         save(Path(scratch))
         for file in sorted(Path(scratch).iterdir(), key=lambda path: path.suffix == ".safetensors"):
             file.replace(folder / file.name)
+
+
+@dataclass
+class BestModel:
+    """
+    Remembers the lowest validation `loss` and its `step`, and how many validations since then were `worse`. Its model
+    is kept in `folder`.
+    """
+
+    folder: Path
+    patience: int | None
+    loss: float = math.inf
+    step: int = 0
+    worse: int = 0
+
+    def take(self, loss: float, step: int, kept: bool) -> None:
+        """Takes a validation into account; `kept` says that its model is now in the folder."""
+        self.worse = 0 if loss < self.loss else self.worse + 1
+        if kept:
+            self.loss, self.step = loss, step
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` validations in a row weren't lower."""
+        return self.patience is not None and self.worse >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints. The kept model isn't in them: a resumed run keeps it again."""
+        return {"loss": self.loss, "step": self.step, "worse": self.worse}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores a checkpoint's state."""
+        self.loss, self.step, self.worse = state["loss"], state["step"], state["worse"]

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from ..model.configuration_pai_painter import PaiPainterConfig
-from ..model.folder_pai_painter import find_file, load_processor, naming_damaged_weights, read_painter_folder
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
+from ..model.lora_pai_painter import load_processor
+from ..model.model_files_pai_painter import find_model_file, read_painter_folder
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
 from ..model.processing_pai_painter import PaiPainterProcessor
@@ -17,16 +18,11 @@ from ..model.tokenization_pai_painter import PaiPainterTokenizer
 from ..model_hash import architecture_of
 from .arguments import PainterModelArguments
 
-__all__ = ["build_painter", "naming_damaged_files", "take_vqgan", "with_vqgan"]
-
 
 def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     """
-    The painter, in float32, and its processor.
-
-    Raises:
-        ValueError: if configuration, VQGAN and vocabulary are damaged or don't fit each other.
-        OSError: if one of them isn't there.
+    The painter, in float32, and its processor. Raises `ValueError` if configuration, VQGAN and vocabulary are damaged
+    or don't fit each other, and `OSError` if one of them isn't there.
     """
     with naming_damaged_files(str(model.model_name_or_path or model.config_name)):
         painter, processor = _new(model) if model.model_name_or_path is None else _trained(model)
@@ -39,17 +35,15 @@ def build_painter(model: PainterModelArguments) -> tuple[PaiPainterForImageGener
 def naming_damaged_files(name: str) -> Iterator[None]:
     """While a model's files are read: errors that don't say what is wrong with them become a `ValueError`."""
     try:
-        with naming_damaged_weights(name):
-            yield
+        yield
     except (OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # tokenizers raises nothing more special
-        kind = type(error).__name__
-        raise ValueError(f"{name} can't be loaded: one of its files is damaged ({kind}: {error}).") from error
+        raise ValueError(f"{name} can't be loaded, one of its files is damaged: {error!r}.") from error
 
 
 def take_vqgan(painter: PaiPainterForImageGeneration) -> PaiPainterVQModel:
-    """Takes the frozen VQGAN out of the painter, so that it is neither wrapped, sharded nor held in checkpoints."""
+    """Takes the frozen VQGAN out of the painter, so that it is neither wrapped, sharded nor in checkpoints."""
     vqgan = painter.vqgan.requires_grad_(False).eval()
     painter.register_module("vqgan", None)
     return vqgan
@@ -80,7 +74,7 @@ def _trained(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration
 def _new(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, PaiPainterProcessor]:
     vqgan_name, name = str(model.vqgan), str(model.config_name)
     for part in (vqgan_name, name):
-        if not os.path.isfile(part) and find_file(part, "config.json") is None:
+        if not os.path.isfile(part) and find_model_file(part, "config.json") is None:
             raise OSError(f"{part} has no config.json.")
     with naming_damaged_files(vqgan_name):
         vqgan = PaiPainterVQModel.from_pretrained(vqgan_name, dtype=torch.float32)
@@ -88,15 +82,11 @@ def _new(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, Pa
     if settings.get("model_type") != PaiPainterConfig.model_type:
         raise ValueError(f"{name} is no painter's configuration: its model_type is {settings.get('model_type')!r}.")
     config = PaiPainterConfig.from_dict({"vq_config": found, **settings})
-    own = architecture_of(config.vq_config)
-    if differences := [f"`{key}` {own[key]} instead of {found[key]}" for key in found if own[key] != found[key]]:
-        raise ValueError(
-            f"The `vq_config` of {name} isn't that of the VQGAN {vqgan_name}: it has {', '.join(differences)}; please "
-            f"leave `vq_config` out to take the VQGAN's."
-        )
+    if architecture_of(config.vq_config) != found:
+        raise ValueError(f"The `vq_config` of {name} isn't that of the VQGAN {vqgan_name}: please leave it out.")
     config.update(_dropout(model))
     words = str(model.tokenizer_name or model.config_name)
-    if not any(find_file(words, file) for file in ("tokenizer.json", "vocab.txt")):
+    if not any(find_model_file(words, file) for file in ("tokenizer.json", "vocab.txt")):
         raise ValueError(f"{words} has no vocabulary (vocab.txt or tokenizer.json): please set `tokenizer_name`.")
     tokenizer = PaiPainterTokenizer.from_pretrained(
         words, image_vocab_size=config.image_vocab_size, model_max_length=config.text_length

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the painter learns: to predict each image token from the caption and the image tokens before it."""
+"""What the painter learns, and how well: each image token, from the caption and the image tokens before it."""
+
+import math
 
 import torch
+from accelerate import Accelerator
+from torch.utils.data import default_collate
 
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
-
-__all__ = ["PainterObjective"]
+from .painter_rows import CaptionedRows, sequences
 
 
 class PainterObjective(torch.nn.Module):
@@ -30,3 +33,23 @@ class PainterObjective(torch.nn.Module):
         # Of the caption's logits only the last is trained: it predicts the first image token.
         keep = config.num_image_tokens + 1
         return self.painter(input_ids, labels=labels, logits_to_keep=keep, use_cache=False).loss
+
+
+@torch.no_grad()
+def validation_loss(
+    objective: torch.nn.Module, rows: CaptionedRows, accelerator: Accelerator, batch_size: int = 32
+) -> dict[str, float]:
+    """
+    Mean cross-entropy in nats per token over all rows, each with its first caption. All processes call it with the same
+    rows and an `objective` in evaluation mode, perhaps wrapped by accelerate; each computes its share.
+    """
+    processes, total = accelerator.num_processes, torch.zeros((), device=accelerator.device)
+    # All processes take the same number of batches, the last perhaps without rows of their own: with sharded weights
+    # they wait for each other in every forward.
+    for number in range(math.ceil(len(rows) / (batch_size * processes))):
+        first = (number * processes + accelerator.process_index) * batch_size
+        own = range(first, min(first + batch_size, len(rows)))
+        batch = default_collate([rows[row] for row in own or range(1)])
+        total += objective(*sequences(batch, accelerator.device)) * len(own)
+    loss = accelerator.reduce(total, "sum").item() / len(rows)
+    return {"validation_loss": loss, "validation_perplexity": torch.tensor(loss).double().exp().item()}

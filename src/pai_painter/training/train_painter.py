@@ -3,27 +3,20 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..lora import add_lora, has_lora, save_lora
-from ..model.modeling_pai_painter import PaiPainterForImageGeneration
-from ..model.modeling_vqgan import PaiPainterVQModel
-from ..model.processing_pai_painter import PaiPainterProcessor
 from ..model_hash import architecture_of, hash_of_model
 from .arguments import DataArguments, PainterModelArguments, PainterTrainingArguments
-from .callbacks import BestModel
 from .command_line import run_from_command_line
-from .model_card import describe_run
+from .output_folder import BestModel
 from .painter_data import PainterData
 from .painter_model import build_painter, take_vqgan, with_vqgan
 from .painter_objective import PainterObjective
 from .painter_rows import sequences
-from .publishing import check_push, push_model
-from .training_run import TrainingRun
-
-__all__ = ["main", "train_painter"]
+from .publishing import check_push, describe_run, push_model
+from .training_run import begin_run
 
 
 def train_painter(model: PainterModelArguments, data: DataArguments, training: PainterTrainingArguments) -> Path:
@@ -37,25 +30,39 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
         Stopped: if SIGTERM or Ctrl-C came while it trained; there is a checkpoint then.
     """
     check_push(model, training)
-    with TrainingRun(training, adapter=model.lora_rank is not None) as run:
+    with begin_run(training, adapter=model.lora_rank is not None) as run:
         painter, processor = build_painter(model)
         vqgan = take_vqgan(painter).to(run.accelerator.device)
         rows = PainterData(run, vqgan, processor, data, training)
-        settings = {**_settings_of(painter, vqgan, processor, model), "data": rows.identity}
-        best = None
-        if training.keeps_best:
-            best = BestModel(Path(training.output_dir), training.early_stopping_patience)
-            settings["validation_data"] = rows.validation_identity
+        settings = {  # beside the arguments of the training; weights that are trained are in checkpoints
+            "config": architecture_of(painter.config),
+            "vqgan": hash_of_model(vqgan),
+            "vocabulary": processor.tokenizer.fingerprint,
+            "image_processor": processor.image_processor.to_dict(),
+            "base": None if model.lora_rank is None else hash_of_model(painter),
+            **{name: value for name, value in vars(model).items() if name.startswith(("lora_", "attn_", "gradient_"))},
+            **rows.identities,
+        }
         if model.lora_rank is not None:
             targets = model.lora_target_modules or None
             add_lora(painter, model.lora_rank, model.lora_alpha, model.lora_dropout, targets, model.revision)
         trained = [parameter for parameter in painter.parameters() if parameter.requires_grad]
-        run.prepare(PainterObjective(painter, training.pkeep), trained, rows.count, settings, rows.stateful, best)
+        best = BestModel(run.folder / "best", training.early_stopping_patience) if training.keeps_best else None
+        run.prepare(PainterObjective(painter, training.pkeep), trained, rows.count, settings, {"data": rows}, best)
 
-        run.evaluate, run.sample = partial(rows.validate, run), partial(rows.sample, painter)
-        run.save = partial(_save, painter, vqgan, processor)
+        def save(folder: Path, gathered: dict[str, torch.Tensor] | None) -> None:
+            if has_lora(painter):
+                save_lora(painter, folder, gathered)
+                return
+            if gathered is not None:  # of a sharded painter: its weights without the VQGAN's
+                gathered |= {f"vqgan.{name}": weight for name, weight in vqgan.state_dict().items()}
+            with with_vqgan(painter, vqgan):
+                painter.save_pretrained(folder, state_dict=gathered)
+            processor.save_pretrained(folder)
+
+        run.evaluate, run.sample, run.save = rows.validate, partial(rows.sample, painter), save
         with run.signals:
-            for step, batch in rows.batches(run):
+            for step, batch in rows.batches():
                 input_ids, labels = sequences(batch, run.accelerator.device, rows.encoder)
                 loss = run.objective(input_ids, labels)
                 run.update(loss)
@@ -66,45 +73,7 @@ def train_painter(model: PainterModelArguments, data: DataArguments, training: P
             with with_vqgan(painter, vqgan):
                 describe_run(run, painter, rows, model, data, training)
             push_model(training)
-    return Path(training.output_dir)
-
-
-def _settings_of(
-    painter: PaiPainterForImageGeneration,
-    vqgan: PaiPainterVQModel,
-    processor: PaiPainterProcessor,
-    model: PainterModelArguments,
-) -> dict[str, Any]:
-    """What of the model a run depends on, beside the weights that checkpoints hold."""
-    names = ["attn_implementation", "gradient_checkpointing"]
-    if model.lora_rank is not None:
-        names += ["lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"]
-    return {
-        "config": architecture_of(painter.config),
-        "vqgan": hash_of_model(vqgan),
-        "vocabulary": processor.tokenizer.fingerprint,
-        "image_processor": processor.image_processor.to_dict(),
-        "base": None if model.lora_rank is None else hash_of_model(painter),
-        **{name: getattr(model, name) for name in names},
-    }
-
-
-def _save(
-    painter: PaiPainterForImageGeneration,
-    vqgan: PaiPainterVQModel,
-    processor: PaiPainterProcessor,
-    folder: Path,
-    gathered: dict[str, torch.Tensor] | None,
-) -> None:
-    """The painter with its processor, or its adapter; `gathered` are its weights without the VQGAN's, if sharded."""
-    if has_lora(painter):
-        save_lora(painter, folder, gathered)
-        return
-    if gathered is not None:
-        gathered |= {f"vqgan.{name}": weight for name, weight in vqgan.state_dict().items()}
-    with with_vqgan(painter, vqgan):
-        painter.save_pretrained(folder, state_dict=gathered)
-    processor.save_pretrained(folder)
+    return run.folder
 
 
 def main(argv: list[str] | None = None, program: str | None = None) -> None:

@@ -3,11 +3,12 @@
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -16,19 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from ..signals import Stopped, StopSignals
 from .accelerator import build_accelerator, is_sharded
 from .arguments import TrainingArguments
-from .callbacks import BestModel, Stopped, StopSignals
-from .checkpoints import FAILED_SAVES, all_well, find_checkpoint, hold_only_trained, load_checkpoint, save_checkpoint
+from .checkpoints import attempt, find_checkpoint, hold_only_trained, load_checkpoint, save_checkpoint
 from .metrics import Metrics
-from .optimizer import build_optimizer
-from .order import read_batches, seed_of, step_batches
-from .output_folder import all_checkpoints, check_folder, held_folder, save_whole
-
-if TYPE_CHECKING:
-    from diffusers.training_utils import EMAModel
-
-__all__ = ["TrainingRun"]
+from .order import seed_of, step_batches
+from .output_folder import BestModel, all_checkpoints, check_folder, held_folder, save_whole
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +36,28 @@ _HARMLESS = {
 }
 
 
+@contextmanager
+def begin_run(training: TrainingArguments, adapter: bool = False) -> Iterator["TrainingRun"]:
+    """
+    A run that ends with a whole model or an `adapter`, and holds the output folder while it lasts. Raises `ValueError`
+    if the launcher contradicts the arguments, or if the folder can't be written to, holds another model, or is in use.
+    """
+    run = TrainingRun(training)
+    accelerator = run.accelerator
+    check_folder(training, adapter)
+    with held_folder(run.folder) if accelerator.is_main_process else nullcontext():
+        yield run
+        accelerator.wait_for_everyone()
+        # DDP's reducer must go before its process group: the other way round, its end, which holds the interpreter's
+        # lock, can wait forever for a gloo thread that wants that lock.
+        run.objective = nn.Identity()
+        accelerator.free_memory()
+        accelerator.end_training()
+
+
 class TrainingRun:
     """
-    One training run, on one process or many; as a context it holds the output folder.
-
-    Args:
-        training: its arguments.
-        adapter: whether it ends with an adapter rather than a whole model.
+    One training run, on one process or many, made by [`begin_run`].
 
     Attributes:
         accelerator: accelerate's handle on processes and devices.
@@ -57,43 +67,18 @@ class TrainingRun:
         sample: draws pictures, on the first process; takes the number of steps done.
         save: writes the model into a folder, with its gathered weights if no process has all of them.
         start, done, steps: updates when the run was resumed, so far, and of the whole run.
-
-    Raises:
-        ValueError: if `accelerate launch` contradicts the arguments, or if the folder can't be written to, holds what
-            this run would overwrite, or is another run's.
     """
 
-    def __init__(self, training: TrainingArguments, adapter: bool = False):
-        self.training, self.adapter, self.folder = training, adapter, Path(training.output_dir)
+    def __init__(self, training: TrainingArguments):
+        self.training, self.folder = training, Path(training.output_dir)
         self.accelerator = build_accelerator(training)
         set_seed(training.seed)
         self.signals, self.metrics = StopSignals(), Metrics(self.accelerator, self.folder)
         self.objective: nn.Module = nn.Identity()
         self.evaluate: Callable[[], dict[str, float]] = dict
-        self.sample: Callable[[int], None]
+        self.sample: Callable[[int], None] = lambda step: None
         self.save: Callable[[Path, dict[str, torch.Tensor] | None], None]
-        self.ema: EMAModel | None = None
-        self.best: BestModel | None = None
-        self.done = 0
         self._recent: list[torch.Tensor] = []
-        self._held = ExitStack()
-
-    def __enter__(self) -> "TrainingRun":
-        check_folder(self.training, self.adapter)
-        if self.accelerator.is_main_process:
-            self._held.enter_context(held_folder(self.folder))
-        return self
-
-    def __exit__(self, kind: type | None, *_: Any) -> None:
-        """Ends the run on all processes, unless this one failed."""
-        with self._held:
-            if kind is None:
-                self.accelerator.wait_for_everyone()
-                # DDP's reducer must go before its process group: the other way round, its end, which holds the
-                # interpreter's lock, can wait forever for a gloo thread that wants that lock.
-                self.objective = nn.Identity()
-                self.accelerator.free_memory()
-                self.accelerator.end_training()
 
     def prepare(
         self,
@@ -101,17 +86,16 @@ class TrainingRun:
         trained: list[nn.Parameter],
         rows: int | None,
         settings: dict[str, Any],
-        stateful: list[Any],
+        stateful: dict[str, Any],
         best: BestModel | None = None,
     ) -> None:
         """
-        Builds optimizer and schedule and resumes from a checkpoint if asked to.
+        Builds optimizer and schedule for the parameters of `objective` that are `trained`, and resumes if asked to.
 
         Args:
-            objective, trained: the module that is called in the loop, and its parameters that training moves.
             rows: number of training rows, `None` if it isn't known.
-            settings: what the run depends on beside its arguments; kept in checkpoints and compared on resuming.
-            stateful: further objects with `state_dict` and `load_state_dict` for checkpoints.
+            settings: what the run depends on beside its arguments; compared on resuming.
+            stateful: by name, further objects whose `state_dict` is in checkpoints.
             best: keeps the model of the lowest validation loss.
         """
         training, accelerator = self.training, self.accelerator
@@ -128,13 +112,13 @@ class TrainingRun:
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         if not is_sharded(accelerator):
             hold_only_trained(accelerator, trained)
+        self.ema: Any = None
         if training.use_ema:
             from diffusers.training_utils import EMAModel  # takes seconds to import
 
             # With a least decay as large as the decay there is no warm-up; the first update copies the weights.
             self.ema = EMAModel(trained, decay=training.ema_decay, min_decay=training.ema_decay)
-        states = {"schedule": self.schedule, "ema": self.ema, "best": best}
-        states |= {f"data{number}": each for number, each in enumerate(stateful)}
+        states = {"schedule": self.schedule, "ema": self.ema, "best": best, **stateful}
         self._states = {name: state for name, state in states.items() if state is not None}
         harmless = _HARMLESS if best is not None else _HARMLESS | {"eval_steps"}  # when the best is looked for counts
         chosen = {name: value for name, value in vars(training).items() if name not in harmless}
@@ -144,25 +128,23 @@ class TrainingRun:
 
     def _resume(self) -> int:
         """Loads the checkpoint that was asked for, and gives the number of steps done."""
-        which, best = self.training.resume_from_checkpoint, self.best
-        checkpoint = None if which is None else find_checkpoint(self.folder, which)
+        training, best = self.training, self.best
+        checkpoint = find_checkpoint(self.folder, training.resume_from_checkpoint)
         if checkpoint is None:
             return 0
-        ignore = self.training.ignore_changed_settings
+        ignore = training.ignore_changed_settings
         start = load_checkpoint(self.accelerator, checkpoint, self.settings, self._states, ignore)
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
         if start > self.steps:
             raise ValueError(f"{checkpoint} is beyond the {self.steps} steps of this run: please make it longer.")
-        if best is not None and best.is_missing:
-            raise ValueError(
-                f"The best model so far, of step {best.step}, isn't in {best.folder}: please copy it there."
-            )
+        if best is not None and math.isfinite(best.loss) and not any(best.folder.glob("*.safetensors")):
+            raise ValueError(f"The best model, of step {best.step}, isn't in {best.folder}: please copy it there.")
         self.accelerator.step = 0  # a window of accumulation begins here, whatever its length was before
         logger.info("Resuming from %s, %d of %d steps are done.", checkpoint, start, self.steps)
         return start
 
-    def batches(self, dataset: Dataset, rows: int, collate: Callable) -> Iterator[tuple[int, Any]]:
+    def batches(self, dataset: Dataset, rows: int) -> Iterator[tuple[int, Any]]:
         """
         (step, batch) from the first step not yet done, with this process's random state set for the batch. With
         `gradient_accumulation_steps`, several batches have the same step.
@@ -171,15 +153,12 @@ class TrainingRun:
         size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
         rank, processes = accelerator.process_index, accelerator.num_processes
         order = step_batches(rows, size, accumulation, rank, processes, training.seed, self.start, self.steps)
-        workers = training.dataloader_num_workers
-        loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=workers)
-        return self.count(read_batches(loader))
+        return self.count(DataLoader(dataset, batch_sampler=order, num_workers=training.dataloader_num_workers))
 
     def count(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """The same for batches from elsewhere, perhaps endless."""
         accumulation, accelerator = self.training.gradient_accumulation_steps, self.accelerator
-        off = not accelerator.is_main_process
-        self._bar = tqdm(total=self.steps, initial=self.start, disable=off, unit="step", mininterval=1)
+        self._bar = tqdm(total=self.steps, initial=self.start, disable=not accelerator.is_main_process, unit="step")
         self._since = time.monotonic()
         with self._bar:
             for number, batch in enumerate(batches, self.start * accumulation):
@@ -229,7 +208,9 @@ class TrainingRun:
             return
         if self.done % training.sample_steps == 0:
             self._sample()
-        asked = self.signals.anywhere(self.accelerator)
+        asked = self.signals.number
+        if self.accelerator.num_processes > 1:  # all of them end at the same step, whichever got the signal
+            asked = int(self.accelerator.gather(torch.tensor([asked], device=loss.device)).max())
         if saves or asked:
             self._save_checkpoint()
         if asked:
@@ -240,29 +221,26 @@ class TrainingRun:
         Saves the model first, so that nothing after it can lose the run; then validates, puts the best model in its
         place if that is kept, and samples. Raises `OSError` if it can't be saved, with the checkpoint that was.
         """
-        problem: Exception | None = None
-        try:
-            self._save(self.folder)
-        except FAILED_SAVES as error:
-            problem = error
-        if not all_well(self.accelerator, problem):
+        problem = attempt(self.accelerator, self._save, self.folder)
+        if problem is not None:
             self._save_checkpoint()
             kept = all_checkpoints(self.folder)
-            reason, instead = problem or "another process failed", "there is no checkpoint either"
-            instead = f"fix this and resume from {kept[-1]}" if kept else instead
-            raise OSError(f"The trained model can't be saved in {self.folder} ({reason}); {instead}.") from problem
+            instead = f"fix this and resume from {kept[-1]}" if kept else "there is no checkpoint either"
+            raise OSError(f"The trained model can't be saved in {self.folder} ({problem}); {instead}.") from problem
         if not self.ended_early:
             self._evaluate()
-        if self.best is not None and math.isfinite(self.best.loss):
-            logger.info("The best model is that of step %d (loss %.4f).", self.best.step, self.best.loss)
+        best = self.best
+        if best is not None and math.isfinite(best.loss):
+            logger.info("The best model is that of step %d (loss %.4f).", best.step, best.loss)
             if self.accelerator.is_main_process:
-                save_whole(self.best.copy_to, self.folder)
+                save_whole(lambda scratch: shutil.copytree(best.folder, scratch, dirs_exist_ok=True), self.folder)
         self._sample()
         logger.info("The trained model is in %s.", self.folder)
 
     @contextmanager
     def finished_model(self) -> Iterator[None]:
-        """While it lasts, the weights are those to be saved, averaged if asked for. Training isn't disturbed."""
+        """While it lasts, the weights are those to be saved, perhaps averaged, and the clock stands still."""
+        paused = time.monotonic()
         if self.ema is not None:
             self.ema.store(self._trained)
             self.ema.copy_to(self._trained)
@@ -273,6 +251,7 @@ class TrainingRun:
             self.objective.train()
             if self.ema is not None:
                 self.ema.restore(self._trained)
+            self._since += time.monotonic() - paused
 
     def _save(self, folder: Path) -> None:
         """All processes call it, to give their part of sharded weights."""
@@ -289,41 +268,35 @@ class TrainingRun:
         save_checkpoint(self.accelerator, self.folder, self.done, self.settings, self._states, keep)
 
     def _log_loss(self, logs: bool) -> None:
-        """Looks at the mean since the last line; with `logs` it becomes a line."""
+        """Raises `ValueError` if the mean since the last line is no number; with `logs` it becomes a line."""
         mean = self.accelerator.reduce(torch.stack(self._recent).mean(), "mean").item()
         if not math.isfinite(mean):
-            advice = "please lower `learning_rate` or raise `warmup_steps`"
             raise ValueError(
-                f"The loss became {mean} in the {len(self._recent)} batches before step {self.done}; {advice}."
+                f"The loss became {mean} in the {len(self._recent)} batches before step {self.done}; please lower "
+                f"`learning_rate` or raise `warmup_steps`."
             )
         if logs:
             rows = len(self._recent) * self.training.per_device_train_batch_size * self.accelerator.num_processes
-            now, rate = time.monotonic(), self.schedule.get_last_lr()[0]
+            rate, seconds = self.schedule.get_last_lr()[0], time.monotonic() - self._since
             self._bar.set_postfix(loss=f"{mean:.4f}")
-            line = {"loss": mean, "learning_rate": rate, "rows_per_second": rows / (now - self._since)}
-            self.metrics.write(self.done, line)
+            self.metrics.write(self.done, {"loss": mean, "learning_rate": rate, "rows_per_second": rows / seconds})
             self._recent.clear()
-            self._since = now
+            self._since += seconds
 
     def _evaluate(self) -> None:
-        paused, best, problem = time.monotonic(), self.best, None
         with self.finished_model():
             metrics = self.evaluate()
         if metrics:
             self.metrics.write(self.done, metrics)
-        if best is not None:
-            loss, better = metrics["validation_loss"], metrics["validation_loss"] < best.loss
-            try:
-                if better:
-                    self._save(best.folder)
-            except FAILED_SAVES as error:
-                problem = error
-                logger.warning("The best model, of step %d, can't be saved (%s). Training continues.", self.done, error)
-            best.take(loss, self.done, better and all_well(self.accelerator, problem))
-        self._since += time.monotonic() - paused
+        if self.best is not None:
+            loss = metrics["validation_loss"]
+            better = loss < self.best.loss
+            problem = attempt(self.accelerator, self._save, self.best.folder) if better else None
+            if problem is not None:
+                logger.warning("The best model, of step %d, can't be saved (%s).", self.done, problem)
+            self.best.take(loss, self.done, better and problem is None)
 
     def _sample(self) -> None:
-        paused = time.monotonic()
         if self.accelerator.is_main_process and not is_sharded(self.accelerator):
             try:
                 with self.finished_model():
@@ -331,4 +304,15 @@ class TrainingRun:
             except (OSError, RuntimeError) as error:  # a full disk, or a full device
                 logger.warning("The samples of step %d can't be drawn (%s). Training continues.", self.done, error)
         self.accelerator.wait_for_everyone()
-        self._since += time.monotonic() - paused
+
+
+def build_optimizer(model: nn.Module, training: TrainingArguments) -> torch.optim.AdamW:
+    """AdamW with minGPT's groups: matrices and kernels decay; embeddings, norms and biases don't."""
+    matrices = {module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [weight for weight in trained if weight in matrices], "weight_decay": training.weight_decay},
+        {"params": [weight for weight in trained if weight not in matrices], "weight_decay": 0.0},
+    ]
+    betas = (training.adam_beta1, training.adam_beta2)
+    return torch.optim.AdamW(groups, training.learning_rate, betas, training.adam_epsilon, fused=True)
