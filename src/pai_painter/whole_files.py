@@ -98,10 +98,15 @@ def new_folder(
     _check_output(output, inputs, force, files_of)
     output = Path(os.path.abspath(output))  # `.` has no name
     scratch = output.with_name(f".{output.name}.partial")
-    whole, scraps, old = (scratch / name for name in ("whole", "scraps", "old"))
+    whole, scraps, old, lock = (scratch / name for name in ("whole", "scraps", "old", "lock"))
     scratch.mkdir(parents=True, exist_ok=True)
-    with FileLock(scratch / "lock", timeout=0):
+    if not {*scratch.iterdir()} <= {whole, scraps, old, lock}:
+        raise FileExistsError(f"{scratch} holds files that aren't of this command: please move it.")
+    with FileLock(lock, timeout=0):
         try:
+            if old.exists() and not output.exists():  # a process was killed between the two renames
+                old.rename(output)
+                _check_output(output, inputs, force, files_of)
             for folder in (whole, scraps, old):
                 shutil.rmtree(folder, ignore_errors=True)
             whole.mkdir()
@@ -110,13 +115,10 @@ def new_folder(
             _check_output(output, inputs, force, files_of)  # it was a while ago
             if output.exists():
                 output.rename(old)
-            try:
-                whole.rename(output)
-            except OSError:
-                if old.exists():
-                    old.rename(output)
-                raise
+            whole.rename(output)
         finally:
+            if old.exists() and not output.exists():
+                old.rename(output)
             shutil.rmtree(scratch, ignore_errors=True)
 
 
