@@ -13,10 +13,12 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def write(output: Path, text: str, force: bool | None = None) -> None:
+def write(output: Path, text: str, force: bool | None = None, error: Exception | None = None) -> None:
     with new_folder(output, force=force) as (whole, scraps):
         (scraps / "half").write_text(text)
         (whole / "config.json").write_text(text)
+        if error is not None:
+            raise error
 
 
 def test_a_new_one_takes_the_old_ones_place_and_nothing_else_is_left(output: Path) -> None:
@@ -28,9 +30,8 @@ def test_a_new_one_takes_the_old_ones_place_and_nothing_else_is_left(output: Pat
 
 def test_an_error_leaves_the_old_one(output: Path) -> None:
     write(output, "old")
-    with pytest.raises(ValueError, match="half way"), new_folder(output, force=True) as (whole, _):
-        (whole / "config.json").write_text("new")
-        raise ValueError("half way")
+    with pytest.raises(ValueError, match="half way"):
+        write(output, "new", force=True, error=ValueError("half way"))
     assert (output / "config.json").read_text() == "old"
     assert [path.name for path in output.parent.iterdir()] == ["model"]
 
