@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources of every kind: the same rows out of each, and one sentence for each that is none."""
 
+import errno
 import gzip
 import io
 import json
@@ -422,3 +423,15 @@ def test_data_sets_that_can_not_be_loaded(tmp_path: Path, offline: Callable) -> 
         with pytest.raises(ValueError, match=message) as error:
             offline(tmp_path / name if name == "set" else name, **options)
         assert "\n" not in str(error.value)
+
+
+def test_trouble_of_the_machine_is_no_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be cached as the file's fault, and the row missing from then on."""
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    source = find_source([write_csv_folder(tmp_path, samples(3))])
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        list(source.rows())

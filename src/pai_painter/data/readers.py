@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows out of everything that is no table of text: folders of pictures, Parquet, WebDataset shards, named data sets."""
 
+import errno
 import glob
 import os
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,8 @@ _PICTURE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".ico", ".tga", ".ppm", ".eps"),
 )
+# What a single file is to blame for; everything else is the machine's trouble and ends the work.
+_FILE_TROUBLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _LINKED = "This is a linked folder, which is not followed: please name it as a further folder."
 
 
@@ -43,6 +46,8 @@ def read_inside(folder: Path, name: str) -> bytes:
             raise BadPicture(f"The file {shown} is larger than {MAX_PICTURE_BYTES} bytes.")
         return path.read_bytes()
     except OSError as error:
+        if error.errno not in _FILE_TROUBLE:
+            raise
         raise BadPicture(f"The file {shown} can't be read ({error.strerror}).") from error
 
 
