@@ -137,14 +137,13 @@ class DecodingLoop:
         self, ids: torch.Tensor, copies: int, sampler: GumbelSampler, stop_when: Sequence[StopWhen] = ()
     ) -> torch.Tensor:
         """
+        Image tokens (captions * copies, num_image_tokens), fewer columns if it was stopped.
+
         Args:
             ids (`torch.LongTensor` of shape `(captions, length)`): Caption ids, and perhaps the first image tokens.
             copies: pictures of each of them, one after another.
             sampler ([`GumbelSampler`]): Draws the image tokens; it has a seed for each picture.
             stop_when: called after each token with all ids so far; the first that says so ends the writing.
-
-        Returns:
-            `torch.LongTensor` of shape `(captions * copies, num_image_tokens)`, fewer columns if it was stopped.
         """
         start, text_length, length = ids.shape[1], self.config.text_length, self.config.max_position_embeddings
         written = ids.new_empty(len(ids) * copies, length)  # (B, T)
@@ -201,13 +200,7 @@ class DecodingLoop:
         return self.lm_head(self.norm(hidden)).float()
 
     def _attend(
-        self,
-        block: _Block,
-        qkv: torch.Tensor,
-        batch: int,
-        start: int,
-        cache: torch.Tensor,
-        mask: torch.Tensor | None,
+        self, block: _Block, qkv: torch.Tensor, batch: int, start: int, cache: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Attention (B * T, C) of new positions to all so far, whose keys and values go into the cache."""
         new = qkv.unflatten(0, (batch, -1)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)

@@ -2,9 +2,8 @@
 """
 Linear layers prepared for generation on the CPU.
 
-While image tokens are drawn one after another, almost all time goes into products of a few rows with all weights of the
-model. `nn.Linear` reads the weights as they are stored; here they are put once into the order, or the precision, in
-which the processor reads them fastest. None of these layers can be trained.
+Almost all time goes into products of a few rows with all weights of the model. `nn.Linear` reads them as they are
+stored; here they are put once into the order, or the precision, in which the processor reads them fastest.
 """
 
 import warnings
@@ -31,10 +30,7 @@ def packed_linear(weight: torch.Tensor, bias: torch.Tensor | None, rows: int) ->
     a third to a half less time (`benchmarks/packing.py`). Where they are gone, or not for such weights or this
     processor, this is [`plain_linear`].
 
-    Args:
-        weight (`torch.Tensor` of shape `(out_features, in_features)`)
-        bias (`torch.Tensor` of shape `(out_features,)`, *optional*)
-        rows (`int`): How many rows there usually are; others work, too.
+    Weights are (out_features, in_features); `rows` is how many there usually are, and others work, too.
     """
     try:
         product = torch.ops.mkldnn._linear_pointwise
@@ -48,10 +44,6 @@ class Int8Linear:
     """
     The product of 8-bit integers: weights with one scale per output, inputs with one per row, computed at each call.
     Sums are kept in 32 bits, the bias in float32.
-
-    Args:
-        weight (`torch.Tensor` of shape `(out_features, in_features)`)
-        bias (`torch.Tensor` of shape `(out_features,)`, *optional*)
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
