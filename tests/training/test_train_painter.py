@@ -181,7 +181,7 @@ def config(folder: Path, **changes: object) -> None:
             {"vq_config": {**VQGAN, "resolution": 32}},
             r"The `vq_config` of \S+ isn't that of the VQGAN \S+: please leave it out\.",
         ),
-        ({"text_vocab_size": 14}, r"has 15 tokens, but the model reads 14 \(`text_vocab_size`\)"),
+        ({"text_vocab_size": 14}, "the `text_vocab_size` of its vocabulary and settings is 15 instead of 14"),
         ({"model_type": "gpt2"}, r"is no painter's configuration: its model_type is 'gpt2'"),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_new_painter_takes_no_vocabulary_but_that_of_its_configuration(
     parts = {"config_name": str(tmp_path), "vqgan": str(vqgan_folder)}
     build_painter(PainterModelArguments(**parts, tokenizer_name=str(shapes / "painter")))
     other = exchanged(tmp_path / "other", WORDS)
-    with pytest.raises(ValueError, match=r"vocabulary of \S+/other isn't the one that the model was trained with"):
+    with pytest.raises(ValueError, match=r"processor of \S+/other isn't the model's"):
         build_painter(PainterModelArguments(**parts, tokenizer_name=other))
     config(tmp_path)  # of no vocabulary yet
     build_painter(PainterModelArguments(**parts, tokenizer_name=other))
@@ -247,7 +247,7 @@ def test_a_trained_painter_is_not_trained_on_with_another_vocabulary(trained: Pa
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*"))
     (folder / "tokenizer.json").unlink()
     shutil.move(Path(exchanged(tmp_path / "other", WORDS)) / "vocab.txt", folder)
-    with pytest.raises(ValueError, match="isn't the one that the model was trained with"):
+    with pytest.raises(ValueError, match="isn't the model's"):
         build_painter(PainterModelArguments(model_name_or_path=str(folder)))
 
 

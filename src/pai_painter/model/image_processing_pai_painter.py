@@ -76,11 +76,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The value of EXIF's orientation, usually from 1 to 8; 1 if there is none that can be read."""
+    """The value of EXIF's orientation; 1 if there is none that can be read."""
     with suppress(Exception):  # Pillow's reader raises nearly anything over damaged EXIF
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         if orientation is not None:
-            return int(orientation)
+            return orientation if orientation in _TURNS else 1
     exif, raw = image.info.get("exif"), image.info.get("Raw profile type exif")
     if exif is None and isinstance(raw, str):  # ImageMagick's: a name, a length and lines of hexadecimal digits
         exif = bytes.fromhex(_HEX_BYTES.findall("".join(raw.split("\n")[3:]))[0])

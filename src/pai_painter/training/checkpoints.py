@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import SAFE_WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_model
+from safetensors.torch import load_file
 from torch import nn
 
 from ..whole_files import sync
@@ -108,9 +108,10 @@ def hold_only_trained(accelerator: Accelerator, trained: list[nn.Parameter]) -> 
 
     def put_back(models: list[nn.Module], folder: str) -> None:
         model = models.pop()  # accelerate would want all weights for it
-        missing, unexpected = load_model(model, Path(folder) / SAFE_WEIGHTS_NAME, strict=False)
-        if unexpected or set(missing) != frozen(model):
+        state, whole = load_file(Path(folder) / SAFE_WEIGHTS_NAME), model.state_dict()
+        if state.keys() != whole.keys() - frozen(model):
             raise ValueError(f"{folder} holds other weights than this run trains; please take a new output folder.")
+        model.load_state_dict(whole | state)
 
     accelerator.register_save_state_pre_hook(leave_out)
     accelerator.register_load_state_pre_hook(put_back)
