@@ -368,12 +368,12 @@ def test_the_unexpected(tiny_painter, monkeypatch) -> None:
 def test_model_errors(apple, command, folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("nowhere", "./nowhere", tmp_path / "nowhere", "nobody/nothing"):
-        assert "There is no folder" in one_sentence(run(*command, name))
-    assert "holds no painter" in one_sentence(run(*command, tmp_path))
+        assert "is neither a local folder nor" in one_sentence(run(*command, name))
+    assert "contains no painter" in one_sentence(run(*command, tmp_path))
     (folder / "config.json").write_text("{")
     assert "is damaged" in one_sentence(run(*command, folder))
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    assert "holds no painter" in one_sentence(run(*command, folder))
+    assert "contains no painter" in one_sentence(run(*command, folder))
     assert here() == ["apple.png"]
 
 
@@ -381,7 +381,7 @@ def test_model_errors(apple, command, folder, tmp_path, monkeypatch) -> None:
 def test_truncated_weights(apple, command, folder) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
-    assert "are damaged or cut off" in one_sentence(run(*command, folder))
+    assert "are damaged or truncated" in one_sentence(run(*command, folder))
     weights.unlink()
     one_sentence(run(*command, folder))
 

@@ -197,7 +197,7 @@ def test_a_program_in_the_weights(tmp_path: Path) -> None:
         ("n_embd", 5 * 10**8, "can't be built|which describes"),
         ("n_embd", 10**15, "must be at most"),
         ("n_head", 5, "divisible"),
-        ("block_size", "48", "is no painter's"),
+        ("block_size", "48", "isn't a painter's"),
         ("block_size", 16, "positions"),
     ],
 )
