@@ -113,8 +113,8 @@ def test_the_folders_of_a_run(tmp_path: Path) -> None:
         ({"model.params.ddconfig.num_res_blocks": 900}, "missing: |which describes"),
         ({"model.params.ddconfig.num_res_blocks": 10**9}, "must be at most 1,000"),
         ({"model.params.ddconfig": [1]}, "doesn't describe a VQGAN"),
-        ({"model.params": None}, "isn't a taming-transformers configuration"),
-        ({"model": 3}, "isn't a taming-transformers configuration"),
+        ({"model.params": None}, "isn't a taming-transformers config"),
+        ({"model": 3}, "isn't a taming-transformers config"),
         ({"model.params.n_embed": 129}, r"quantize.embedding.weight is \(128, 16\), must be \(129, 16\)"),
     ],
 )

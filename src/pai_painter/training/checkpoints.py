@@ -110,7 +110,7 @@ def hold_only_trained(accelerator: Accelerator, trained: list[nn.Parameter]) -> 
         model = models.pop()  # accelerate would want all weights for it
         missing, unexpected = load_model(model, Path(folder) / SAFE_WEIGHTS_NAME, strict=False)
         if unexpected or set(missing) != frozen(model):
-            raise ValueError(f"{folder} holds other weights than this run trains; please take a new output folder.")
+            raise ValueError(f"{folder} has different weights than this run trains; please take a new output folder.")
 
     accelerator.register_save_state_pre_hook(leave_out)
     accelerator.register_load_state_pre_hook(put_back)
@@ -131,8 +131,8 @@ def find_checkpoint(folder: Path, which: str | None) -> Path | None:
         logger.warning("%s is damaged: %s.", checkpoint, reason)
     if found:
         raise ValueError(
-            f"{found[-1]} is no whole checkpoint: {_damage(found[-1])}. Please use `latest`, or take another folder to "
-            f"start from the beginning."
+            f"{found[-1]} isn't a complete checkpoint: {_damage(found[-1])}. Please use `latest`, or take another "
+            f"folder to start from the beginning."
         )
     return None
 
