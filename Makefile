@@ -69,13 +69,13 @@ quality: $(DEV_STAMP) ## ruff, mypy and the import contracts
 bench: $(DEV_STAMP) ## Measure the speed of painting against others (about five minutes on two cores)
 	$(BIN)/python benchmarks/generate.py --rounds 1
 
-bench-full: $(DEV_STAMP) ## Measure painting and training, and renew the figures of benchmarks/ (about an hour)
+bench-full: $(DEV_STAMP) ## Measure painting and training, and update the results in benchmarks/ (about an hour)
 	mkdir -p benchmarks/figures
 	$(BIN)/python benchmarks/generate.py --part table --part curves --part cold --json benchmarks/figures/generate.json \
 		--plot benchmarks/figures/generate.png --markdown benchmarks/README.md
 	$(BIN)/python benchmarks/train_step.py --json benchmarks/figures/train_step.json
 
-demo-model: $(DEV_STAMP) ## Make the model inside the package anew, from nothing (about two hours on two cores)
+demo-model: $(DEV_STAMP) ## Rebuild the demo model from scratch (about two hours on two cores)
 	$(PIP_INSTALL) --editable ".[emoji]"
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/emoji/run.sh
 

@@ -152,12 +152,12 @@ def damaged_settings(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "options", "kind", "message"),
     [
-        (lambda folder: (folder / FILE).write_bytes(b"short"), {}, ValueError, "are damaged or cut off"),
+        (lambda folder: (folder / FILE).write_bytes(b"short"), {}, ValueError, "are damaged or truncated"),
         (damaged_settings, {}, ValueError, "doesn't fit .*rank_of_honour"),
         (lambda folder: (folder / FILE).unlink(), {}, OSError, f"no adapter_config.json and no {FILE}"),
         (lambda folder: None, {"weight_name": "other.safetensors"}, OSError, "has no other.safetensors"),
         (lambda folder: None, {"weight_name": "old.bin"}, ValueError, "from .safetensors files only"),
-        (lambda folder: None, {"subfolder": "no"}, OSError, "holds no adapter"),
+        (lambda folder: None, {"subfolder": "no"}, OSError, "contains no adapter"),
         (lambda folder: None, {"hotswap": True}, TypeError, "hotswap"),
         (lambda folder: None, {"adaptername": "a"}, TypeError, "adaptername"),
     ],

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The demo model from nothing: data, VQGAN, painter, evaluation. Every step is skipped or taken up again where it
+# The demo model from scratch: data, VQGAN, painter, evaluation. Every step is skipped or taken up again where it
 # stopped, so the script may be started again after any interruption. `make demo-model` calls it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

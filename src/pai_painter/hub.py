@@ -77,7 +77,7 @@ def push_folder(
     if not token:
         raise ValueError("Pushing to the Hub needs a token: please log in with `hf auth login`, or set HF_TOKEN.")
     if not re.fullmatch(r"[!-~]+", token):  # which the HTTP client would quote in its error
-        raise ValueError("The token for the Hub holds a blank or a letter that no token has.")
+        raise ValueError("The Hub token contains a space or an invalid character.")
     files, api = with_remote_code(_files_of(Path(folder), base)), HfApi(token=token)
     with _errors_in_one_line("pushed", repo_id, token):
         if not pull_request:
@@ -142,7 +142,7 @@ def _weights(folder: Path, use_safetensors: bool | None = None) -> tuple[list[Pa
     if adapter is not None:
         return [Path(adapter.weights)], adapter.settings
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no model: it has neither config.json nor adapter_config.json.")
+        raise ValueError(f"{folder} contains no model: it has neither config.json nor adapter_config.json.")
     return [Path(file) for file in find_weight_files(folder, use_safetensors=use_safetensors)], None
 
 

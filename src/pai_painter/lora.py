@@ -87,7 +87,7 @@ def merge_lora(
     with new_folder(Path(output)) as (whole, _):
         folder = read_painter_folder(adapter_folder, base=base, revision=revision)
         if folder.adapter is None:
-            raise ValueError(f"{os.fspath(adapter_folder)} holds no adapter: it has no adapter_config.json.")
+            raise ValueError(f"{os.fspath(adapter_folder)} contains no adapter: it has no adapter_config.json.")
         dtype = folder.config.dtype or torch.float32
         painter, processor = load_painter(adapter_folder, base, revision=revision)
         for layer in lora_layers(painter):

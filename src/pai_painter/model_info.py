@@ -81,7 +81,7 @@ def _megabytes(size: int) -> str:
 def _read_card(path: str | None) -> dict[str, str]:
     """What the model's card says of its training: fields of its front matter, and its first paragraph."""
     if path is None:
-        return {"card": "none, so nothing is known of its training"}
+        return {"card": "none: nothing is known about its training"}
     card = ModelCard.load(path, ignore_metadata_errors=True)
     fields = card.data.to_dict()
     facts = {field: _printable(fields[field]) for field in _CARD_FIELDS if field in fields}

@@ -124,20 +124,20 @@ def test_what_is_done_is_not_painted_again_and_the_end_is_remembered(pipe, predi
 def test_other_options_captions_and_models_are_refused(pipe, predict, captions, tmp_path) -> None:
     predict(rank=0, processes=2)
     for change in ({"seed": 1}, {"batch_size": 2}, {"temperature": 0.5}, {"num_images_per_prompt": 2}):
-        with pytest.raises(ValueError, match=rf"was begun with other options \({next(iter(change))} .* instead of"):
+        with pytest.raises(ValueError, match=rf"was started with different options \({next(iter(change))} .* instead"):
             predict(**change)
-    with pytest.raises(ValueError, match="other options"):
+    with pytest.raises(ValueError, match="different options"):
         predict(output_schema="gen_imgbase64")
     text = captions.path.read_text()
     captions.path.write_text(text + "x\t狗\n")
-    with pytest.raises(ValueError, match="was begun with other input"):
+    with pytest.raises(ValueError, match="was started with different input"):
         predict()
-    with pytest.raises(ValueError, match="Several processes can't start over"):
+    with pytest.raises(ValueError, match="`overwrite` needs a single process"):
         predict(seed=1, overwrite=True, rank=0, processes=2)
     assert predict(seed=1, overwrite=True).rows == 8
     with torch.no_grad():
         pipe.model.lm_head.weight[3, 3] += 1e-3
-    with pytest.raises(ValueError, match=r"other options \(model "):
+    with pytest.raises(ValueError, match=r"different options \(model "):
         predict(seed=1)
 
 
@@ -300,7 +300,7 @@ def test_standard_input_goes_on_if_the_same_captions_come_again(pipe, predict, t
         predict(source=from_stream(io.BytesIO(captions)))
     hook.remove()
     assert not list(tmp_path.glob("a.tsv.parts/*.writing"))
-    with pytest.raises(ValueError, match="was begun with other input"):
+    with pytest.raises(ValueError, match="was started with different input"):
         predict(source=from_stream(io.BytesIO(captions * 2)))
     assert predict(source=from_stream(io.BytesIO(captions))).rows == 2
 

@@ -255,7 +255,7 @@ def test_metadata_paints_the_picture_again(tiny_painter) -> None:
 def test_the_printed_seeds_paint_the_picture_again(tiny_painter) -> None:
     text = run_well("paint", "红苹果", "--model", tiny_painter, "--best-of", 4, "--output", "a.png")
     seed = re.search(r"seed (\d+),", text)
-    alone = re.search(r"best of 4 \(alone: (--seed \d+ --best-of 1)\)", text)
+    alone = re.search(r"best of 4 \(this candidate alone: (--seed \d+ --best-of 1)\)", text)
     assert seed is not None
     assert alone is not None
     run_well("paint", "红苹果", "--model", tiny_painter, "--best-of", 4, "--seed", seed[1], "--output", "b.png")
@@ -357,7 +357,7 @@ def test_control_c(tiny_painter, monkeypatch) -> None:
 def test_the_unexpected(tiny_painter, monkeypatch) -> None:
     monkeypatch.setattr(PaiPainterVQModel, "decode", None)
     paint = ["paint", "红", "--model", tiny_painter]
-    assert "Something unexpected went wrong (TypeError" in one_sentence(run(*paint), code=1)
+    assert "Unexpected error (TypeError" in one_sentence(run(*paint), code=1)
     assert "Traceback" in run(*paint, "--verbose").stderr
 
 
@@ -368,12 +368,12 @@ def test_the_unexpected(tiny_painter, monkeypatch) -> None:
 def test_model_errors(apple, command, folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("nowhere", "./nowhere", tmp_path / "nowhere", "nobody/nothing"):
-        assert "There is no folder" in one_sentence(run(*command, name))
-    assert "holds no painter" in one_sentence(run(*command, tmp_path))
+        assert "is neither a local folder nor" in one_sentence(run(*command, name))
+    assert "contains no painter" in one_sentence(run(*command, tmp_path))
     (folder / "config.json").write_text("{")
     assert "is damaged" in one_sentence(run(*command, folder))
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    assert "holds no painter" in one_sentence(run(*command, folder))
+    assert "contains no painter" in one_sentence(run(*command, folder))
     assert here() == ["apple.png"]
 
 
@@ -381,7 +381,7 @@ def test_model_errors(apple, command, folder, tmp_path, monkeypatch) -> None:
 def test_truncated_weights(apple, command, folder) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
-    assert "are damaged or cut off" in one_sentence(run(*command, folder))
+    assert "are damaged or truncated" in one_sentence(run(*command, folder))
     weights.unlink()
     one_sentence(run(*command, folder))
 
@@ -392,7 +392,7 @@ def test_info(folder) -> None:
     model = PaiPainterForImageGeneration(pai_painter.PaiPainterConfig.from_pretrained(folder))
     for fact in (f"{model.num_parameters():,}", "16×16 pixels", "top_k 100", "native", "float32", "8 word pieces"):
         assert fact in text
-    assert "nothing is known of its training" in text
+    assert "nothing is known about its training" in text
 
 
 def test_info_completes_the_settings(folder) -> None:

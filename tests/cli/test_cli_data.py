@@ -100,11 +100,11 @@ def test_inspect(table, tiny_painter, here) -> None:
         *(r"rows +│ 3 ", r"bad rows +│ 1 ", r"1 × The picture is none of .*\(first: rows\.tsv, line 4\)"),
         *(
             r"repeated ids +│ 1 ",
-            r"their word pieces +│ 1 to \d+, median 3",
+            r"word pieces per caption +│ 1 to \d+, median 3",
             r"truncated at 8 +│ \d ",
             r"formats +│ PNG 3 ",
         ),
-        *(r"widths in pixels +│ 20 to 20", r"a side below 16 +│ 0 "),
+        *(r"widths in pixels +│ 20 to 20", r"with a side below 16 pixels +│ 0 "),
     ):
         assert re.search(fact, result.stdout), fact
 

@@ -199,7 +199,7 @@ def test_a_damaged_native_model(tiny_painter: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_painter, tmp_path / "model")
     weights = tmp_path / "model/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "damaged or cut off" in one_sentence(run(tmp_path / "model", tmp_path / "out", "--to", "easynlp"))
+    assert "damaged or truncated" in one_sentence(run(tmp_path / "model", tmp_path / "out", "--to", "easynlp"))
 
 
 def test_a_native_folder_is_never_unpickled(tiny_painter: Path, tmp_path: Path) -> None:

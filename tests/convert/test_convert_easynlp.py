@@ -173,7 +173,7 @@ def test_weights_that_do_not_fit(tmp_path: Path, change: Any, reasons: list[str]
 
 def test_a_program_in_the_weights(tmp_path: Path) -> None:
     folder = changed_easynlp(tmp_path / "model", lambda weights: weights.update(more=making(tmp_path / "ran")))
-    with pytest.raises(ValueError, match="nothing in it was run"):
+    with pytest.raises(ValueError, match="nothing in it was executed"):
         convert(folder, tmp_path / "out", vq_config=DIMS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
@@ -197,7 +197,7 @@ def test_a_program_in_the_weights(tmp_path: Path) -> None:
         ("n_embd", 5 * 10**8, "can't be built|which describes"),
         ("n_embd", 10**15, "must lie between 1 and"),
         ("n_head", 5, "divisible"),
-        ("block_size", "48", "is no painter's"),
+        ("block_size", "48", "isn't a painter's"),
         ("block_size", 16, "positions"),
     ],
 )

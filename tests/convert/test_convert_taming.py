@@ -113,8 +113,8 @@ def test_the_folders_of_a_run(tmp_path: Path) -> None:
         ({"model.params.ddconfig.num_res_blocks": 900}, "missing: |which describes"),
         ({"model.params.ddconfig.num_res_blocks": 10**9}, "must lie between 1 and 1,000"),
         ({"model.params.ddconfig": [1]}, "doesn't describe a VQGAN"),
-        ({"model.params": None}, "isn't taming's"),
-        ({"model": 3}, "isn't taming's"),
+        ({"model.params": None}, "isn't a taming-transformers config"),
+        ({"model": 3}, "isn't a taming-transformers config"),
         ({"model.params.n_embed": 129}, r"quantize.embedding.weight is \(128, 16\), must be \(129, 16\)"),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_program_in_a_callback(tmp_path: Path) -> None:
     content = {"state_dict": weights, "callbacks": {"ModelCheckpoint": making(tmp_path / "ran")}}
     for zipped in (True, False):
         torch.save(content, tmp_path / "last.ckpt", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(ValueError, match="nothing in it was run"):
+        with pytest.raises(ValueError, match="nothing in it was executed"):
             convert(tmp_path / "last.ckpt", tmp_path / "out")
     assert not (tmp_path / "ran").exists()
 

@@ -128,7 +128,7 @@ def test_imitated_bfloat16_is_refused_or_warned_of_before_the_work(
     _warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="pai_painter"):
         assert find_speed(BFLOAT16, CPU) == BFLOAT16  # whoever gives settings gets them
-        assert "imitating it takes longer than float32" in caplog.text
+        assert "emulating it takes longer than float32" in caplog.text
         found = find_speed("fastest", CPU)
     assert found.dtype is None
     assert found.int8_rows > 1000

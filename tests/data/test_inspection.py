@@ -57,12 +57,12 @@ def test_everything_is_counted(tmp_path, processor) -> None:
     assert facts[7:] == [
         ("repeated ids", "1"),
         ("captions", "4"),
-        ("their word pieces", "2 to 9, median 3, 95 % up to 9"),
+        ("word pieces per caption", "2 to 9, median 3, 95 % up to 9"),
         ("truncated at 8", "1"),
         ("with unknown words", "1"),
         ("widths in pixels", "15 to 100, median 16, 95 % up to 100"),
         ("heights in pixels", "12 to 40, median 16, 95 % up to 40"),
-        ("a side below 16", "2"),
+        ("with a side below 16 pixels", "2"),
         ("formats", "PNG 2, JPEG 1, GIF 1"),
     ]
 

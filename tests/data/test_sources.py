@@ -313,7 +313,7 @@ def test_what_can_not_be_meant(tmp_path: Path) -> None:
     for name in ("metadata.csv", "metadata.jsonl"):
         (tmp_path / "both" / name).touch()
     cases: list[tuple[Any, dict[str, Any], str]] = [
-        (None, {}, "There are no data"),
+        (None, {}, "No data given"),
         ([one, other], {}, "are of different kinds"),
         ([one, one], {}, "is named twice"),
         ([str(tmp_path / "*.none")], {}, "No file matches"),

@@ -130,7 +130,7 @@ def test_a_cut_download_is_no_whole_model(
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("painter/none", "There is no folder painter/none, and the Hub does not give it either"),
+        ("painter/none", "painter/none is neither a local folder nor available on the Hub"),
         ("painter/gated", "gated"),
     ],
 )

@@ -211,7 +211,7 @@ def test_what_the_hub_refuses(
         ({"model.safetensors": None, "adapter_model.safetensors": b"x"}, "has no weights"),
         ({"model.safetensors": None, "model-00001-of-00001.safetensors": b"x"}, "has no weights"),
         ({"model.safetensors": None, "model.safetensors.index.json": b'{"weight_map": [1]}'}, "is damaged"),
-        ({"config.json": None}, "holds no model"),
+        ({"config.json": None}, "contains no model"),
     ],
 )
 def test_what_could_not_be_loaded(

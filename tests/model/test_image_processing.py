@@ -205,7 +205,7 @@ def test_arrays_are_pictures_too() -> None:
         (np.zeros((8, 8, 3), dtype=np.float32), "float32"),
         (torch.zeros(3, 8, 8), "float32"),
         (np.zeros((3, 8, 8), dtype=np.uint8), r"\(3, 8, 8\)"),
-        (np.zeros((0, 8, 3), dtype=np.uint8), "nothing in it"),
+        (np.zeros((0, 8, 3), dtype=np.uint8), "which is empty"),
     ],
 )
 def test_what_is_no_picture(images: object, message: str) -> None:

@@ -136,8 +136,8 @@ def test_odd_values_are_one_sentence(folder: Path, name: str, changes: dict, wor
     [
         ({"weight_map": ["model-00001-of-00003.safetensors"]}, "needs the objects"),
         ({"metadata": None}, "needs the objects"),
-        ({"weight_map": {"lm_head.weight": 3}}, "3 is no name of a file"),
-        ({"weight_map": {"lm_head.weight": "../../model.safetensors"}}, "is no name of a file"),
+        ({"weight_map": {"lm_head.weight": 3}}, "3 isn't the name of a file"),
+        ({"weight_map": {"lm_head.weight": "../../model.safetensors"}}, "isn't the name of a file"),
         ({"weight_map": {"lm_head.weight": "other.safetensors"}}, "lacks other.safetensors"),
         ({"weight_map": {}}, "needs the objects"),
     ],
@@ -184,7 +184,7 @@ def test_shards_that_are_all_there_are_loaded(folder: Path) -> None:
 )
 def test_settings_out_of_range_are_noticed_on_loading(folder: Path, settings: dict) -> None:
     edit(folder / "generation_config.json", **settings)
-    with pytest.raises(ValueError, match=r"^The generation_config\.json of .* is no painter's: ") as error:
+    with pytest.raises(ValueError, match=r"^The generation_config\.json of .* isn't a painter's: ") as error:
         AutoModel.from_pretrained(folder)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=next(iter(settings))):

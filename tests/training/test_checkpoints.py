@@ -144,13 +144,13 @@ def test_the_newest_whole_one_is_taken(
     spoil(tmp_path / "checkpoint-2")
     assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-1"
     assert f"{tmp_path / 'checkpoint-2'} is damaged: " in caplog.text
-    with pytest.raises(ValueError, match=r"checkpoint-2 is no whole checkpoint: .*use `latest`"):
+    with pytest.raises(ValueError, match=r"checkpoint-2 isn't a complete checkpoint: .*use `latest`"):
         find_checkpoint(tmp_path, str(tmp_path / "checkpoint-2"))
-    with pytest.raises(ValueError, match=r"True is no whole checkpoint: a file is missing"):
+    with pytest.raises(ValueError, match=r"True isn't a complete checkpoint: a file is missing"):
         find_checkpoint(tmp_path, "True")
     assert find_checkpoint(Path("elsewhere"), str(tmp_path / "checkpoint-1")) == tmp_path / "checkpoint-1"
     spoil(tmp_path / "checkpoint-1")
-    with pytest.raises(ValueError, match=r"checkpoint-2 is no whole checkpoint"):  # rather than beginning anew
+    with pytest.raises(ValueError, match=r"checkpoint-2 isn't a complete checkpoint"):  # rather than beginning anew
         find_checkpoint(tmp_path, "latest")
 
 

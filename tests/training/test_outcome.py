@@ -121,7 +121,7 @@ def test_without_validation_there_is_no_best(
     model: PainterModelArguments, data: DataArguments, painter_arguments: Callable, tmp_path: Path
 ) -> None:
     data = dataclasses.replace(data, validation_file=[])
-    with pytest.raises(ValueError, match=r"look at the validation loss: please set `validation_file`\."):
+    with pytest.raises(ValueError, match=r"need a validation loss: please set `validation_file`\."):
         train_painter(model, data, painter_arguments(tmp_path / "out", early_stopping_patience=3))
     folder = train_painter(
         model, data, painter_arguments(tmp_path / "out", validation_prompts=["红色的圆"], sample_steps=8)

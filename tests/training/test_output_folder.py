@@ -102,7 +102,7 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
         assert first.stdout.readline() == "holds\n"
         assert not (tmp_path / ".checkpoint-4.partial").exists()
         (tmp_path / ".checkpoint-5.partial").mkdir()
-        with pytest.raises(ValueError, match=r"^Another training runs in "), held_folder(tmp_path):
+        with pytest.raises(ValueError, match=r"^Another run is using "), held_folder(tmp_path):
             pass
         assert (tmp_path / ".checkpoint-5.partial").exists()
         first.kill()

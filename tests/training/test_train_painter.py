@@ -182,7 +182,7 @@ def config(folder: Path, **changes: object) -> None:
             r"The `vq_config` of \S+ isn't that of the VQGAN \S+: please leave it out\.",
         ),
         ({"text_vocab_size": 14}, "the `text_vocab_size` of its vocabulary and settings is 15 instead of 14"),
-        ({"model_type": "gpt2"}, r"is no painter's configuration: its model_type is 'gpt2'"),
+        ({"model_type": "gpt2"}, r"isn't a painter's configuration: its model_type is 'gpt2'"),
     ],
 )
 def test_what_does_not_fit(
@@ -273,7 +273,7 @@ def test_a_damaged_folder_is_one_sentence(
 @pytest.mark.parametrize("missing", ["config_name", "vqgan"])
 def test_a_part_that_is_not_there(missing: str, shapes: Path, vqgan_folder: Path, tmp_path: Path) -> None:
     parts = {"config_name": str(shapes / "painter"), "vqgan": str(vqgan_folder)}
-    with pytest.raises(OSError, match=r"There is no folder \S+/nothing,"):
+    with pytest.raises(OSError, match=r"\S+/nothing is neither a local folder nor"):
         build_painter(PainterModelArguments(**{**parts, missing: str(tmp_path / "nothing")}))
     with pytest.raises(OSError, match=r"has no config\.json\."):
         build_painter(PainterModelArguments(**{**parts, missing: str(tmp_path)}))

@@ -352,7 +352,7 @@ def test_a_window_of_another_length_begins_at_the_checkpoint(run: Callable, capl
 def test_a_checkpoint_beyond_the_end(run: Callable) -> None:
     train(run(save_steps=4)[0])
     options = {"resume_from_checkpoint": "latest", "ignore_changed_settings": True}
-    with pytest.raises(ValueError, match=r"checkpoint-4 is beyond the 3 steps of this run: please make it longer\."):
+    with pytest.raises(ValueError, match=r"checkpoint-4 exceeds this run's 3 steps: please raise `max_train_steps`\."):
         run(max_train_steps=3, **options)
     running, _ = run(max_train_steps=4, **options)
     assert list(running.count(iter([torch.zeros(1)] * 3))) == []

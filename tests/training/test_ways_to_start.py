@@ -52,7 +52,7 @@ def test_ways_to_start(way: str, trained_painter: Path, shapes: Path, tmp_path: 
 def test_errors_name_what_was_called(way: str) -> None:
     result = launch(*WAYS[way], "--lerning_rate", "1")
     assert result.returncode != 0
-    sentence = "There is no setting `lerning_rate`; did you mean `learning_rate`?"
+    sentence = "Unknown setting `lerning_rate`; did you mean `learning_rate`?"
     assert f"{SAYS[way]}: {sentence}" in result.stderr.splitlines()
 
 

@@ -88,7 +88,7 @@ def predict_file(
     if not 0 <= rank < processes:
         raise ValueError(f"With {processes} processes `rank` goes from 0 to {processes - 1}, got {rank}.")
     if processes > 1 and overwrite:
-        raise ValueError("Several processes can't start over: please remove what is there first.")
+        raise ValueError("`overwrite` needs a single process: please remove the earlier output first.")
     if shard_size is not None and shard_size < 1:
         raise ValueError(f"`shard_size` must be at least 1, got {shard_size}.")
     painter = PaintCaptions(pipe, options, model_name=model_name)

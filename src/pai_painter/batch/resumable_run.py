@@ -78,8 +78,8 @@ class ResumableRun:
             for name, value in wanted[part].items():
                 if self.begun[part].get(name) != value:
                     raise ValueError(
-                        f"{self.output} was begun with other {part} ({name} {self.begun[part].get(name)!s:.24} instead "
-                        f"of {value!s:.24}): please give the same, another output, or --force to start over."
+                        f"{self.output} was started with different {part} ({name} {self.begun[part].get(name)!s:.24} "
+                        f"instead of {value!s:.24}): please give the same, another output, or --force to start over."
                     )
         if made is not None:
             self._give_names(made)
@@ -159,12 +159,12 @@ class ResumableRun:
                 self.output.rmdir()  # an empty folder is as good as none
         for path in (self.output, self.rejects):
             if os.path.lexists(path):
-                raise FileExistsError(f"{path} is there, and not of this run: please move it or name another.")
+                raise FileExistsError(f"{path} already exists and isn't from this run: please move it or name another.")
         check_new_files([self.output], force=False)
 
     def _create(self, wanted: Manifest) -> Manifest:
         if self.parts.exists() and any(path.suffix not in (".lock", ".writing") for path in self.parts.iterdir()):
-            raise FileExistsError(f"{self.parts} is not of this command: please move it or give another output.")
+            raise FileExistsError(f"{self.parts} wasn't written by this command: please move it or use another output.")
         self.parts.mkdir(exist_ok=True)
         with self.lock("begin", wait=True):
             if not self.manifest.exists():

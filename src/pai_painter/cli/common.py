@@ -27,7 +27,7 @@ _EXTRAS = ("datasets", "peft", "pyarrow")  # libraries that only the extra `trai
 _VERBOSE = inspect.Parameter(
     "verbose",
     inspect.Parameter.KEYWORD_ONLY,
-    default=typer.Option(False, "--verbose", help="Show messages of the libraries and stack traces."),
+    default=typer.Option(False, "--verbose", help="Show the libraries' messages and stack traces."),
     annotation=bool,
 )
 
@@ -166,7 +166,7 @@ def _explained(error: Exception) -> tuple[str, int]:
     elif code == 2:
         text = str(error)
     else:
-        text = f"Something unexpected went wrong ({type(error).__name__}: {error}); --verbose shows where"
+        text = f"Unexpected error ({type(error).__name__}: {error}); --verbose shows where"
     text = " ".join(text.split())
     if len(text) > _LONGEST_ERROR:
         text = f"{text[:_LONGEST_ERROR]} … (--verbose shows the rest)"

@@ -22,7 +22,7 @@ def prepare(
     format: Annotated[Literal["tsv", "parquet"], typer.Option(help="Format of the shards.")] = "tsv",
     shard_size: Annotated[int, typer.Option(help="Rows per shard.")] = 10_000,
     size: Annotated[int | None, typer.Option(help="Shrink the shorter side to at most this many pixels.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that check pictures.")] = 1,
+    workers: Annotated[int, typer.Option(help="Number of processes that check pictures.")] = 1,
     max_bad_rows: options.MaxBadRows = 100,
     image_folder: ImageFolder = None,
     force: Annotated[
@@ -64,8 +64,8 @@ def prepare(
 
 @command("Stopped; nothing was written.", options.ROWS)
 def inspect(
-    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="What `prepare` and `train` read.")],
-    max_rows: Annotated[int | None, typer.Option(help="Look only at this many rows from the start.")] = None,
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Files or a folder that `train` can read.")],
+    max_rows: Annotated[int | None, typer.Option(help="Read only the first N rows.")] = None,
     text_length: Annotated[int | None, typer.Option(help="Word pieces that are read; by default by --model.")] = None,
     image_folder: ImageFolder = None,
     model: options.Model = options.DEMO,
@@ -73,7 +73,7 @@ def inspect(
     **columns: Any,
 ) -> None:
     """
-    Show what captions and pictures are like, before you train on them.
+    Show statistics of captions and pictures before training on them.
 
     Example: pai-painter inspect 'data/*.tsv' --model alibaba-pai/pai-painter-base-zh
     """

@@ -17,7 +17,7 @@ def evaluate(
     ],
     model: options.Model = options.DEMO,
     revision: options.Revision = "main",
-    batch_size: Annotated[int, typer.Option(help="Rows computed at once.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch.")] = 16,
     max_bad_rows: options.MaxBadRows = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     **columns: Any,

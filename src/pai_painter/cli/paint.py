@@ -23,7 +23,7 @@ def paint(
     num_images: Annotated[int, typer.Option(min=1, help="Pictures per caption.")] = 1,
     seed: Annotated[int | None, typer.Option(help="The same seed paints the same picture; random by default.")] = None,
     output: Output = Path("."),
-    grid: Annotated[Path | None, typer.Option(help="Also save all pictures side by side in this .png file.")] = None,
+    grid: Annotated[Path | None, typer.Option(help="Also save a grid of all pictures as this .png file.")] = None,
     size: Annotated[int | None, typer.Option(help="Enlarge the pictures to this many pixels.")] = None,
     model: options.Model = options.DEMO,
     revision: options.Revision = "main",
@@ -33,7 +33,7 @@ def paint(
     **sampling: Any,
 ) -> None:
     """
-    Paint captions into PNG files, named after caption and seed.
+    Paint captions and save PNG files, named after the caption and the seed.
 
     Options that you leave out take the model's recommended values. A file's metadata records how it was painted.
 
@@ -48,10 +48,10 @@ def paint(
     name = shown_name(model, revision)
     for picture in paint_files(pipe, prompts, num_images, seed, painting, output, grid, name, force):
         score = "" if picture.score is None else f", score {picture.score:.3f}"
-        alone = f", best of {painting.best_of} (alone: --seed {picture.candidate_seed} --best-of 1)"
+        alone = f", best of {painting.best_of} (this candidate alone: --seed {picture.candidate_seed} --best-of 1)"
         echo(f"{picture.path}: seed {picture.seed}{score}{alone if painting.best_of > 1 else ''}")
     if grid is not None:
-        echo(f"{grid}: all of them side by side")
+        echo(f"{grid}: all pictures in a grid")
     if size is not None:
         side = pipe.model.config.vq_config.resolution
         echo(f"The model paints {side}×{side} pixels; they were enlarged to {size}×{size} (Lanczos).")
@@ -70,7 +70,7 @@ def encode(
     """
     Turn pictures into image tokens, and report the reconstruction quality (PSNR).
 
-    Each picture is first cropped to its middle square and scaled to the VQGAN's size.
+    Each picture is first centre-cropped to a square and scaled to the VQGAN's size.
 
     Example: pai-painter encode apple.png panda.jpg --output image_tokens.json
     """
@@ -97,7 +97,7 @@ def decode(
     force: options.Force = False,
 ) -> None:
     """
-    Turn image tokens back into pictures: apple.png comes back as apple-decoded.png.
+    Decode image tokens into pictures: those of apple.png become apple-decoded.png.
 
     Example: pai-painter decode image_tokens.json --output decoded
     """

@@ -30,7 +30,7 @@ def predict(
     model: options.Model = options.DEMO,
     revision: options.Revision = "main",
     num_images_per_prompt: Annotated[int, typer.Option(help="Pictures per caption.")] = 1,
-    seed: Annotated[int, typer.Option(help="Another seed gives other pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the run; each row's is derived from it and the row's id.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Pictures painted at once.")] = 8,
     shard_size: Annotated[
         int | None, typer.Option(help="Rows lost at most when stopped; by default 32 to 1024.")
@@ -45,15 +45,15 @@ def predict(
     output_schema: Annotated[
         str | None, typer.Option(help="Columns of a TSV of pictures: idx,text,gen_imgbase64, also seed and score.")
     ] = None,
-    rank: Annotated[int, typer.Option(help="Which part of the work to do, from 0.")] = 0,
-    processes: Annotated[int, typer.Option(help="Number of parts; run one command for each.")] = 1,
+    rank: Annotated[int, typer.Option(help="Which share of the work this command does, from 0.")] = 0,
+    processes: Annotated[int, typer.Option(help="Number of shares; run one command for each.")] = 1,
     device: options.Device = None,
     speed: options.Speed = "exact",
     force: Annotated[bool, typer.Option("--force", help="Start over, and remove what an earlier run wrote.")] = False,
     **group: Any,
 ) -> None:
     """
-    Paint a file of captions, for ten rows or ten million.
+    Paint every caption in a file.
 
     Rerun the command to resume. Several processes share the work under torchrun or accelerate launch.
 

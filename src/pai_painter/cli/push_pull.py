@@ -22,9 +22,9 @@ def push(
     base: Annotated[str | None, typer.Option(help="What the local base of an adapter is called on the Hub.")] = None,
 ) -> None:
     """
-    Upload a trained model or a LoRA adapter to the Hub in one commit, without checkpoints, data and logs.
+    Upload a trained model or a LoRA adapter to the Hub in one commit, without checkpoints, data or logs.
 
-    The token comes from `hf auth login` or HF_TOKEN. Rerunning the command changes nothing.
+    The token comes from `hf auth login` or HF_TOKEN. Pushing the same folder again changes nothing.
 
     Examples:
 

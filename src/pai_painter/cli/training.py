@@ -53,4 +53,4 @@ def merge(
     """
     from ..lora import merge_lora
 
-    echo(f"{merge_lora(adapter, output, base, revision)}: the whole model")
+    echo(f"Saved the merged model in {merge_lora(adapter, output, base, revision)}")

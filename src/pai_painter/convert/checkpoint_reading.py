@@ -95,7 +95,7 @@ def _load_torch_file(path: Path) -> Any:
             unknown = _UNKNOWN_NAME.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
             if unknown is None or unknown[1] in stand_ins:
                 raise CheckpointError(
-                    f"{path} is damaged or no checkpoint of PyTorch, and nothing in it was run: {_reason(error)}."
+                    f"{path} is damaged or no checkpoint of PyTorch, and nothing in it was executed: {_reason(error)}."
                 ) from error
             inert = dict.fromkeys(("__init__", "__setstate__"), lambda *args: None)
             stand_in = type(_shown(unknown[1]), (), inert)

@@ -161,7 +161,7 @@ def _add_encoder(painter: PaiPainterForImageGeneration | PaiPainterVQModel, fold
     if isinstance(painter, PaiPainterVQModel) or painter.vqgan.config.has_encoder:
         raise CheckpointError(f"The checkpoint has a whole VQGAN already: please leave out --vqgan {folder}.")
     if not (folder / "config.json").is_file():
-        raise OSError(f"{folder} holds no VQGAN: it must be a folder with config.json and model.safetensors.")
+        raise OSError(f"{folder} contains no VQGAN: it must be a folder with config.json and model.safetensors.")
     vqgan = PaiPainterVQModel.from_pretrained(folder, dtype=painter.dtype)
     if not vqgan.config.has_encoder:
         raise CheckpointError(f"The VQGAN {folder} has no encoder either.")
@@ -169,7 +169,7 @@ def _add_encoder(painter: PaiPainterForImageGeneration | PaiPainterVQModel, fold
     for name, tensor in painter.vqgan.state_dict().items():
         same_shape = name in found and found[name].shape == tensor.shape
         if not same_shape or not torch.allclose(found[name], tensor, rtol=0, atol=_SAME_WEIGHT):
-            raise CheckpointError(f"The VQGAN {folder} isn't the model's: {name} has other numbers.")
+            raise CheckpointError(f"The VQGAN {folder} isn't the model's: {name} has different values.")
     painter.vqgan.config.has_encoder = True
     painter.vqgan.config.encoder_attention = vqgan.config.encoder_attention
     for part in ("encoder", "quant_conv"):  # the rest stays the model's own

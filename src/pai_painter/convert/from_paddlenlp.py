@@ -91,7 +91,7 @@ def _read_config(
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{file} holds no painter of PaddleNLP with {vq_config.num_image_tokens} image tokens and a codebook of "
+            f"{file} contains no painter of PaddleNLP with {vq_config.num_image_tokens} image tokens and a codebook of "
             f"{vq_config.num_embeddings} ({str(error).rstrip('.')}); other sizes are given with --vq-config."
         ) from error
 
@@ -175,7 +175,7 @@ def _read_arrays(path: Path) -> dict[str, torch.Tensor]:
         raise
     except Exception as error:
         reason = printable(str(error), 200).rstrip(".") or "it ends too early"
-        raise CheckpointError(f"{path} is damaged or refused, and nothing in it was run: {reason}.") from error
+        raise CheckpointError(f"{path} is damaged or refused, and nothing in it was executed: {reason}.") from error
     return check_tensors(content, path)
 
 

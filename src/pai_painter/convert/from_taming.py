@@ -40,7 +40,7 @@ def _read_config(path: Path) -> PaiPainterVQConfig:
     model = read_settings(path).get("model")
     params = model.get("params") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(params, dict):
-        raise CheckpointError(f"{path} isn't taming's: it has no `model` with `target` and `params`.")
+        raise CheckpointError(f"{path} isn't a taming-transformers config: no `model` with `target` and `params`.")
     if model.get("target") not in _KINDS:
         raise CheckpointError(f"{path} describes {str(model.get('target'))[:80]!r}; only {_KINDS[0]} is supported.")
     fields = {name: value for name, value in params.items() if name not in _OF_TRAINING and value is not None}

@@ -81,7 +81,7 @@ def find_speed(speed: SpeedName | PaintingSpeed, device: torch.device) -> Painti
         raise ValueError(f"This build of PyTorch has no int8 arithmetic: please use another `speed` than {speed!r}.")
     if found.dtype == torch.bfloat16 and not has_bfloat16():
         if found is speed:
-            _warn_once("This processor has no bfloat16 arithmetic: imitating it takes longer than float32.")
+            _warn_once("This processor has no bfloat16 arithmetic: emulating it takes longer than float32.")
             return found
         if not found.int8_rows:
             raise ValueError(

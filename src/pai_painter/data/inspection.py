@@ -62,12 +62,12 @@ def inspect_rows(
         facts += [
             ("repeated ids", f"{len(ids) - len(np.unique(ids)):,}"),
             ("captions", f"{len(lengths):,}"),
-            ("their word pieces", _spread(lengths)),
+            ("word pieces per caption", _spread(lengths)),
             (f"truncated at {text_length}", f"{(np.array(lengths) > text_length).sum():,}"),
             ("with unknown words", f"{unknown:,}"),
             ("widths in pixels", _spread(widths)),
             ("heights in pixels", _spread(heights)),
-            (f"a side below {side}", f"{(np.minimum(widths, heights) < side).sum():,}"),
+            (f"with a side below {side} pixels", f"{(np.minimum(widths, heights) < side).sum():,}"),
             ("formats", ", ".join(f"{name} {count:,}" for name, count in formats.most_common())),
         ]
     return facts

@@ -101,7 +101,7 @@ def cached_table(path: Path, features: datasets.Features, rows: Iterable[dict[st
 
     with FileLock(path.with_suffix(".lock")):
         if path.exists() and not (checksum.exists() and checksum.read_text() == _checksum(path)):
-            logger.warning("The cache %s is damaged (its checksum is wrong) and is made anew.", path)
+            logger.warning("The cache %s is damaged (its checksum is wrong) and will be rebuilt.", path)
             path.unlink()
         if not path.exists():
             write_whole(path, write)

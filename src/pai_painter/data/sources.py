@@ -244,7 +244,7 @@ def _find_files(names: Sequence[str | Path] | None) -> tuple[str, list[Path]]:
                 raise ValueError(f"{path} is named twice: please name every file once.")
             kinds[path] = _kind_of(path)
     if not kinds:
-        raise ValueError("There are no data: please give files (`train_file`) or a `dataset_name`.")
+        raise ValueError("No data given: please give files (`train_file`) or a `dataset_name`.")
     if len({*kinds.values()}) > 1:
         raise ValueError(f"{' and '.join(map(str, kinds))} are of different kinds: please give files of one.")
     return next(iter(kinds.values())), list(kinds)

@@ -23,7 +23,7 @@ class _Flag(NamedTuple):
 
 _FLAGS = {
     "mode": _Flag("train, evaluate or predict"),
-    "app_name": _Flag(f"only {TASK}"),
+    "app_name": _Flag(f"must be {TASK}"),
     "tables": _Flag("training file,validation file; or the file to evaluate or to paint"),
     "checkpoint_dir": _Flag("the folder of the model", aliases=("checkpoint_path",)),
     "outputs": _Flag("the file for the pictures", str, _PREDICT),
@@ -41,14 +41,14 @@ _FLAGS = {
     "logging_steps": _Flag("--logging_steps", int, _TRAIN, 100),
     "save_checkpoint_steps": _Flag("steps between checkpoints (an epoch's)", int, _TRAIN),
     "save_all_checkpoints": _Flag("keeps all checkpoints", bool, _TRAIN),
-    "warmup_proportion": _Flag("share of the steps that warm up", float, _TRAIN, 0.1),
+    "warmup_proportion": _Flag("fraction of steps used for warm-up", float, _TRAIN, 0.1),
     "resume_from_checkpoint": _Flag("--resume_from_checkpoint", str, _TRAIN),
     "use_amp": _Flag("trains in fp16", bool, _TRAIN),
     "data_threads": _Flag("--dataloader_num_workers", int, _TRAIN),
     "sequence_length": _Flag("must be the model's", int),
     "worker_gpu": _Flag("1 (more: by torchrun); without a GPU, the CPU does the work", int),
-    "worker_count": _Flag("only 1", int),
-    "user_defined_parameters": _Flag("name=value, separated by blanks or line breaks"),
+    "worker_count": _Flag("must be 1", int),
+    "user_defined_parameters": _Flag("name=value, separated by spaces or line breaks"),
 }
 _REFUSED = {
     "export_tf_checkpoint_type master_port predict_queue_size predict_slice_size predict_table_read_thread_num "
@@ -68,7 +68,7 @@ _REFUSED = {
     ),
     "vqgan_ckpt_path": "a new painter is made by `pai-painter convert VQGAN_CHECKPOINT VQGAN` and then `pai-painter "
     "train --config_name CONFIG --vqgan VQGAN --tokenizer_name FOLDER_WITH_VOCAB`",
-    "entity_num entity_emb_path": "painters with an entity table are other models",
+    "entity_num entity_emb_path": "entity tables belong to a different kind of model",
 }
 _CHOICES = {"mode": _ALL, "app_name": (TASK,)}
 _PARAMETERS: dict[str, tuple[str, ...]] = dict.fromkeys(SIZES, _ALL)
@@ -106,7 +106,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_flags(argv: list[str]) -> Given:
     """Parses the words behind `easynlp`; a `ValueError` if one is unknown, wrong, or can't be honoured."""
-    about = "Takes EasyNLP's commands for text2image_generation, shows what they are natively, and runs that."
+    about = "Translates an EasyNLP text2image_generation command into its native equivalent, shows it and runs it."
     parser = _Parser("pai-painter easynlp", description=about, allow_abbrev=False)
     for name, flag in _FLAGS.items():
         words = [f"--{word}" for word in (name, *flag.aliases)]
@@ -121,7 +121,7 @@ def parse_flags(argv: list[str]) -> Given:
             _check_name(word.partition("=")[0], known, "flag")
     found, others = parser.parse_known_args(argv)
     if others:
-        raise ValueError(f"{others[0]!r} belongs to no flag: please check quotes, and blanks after backslashes.")
+        raise ValueError(f"{others[0]!r} belongs to no flag: please check quotes, and spaces after backslashes.")
     flags = {name: value for name, value in vars(found).items() if value is not None}
     parameters = _parse_parameters(flags.pop("user_defined_parameters", ""))
     flags.pop("app_name", None)

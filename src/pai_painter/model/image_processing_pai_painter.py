@@ -298,7 +298,7 @@ def _to_pillow(image: Picture) -> Image.Image:
             f"uint8 tensors (3, height, width), got a {type(image).__name__}{what}. Captions are `text`."
         )
     if 0 in image.size:
-        raise ValueError(f"`images` holds a picture of {image.width}x{image.height} pixels, which has nothing in it.")
+        raise ValueError(f"`images` holds a picture of {image.width}x{image.height} pixels, which is empty.")
     return to_rgb(image)
 
 

@@ -155,7 +155,7 @@ class LoraPipelineMixin(LoraBaseMixin):
     def _check_names(self, names: list[str]) -> None:
         there = self.get_list_adapters().get("model", [])
         if not set(names) <= set(there):
-            raise ValueError(f"There is no adapter {', '.join(names)}, only {', '.join(there) or 'none'}.")
+            raise ValueError(f"Unknown adapter {', '.join(names)}; loaded: {', '.join(there) or 'none'}.")
 
     @contextmanager
     def _without_offloading(self) -> Iterator[None]:
@@ -163,7 +163,7 @@ class LoraPipelineMixin(LoraBaseMixin):
         device = self._execution_device
         whole_model, layers, groups = self._optionally_disable_offloading(self)
         if groups:
-            raise ValueError("Adapters can't be changed after `enable_group_offload`: please load them before.")
+            raise ValueError("Adapters can't be changed after `enable_group_offload`: please load them first.")
         try:
             yield
         finally:
@@ -193,7 +193,7 @@ def _read(source: _Source, weight_name: str | None, **hub_options: Any) -> _Lora
     path = adapter.weights if adapter else find_model_file(name, weight_name or LORA_WEIGHT_NAME_SAFE, **hub_options)
     if path is None:
         wanted = weight_name or f"adapter_config.json and no {LORA_WEIGHT_NAME_SAFE}"
-        raise OSError(f"{name} holds no adapter: it has no {wanted}.")
+        raise OSError(f"{name} contains no adapter: it has no {wanted}.")
     with naming_damaged_weights(path):
         weights = painter_names(load_file(path))
         with safe_open(path, framework="pt") as file:

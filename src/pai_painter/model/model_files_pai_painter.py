@@ -124,8 +124,8 @@ def read_painter_folder(
         if base is not None:
             raise
         raise OSError(
-            f"The adapter {adapter.name} was trained on {where}, which isn't there; please pass the model that it was "
-            f"trained on as `base` ({str(error).rstrip('.')})."
+            f"The adapter {adapter.name} was trained on {where}, which can't be found; please pass the model that it "
+            f"was trained on as `base` ({str(error).rstrip('.')})."
         ) from error
     return replace(folder, adapter=adapter)
 
@@ -137,20 +137,20 @@ def _read_whole_painter(
     config_file = find_model_file(name, "config.json", **hub_options)
     if config_file is None:
         where = " (as far as it is in the cache)" if hub_options.get("local_files_only") else ""
-        raise OSError(f"{name}{where} holds no painter: it has no config.json.")
+        raise OSError(f"{name}{where} contains no painter: it has no config.json.")
     fields = read_json_object(config_file, name)
     model_type = fields.get("model_type")
     if model_type not in ("artist", PaiPainterConfig.model_type):
         raise ValueError(
-            f"{name} holds no painter: the model_type in its config.json is {model_type!r}, but must be "
+            f"{name} contains no painter: the model_type in its config.json is {model_type!r}, but must be "
             f"{PaiPainterConfig.model_type!r}, or 'artist' for a checkpoint of EasyNLP."
         )
     if model_type != "artist" and vq_config is not None:
-        raise ValueError(f"{name} says itself what its VQGAN is; `vq_config` is for EasyNLP's checkpoints only.")
+        raise ValueError(f"{name} already defines its VQGAN; `vq_config` is for EasyNLP's checkpoints only.")
     try:
         config = PaiPainterConfig.from_dict(fields, **({"vq_config": vq_config} if model_type == "artist" else {}))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"The config.json of {name} is no painter's: {str(error).rstrip('.')}.") from error
+        raise ValueError(f"The config.json of {name} isn't a painter's: {str(error).rstrip('.')}.") from error
     return PainterFolder(name, config, "EasyNLP" if model_type == "artist" else "native", hub_options)
 
 
@@ -210,7 +210,7 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
     if os.path.isdir(name):
         return hub_options
     if os.path.isfile(name) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise OSError(f"There is no folder {name}, and it is no name of a Hub repository (owner/name) either.")
+        raise OSError(f"{name} is neither a local folder nor the name of a Hub repository (owner/name).")
     api, options = _PatientApi(), {key: hub_options.get(key) for key in ("revision", "cache_dir", "token")}
     local_only = bool(hub_options.get("local_files_only"))
     try:
@@ -218,7 +218,7 @@ def resolve_hub_options(name_or_path: str | os.PathLike, **hub_options: Any) -> 
     except (httpx.HTTPError, RevisionResolutionError, ValueError) as error:  # the last if HF_ENDPOINT is no Hub's
         reason = " ".join(str(error).split()).rstrip(".")
         raise OSError(
-            f"There is no folder {name}, and the Hub does not give it either ({constants.ENDPOINT}): {reason}."
+            f"{name} is neither a local folder nor available on the Hub ({constants.ENDPOINT}): {reason}."
         ) from error
     if not api.answered and not constants.HF_HUB_OFFLINE:
         logger.warning("The Hub (%s) can't be reached; %s is taken from the cache.", constants.ENDPOINT, name)
@@ -263,7 +263,7 @@ def _shards(index_file: str, name: str, hub_options: dict[str, Any]) -> list[str
         raise ValueError(f"The {index_name} of {name} is damaged: it needs the objects `metadata` and `weight_map`.")
     for file in places.values():
         if not isinstance(file, str) or not file or os.path.basename(file) != file:
-            raise ValueError(f"The {index_name} of {name} is damaged: {file!r} is no name of a file beside it.")
+            raise ValueError(f"The {index_name} of {name} is damaged: {file!r} isn't the name of a file next to it.")
     files, _ = get_checkpoint_shard_files(name, index_file, **hub_options)
     for file in files:
         if not os.path.isfile(file):
@@ -303,4 +303,4 @@ def naming_damaged_weights(name: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
             raise
         reason = str(error).split(". ")[0].rstrip(".")
-        raise ValueError(f"The weights of {name} are damaged or cut off ({reason}).") from error
+        raise ValueError(f"The weights of {name} are damaged or truncated ({reason}).") from error

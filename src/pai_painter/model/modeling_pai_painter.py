@@ -237,7 +237,7 @@ def prefix_mask(config: PaiPainterConfig) -> Callable | None:
         return None
     if "flash" in config._attn_implementation:
         raise ValueError(
-            "Flash attention can't draw this model's prefix mask (`num_unmasked`); "
+            "Flash attention doesn't support this model's prefix mask (`num_unmasked`); "
             "please load it with `attn_implementation='sdpa'`."
         )
     return lambda batch, head, query, key: (query < unmasked) & (key < unmasked)

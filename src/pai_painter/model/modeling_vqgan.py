@@ -298,7 +298,7 @@ class PaiPainterVQModel(StrictLoadingMixin, PreTrainedModel):
         if not self.config.has_encoder:
             raise ValueError(
                 "This VQGAN has no encoder: it decodes image tokens, but can't encode pictures. "
-                "`pai-painter convert MODEL OUTPUT --vqgan VQGAN` gives the model a whole one."
+                "`pai-painter convert MODEL OUTPUT --vqgan VQGAN` adds an encoder."
             )
         wanted = (self.config.in_channels, self.config.resolution, self.config.resolution)
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != wanted:

@@ -220,7 +220,7 @@ class PaiPainterProcessor(ProcessorMixin):
             shown = caption if len(caption) <= 40 else f"{caption[:40]}…"
             logger.warning(
                 f"The caption {shown!r} has {len(ids)} word pieces, but the model reads {self.text_length}: "
-                f"the last {lost} are cut off."
+                f"the last {lost} are truncated."
             )
         return ids[: self.text_length] + [self.tokenizer.pad_token_id] * -lost
 
@@ -236,7 +236,7 @@ def _image_settings(name: str, hub_options: dict[str, Any]) -> dict[str, Any]:
             return {}
     where = " (as far as it is in the cache)" if hub_options.get("local_files_only") else ""
     raise OSError(
-        f"{name}{where} holds no processor of a painter: it has no processor_config.json with an image_processor "
+        f"{name}{where} contains no processor of a painter: it has no processor_config.json with an image_processor "
         "and no config.json of an EasyNLP model (model_type 'artist' with its img_vocab_size)."
     )
 

@@ -77,7 +77,7 @@ def read_generation_config(
                 raise ValueError(f"`{field}` must be {length}, a whole picture, got {getattr(settings, field)!r}")
     except (AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"The generation_config.json of {name_or_path} is no painter's: {reason}.") from error
+        raise ValueError(f"The generation_config.json of {name_or_path} isn't a painter's: {reason}.") from error
     return settings
 
 
@@ -104,7 +104,7 @@ def check_sampling_options(temperature: float, top_k: int | None, top_p: float |
     if top_k is not None:
         _check_count("top_k", top_k)
     if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
-        raise ValueError(f"`top_p` must lie in (0, 1], got {top_p!r}; 1 leaves all tokens in.")
+        raise ValueError(f"`top_p` must lie in (0, 1], got {top_p!r}; 1 keeps all tokens.")
     _check_count("best_of", best_of)
 
 

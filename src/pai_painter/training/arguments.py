@@ -60,8 +60,8 @@ class DataArguments(_Checked):
     """Where pictures and captions come from."""
 
     train_file: list[str] = _setting([], "Files or globs of one kind, or a folder of pictures with captions.")
-    validation_file: list[str] = _setting([], "The same to validate on.")
-    dataset_name: str | None = _setting(None, "Instead of train_file: a data set of the Hub, or a folder of one.")
+    validation_file: list[str] = _setting([], "The same, for validation.")
+    dataset_name: str | None = _setting(None, "Instead of train_file: a dataset on the Hub, or a local dataset folder.")
     dataset_config_name: str | None = _setting(None, "With dataset_name: its configuration.")
     train_split: str = _setting("train", "With dataset_name: the split to train on.")
     validation_split: str | None = _setting(None, "With dataset_name: the split to validate on.")
@@ -69,18 +69,18 @@ class DataArguments(_Checked):
     id_column: str = _setting("idx", "Column of ids; rows are numbered if there is none.")
     caption_column: str = _setting("text", "Column of captions.")
     image_column: str | None = _setting(None, "Column of pictures; by default imgbase64 in a TSV, else image.")
-    caption_separator: str | None = _setting(None, "Splits a cell into captions, of which each epoch draws one.")
+    caption_separator: str | None = _setting(None, "Separator of several captions in a cell; one is drawn per epoch.")
     streaming: bool = _setting(False, "Read rows as they come, for data larger than the disk; caches nothing.")
-    shuffle_buffer: int = _setting(1000, "With streaming: rows among which the next is drawn.")
-    max_bad_rows: int = _setting(100, "More unusable rows than this stop the run.")
-    cache_dir: str | None = _setting(None, "Folder of cached rows and image tokens; that of datasets by default.")
+    shuffle_buffer: int = _setting(1000, "With streaming: size of the shuffle buffer, in rows.")
+    max_bad_rows: int = _setting(100, "Stop if more rows than this can't be used.")
+    cache_dir: str | None = _setting(None, "Cache of rows and image tokens; by default that of the `datasets` library.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.train_file) == (self.dataset_name is not None):
-            raise ValueError("Please set one of `train_file` (your files) and `dataset_name` (a data set's name).")
+            raise ValueError("Please set one of `train_file` (your files) and `dataset_name` (a dataset's name).")
         if self.dataset_name is None and (self.dataset_config_name is not None or self.validation_split is not None):
-            raise ValueError("`dataset_config_name` and `validation_split` go with `dataset_name`: please set it.")
+            raise ValueError("`dataset_config_name` and `validation_split` need `dataset_name`: please set it.")
         if self.validation_file and self.validation_split is not None:
             raise ValueError("Please set only one of `validation_file` and `validation_split`.")
         if self.caption_separator == "":
@@ -97,25 +97,25 @@ class TrainingArguments(_Checked):
     """What both trainers share. A step is one update of the weights."""
 
     output_dir: str = field(metadata={"help": "Folder for the trained model, checkpoints and samples."})
-    overwrite_output_dir: bool = _setting(False, "Replace a model in output_dir that no checkpoint belongs to.")
+    overwrite_output_dir: bool = _setting(False, "Replace a model in output_dir that has no checkpoints.")
     num_train_epochs: float = _setting(1.0, "Passes over the training rows.")
     max_train_steps: int | None = _setting(None, "Overrides `num_train_epochs`.")
-    per_device_train_batch_size: int = _setting(16, "Rows per process and forward.")
-    gradient_accumulation_steps: int = _setting(1, "Forwards whose gradients make one step.")
+    per_device_train_batch_size: int = _setting(16, "Batch size per process.")
+    gradient_accumulation_steps: int = _setting(1, "Batches whose gradients are accumulated per step.")
     learning_rate: float = _setting(4e-5, "Peak learning rate.")
     lr_scheduler_type: _Schedule = _setting("cosine", "Its schedule.")
     warmup_steps: int = _setting(0, "Steps of linear warm-up.")
-    weight_decay: float = _setting(0.01, "AdamW's decay of weight matrices.")
+    weight_decay: float = _setting(0.01, "AdamW's weight decay, for matrices only.")
     adam_beta1: float = _setting(0.9, "AdamW's first beta.")
     adam_beta2: float = _setting(0.95, "AdamW's second beta.")
     adam_epsilon: float = _setting(1e-8, "AdamW's epsilon.")
     max_grad_norm: float = _setting(1.0, "Gradients are clipped to this norm.")
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = _setting(None, "By default as accelerate was launched.")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = _setting(None, "By default, accelerate's launch setting.")
     torch_compile: bool = _setting(False, "Compile the model; the first steps take minutes.")
     use_ema: bool = _setting(False, "Save an exponential moving average of the weights.")
-    ema_decay: float = _setting(0.999, "Decay of that average for each step.")
+    ema_decay: float = _setting(0.999, "Decay of the moving average per step.")
     seed: int = _setting(42, "Fixes new weights, the order of rows and all noise.")
-    dataloader_num_workers: int = _setting(0, "Processes that prepare the rows of each process.")
+    dataloader_num_workers: int = _setting(0, "Data-loading workers per process.")
     logging_steps: int = _setting(100, "Steps between two lines of metrics.")
     save_steps: int = _setting(1000, "Steps between two checkpoints.")
     save_total_limit: int = _setting(2, "Checkpoints to keep.")
@@ -145,14 +145,14 @@ class VQGANTrainingArguments(TrainingArguments):
 
     learning_rate: float = _setting(1e-3, "Peak learning rate.")
     l2_weight: float = _setting(2.0, "Weight of the squared error beside the absolute error.")
-    gradient_weight: float = _setting(1.0, "Weight of the absolute error of edges.")
+    gradient_weight: float = _setting(1.0, "Weight of the L1 loss on image gradients.")
     commitment_weight: float = _setting(0.25, "Weight of the latents' distance to their codebook entries.")
     codebook_start_step: int = _setting(400, "Steps of a new VQGAN before k-means of latents makes its codebook.")
     codebook_decay: float = _setting(0.99, "Decay of the codebook's running means.")
-    restart_below: float = _setting(0.02, "Codebook entries used less than this share of the mean use are moved.")
+    restart_below: float = _setting(0.02, "Reinitialize codebook entries used less than this share of the average.")
     max_shift: int = _setting(2, "Pictures are shifted by up to this many pixels.")
     num_samples: int = _setting(32, "Validation rows on a grid of samples.")
-    flip: bool = _setting(True, "Mirror every second picture.")
+    flip: bool = _setting(True, "Mirror half of the pictures; --no_flip turns it off.")
     blank_code: bool = _setting(False, "Make image token 0, and no other, stand for a patch of plain white.")
 
 
@@ -165,10 +165,10 @@ class PainterTrainingArguments(TrainingArguments):
     random_crop: bool = _setting(False, "Cut random squares instead of the middle one.")
     random_flip: bool = _setting(False, "Mirror pictures at random.")
     max_shift: int = _setting(0, "Shift pictures at random by up to this many pixels.")
-    num_crops: int = _setting(1, "Changed copies to encode and cache of each picture; 0 encodes one in every step.")
+    num_crops: int = _setting(1, "Augmented copies of each picture to encode and cache; 0 encodes one in every step.")
     early_stopping_patience: int | None = _setting(None, "Stop after this many validations without a lower loss.")
-    load_best_model_at_end: bool = _setting(False, "Keep the best validation's model in best/, and end with it.")
-    validation_prompts: list[str] = _setting([], "Further captions to paint on the grids of samples.")
+    load_best_model_at_end: bool = _setting(False, "Keep the best model by validation loss in best/, and end with it.")
+    validation_prompts: list[str] = _setting([], "Additional captions to paint in the sample grids.")
     push_to_hub: bool = _setting(False, "Push the trained model to the Hub at the end.")
     hub_model_id: str | None = _setting(None, "Its repository, owner/name; output_dir's name by default.")
     hub_private: bool = _setting(False, "With push_to_hub: a new repository is private.")
@@ -185,7 +185,7 @@ class PainterTrainingArguments(TrainingArguments):
         if self.num_crops > 1 and not self.augments:
             raise ValueError("`num_crops` above 1 needs `random_crop`, `random_flip` or `max_shift`.")
         if not self.push_to_hub and any(getattr(self, name) not in (None, False) for name in _HUB):
-            raise ValueError(f"{', '.join(f'`{name}`' for name in _HUB)} go with `push_to_hub`: please set it.")
+            raise ValueError(f"{', '.join(f'`{name}`' for name in _HUB)} need `push_to_hub`: please set it.")
 
     @property
     def augments(self) -> bool:
@@ -224,8 +224,8 @@ class PainterModelArguments(ModelArguments):
     vqgan: str | None = _setting(None, "With config_name: the trained VQGAN's folder.")
     tokenizer_name: str | None = _setting(None, "With config_name: the vocabulary's folder, if it is another.")
     attn_implementation: str = _setting("sdpa", "sdpa, eager (for small pictures on the CPU) or flash_attention_2.")
-    dropout: float | None = _setting(None, "Of embeddings and residual branches; the configuration's by default.")
-    gradient_checkpointing: bool = _setting(False, "Compute activations twice: less memory, a third slower.")
+    dropout: float | None = _setting(None, "On embeddings and residual branches; by default the configuration's.")
+    gradient_checkpointing: bool = _setting(False, "Recompute activations: less memory, a third slower.")
     lora_rank: int | None = _setting(None, "Train low-rank adapters of this rank instead of the weights.")
     lora_alpha: int | None = _setting(None, "Scale of the adapters; lora_rank by default.")
     lora_dropout: float = _setting(0.0, "Dropout in front of the adapters.")
@@ -236,8 +236,8 @@ class PainterModelArguments(ModelArguments):
         if self.lora_rank is not None and self.config_name is not None:
             raise ValueError("Adapters (`lora_rank`) need a trained painter: please set `model_name_or_path`.")
         if self.lora_rank is None and (self.lora_alpha is not None or self.lora_dropout or self.lora_target_modules):
-            raise ValueError("`lora_alpha`, `lora_dropout`, `lora_target_modules` go with `lora_rank`: please set it.")
+            raise ValueError("`lora_alpha`, `lora_dropout`, `lora_target_modules` need `lora_rank`: please set it.")
         if self.config_name is not None and self.vqgan is None:
             raise ValueError("A new painter (`config_name`) needs a trained VQGAN: please set `vqgan`.")
         if self.config_name is None and (self.vqgan is not None or self.tokenizer_name is not None):
-            raise ValueError("A trained painter brings its VQGAN and its vocabulary: no `vqgan` and `tokenizer_name`.")
+            raise ValueError("A trained painter has its own: please leave out `vqgan` and `tokenizer_name`.")

@@ -110,7 +110,7 @@ def hold_only_trained(accelerator: Accelerator, trained: list[nn.Parameter]) -> 
         model = models.pop()  # accelerate would want all weights for it
         state, whole = load_file(Path(folder) / SAFE_WEIGHTS_NAME), model.state_dict()
         if state.keys() != whole.keys() - frozen(model):
-            raise ValueError(f"{folder} holds other weights than this run trains; please take a new output folder.")
+            raise ValueError(f"{folder} has different weights than this run trains; please take a new output folder.")
         model.load_state_dict(whole | state)
 
     accelerator.register_save_state_pre_hook(leave_out)
@@ -132,8 +132,8 @@ def find_checkpoint(folder: Path, which: str | None) -> Path | None:
         logger.warning("%s is damaged: %s.", checkpoint, reason)
     if found:
         raise ValueError(
-            f"{found[-1]} is no whole checkpoint: {_damage(found[-1])}. Please use `latest`, or take another folder to "
-            f"start from the beginning."
+            f"{found[-1]} isn't a complete checkpoint: {_damage(found[-1])}. Please use `latest`, or take another "
+            f"folder to start from the beginning."
         )
     return None
 

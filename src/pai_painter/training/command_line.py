@@ -56,7 +56,7 @@ def parse_arguments(
         if word.startswith("--") and name not in known:
             similar = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean `{similar[0]}`?" if similar else "--help lists all settings."
-            raise ValueError(f"There is no setting `{name}`; {hint}")
+            raise ValueError(f"Unknown setting `{name}`; {hint}")
     *arguments, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
     if unknown:
         raise ValueError(f"{unknown[0]!r} belongs to no setting; a settings file must be the first word.")
@@ -120,7 +120,7 @@ def run_from_command_line(
         _leave(program, sentence, 2, perhaps_alone=output_dir is not None)
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported for the help
-            sentence = "The device's memory is full, a smaller `per_device_train_batch_size` needs less."
+            sentence = "The device is out of memory; a smaller `per_device_train_batch_size` needs less."
         elif "by peer" in str(error):  # gloo's words: connection closed, or reset, by peer
             sentence = "Another process of this run has ended, so this one can't continue."
         else:

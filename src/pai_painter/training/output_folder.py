@@ -28,7 +28,7 @@ def held_folder(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"Another training runs in {folder}: please stop it (processes can outlive a launcher that was killed), or "
+            f"Another run is using {folder}: please stop it (processes can outlive a launcher that was killed), or "
             f"take another `output_dir`."
         ) from None
     with lock:

@@ -53,7 +53,7 @@ class PainterData:
     ):
         if training.keeps_best and not data.validates:
             raise ValueError(
-                "`early_stopping_patience` and `load_best_model_at_end` look at the validation loss: please set "
+                "`early_stopping_patience` and `load_best_model_at_end` need a validation loss: please set "
                 "`validation_file`."
             )
         if data.streaming and training.num_crops > 1:

@@ -80,7 +80,7 @@ def _new(model: PainterModelArguments) -> tuple[PaiPainterForImageGeneration, Pa
         vqgan = PaiPainterVQModel.from_pretrained(vqgan_name, dtype=torch.float32)
     settings, found = PaiPainterConfig.get_config_dict(name)[0], architecture_of(vqgan.config)
     if settings.get("model_type") != PaiPainterConfig.model_type:
-        raise ValueError(f"{name} is no painter's configuration: its model_type is {settings.get('model_type')!r}.")
+        raise ValueError(f"{name} isn't a painter's configuration: its model_type is {settings.get('model_type')!r}.")
     config = PaiPainterConfig.from_dict({"vq_config": found, **settings})
     if architecture_of(config.vq_config) != found:
         raise ValueError(f"The `vq_config` of {name} isn't that of the VQGAN {vqgan_name}: please leave it out.")

@@ -137,7 +137,7 @@ class TrainingRun:
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
         if start > self.steps:
-            raise ValueError(f"{checkpoint} is beyond the {self.steps} steps of this run: please make it longer.")
+            raise ValueError(f"{checkpoint} exceeds this run's {self.steps} steps: please raise `max_train_steps`.")
         if best is not None and math.isfinite(best.loss) and not any(best.folder.glob("*.safetensors")):
             raise ValueError(f"The best model, of step {best.step}, isn't in {best.folder}: please copy it there.")
         self.accelerator.step = 0  # a window of accumulation begins here, whatever its length was before
