@@ -171,7 +171,7 @@ def test_strangers_are_neither_overwritten_nor_removed(predict, tmp_path, strang
 def test_a_file_that_is_there_is_noticed_whenever_a_run_goes_on(predict, tmp_path, name, overwrite) -> None:
     predict(rank=0, processes=2)
     (tmp_path / name).write_text("precious")
-    with pytest.raises(FileExistsError, match=rf"{name} is there"):
+    with pytest.raises(FileExistsError, match=rf"{name} already exists"):
         predict(overwrite=overwrite)
     assert (tmp_path / name).read_text() == "precious"
     (tmp_path / name).unlink()

@@ -188,7 +188,7 @@ def test_what_cant_be_honoured_is_refused(
         (["--micro_batch_size=0"], "above 0"),
         (["--user_defined_parameters=size=16"], "pretrain_model_name_or_path=MODEL"),
         (["size=16"], "check quotes"),
-        ([" "], "blanks after backslashes"),
+        ([" "], "spaces after backslashes"),
     ],
 )
 def test_what_cant_be_trained_is_refused(
