@@ -11,7 +11,7 @@ import sys
 # Threads of OpenMP (torch's on the CPU) spin while they wait for each other. Beside other work that takes the time from
 # those that they wait for. So they spin briefly, unless the user has said how they wait. See benchmarks/busy.py.
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
-SPINS = "1000"
+SPINS = "10000"
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ of (seed, position, token) and has no state, so that it may be looked at ahead, 
 import numbers
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,9 @@ __all__ = [
 
 _MAX_SEED = 2**63 - 1
 _WORD = 2**32 - 1
+# Philox's time goes into starting its operations: of so few tokens, the noise of all of them at several positions takes
+# hardly longer than that of some candidates at one position.
+_SMALL_VOCABULARY, _BLOCK = 2048, 16
 _LOWEST_TEMPERATURE = 1e-30  # below it logits divided by it are infinite, and all tokens alike
 _MOST_CANDIDATES = 1000  # of one picture, that a folder may recommend
 
@@ -280,6 +284,8 @@ class GumbelSampler(LogitsProcessor):
         self.text_length = text_length
         self.options = (temperature, top_k, top_p)
         self.log_likelihood = torch.zeros(len(seeds))
+        # Kept, since draft tokens ask for it several times.
+        self._noise_of_block = lru_cache(maxsize=4)(self._noise_of_block)  # type: ignore[method-assign]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """For `generate`: warped logits (batch, image_vocab_size) with noise, whose arg-max is the token drawn."""
@@ -304,7 +310,11 @@ class GumbelSampler(LogitsProcessor):
         offsets = torch.arange(len(logits) + ahead)
         rows = offsets.clamp(max=len(logits) - 1)
         tokens = None if tokens is None else tokens[rows]
-        noise = gumbel_noise(self.seeds.expand(len(rows)), position + offsets, tokens, logits.shape[-1])
+        if logits.shape[-1] > _SMALL_VOCABULARY:
+            noise = gumbel_noise(self.seeds.expand(len(rows)), position + offsets, tokens, logits.shape[-1])
+        else:
+            noise = torch.cat([self._noise(position + offset, None, logits.shape[-1]) for offset in offsets.tolist()])
+            noise = noise if tokens is None else noise.gather(-1, tokens)
         return _most_likely(kept[rows] + noise, tokens)
 
     def accept(self, logits: torch.Tensor, drawn: torch.Tensor) -> None:
@@ -315,8 +325,20 @@ class GumbelSampler(LogitsProcessor):
         if self.seeds.device != scores.device:  # once, rather than at each step
             self.seeds, self.log_likelihood = self.seeds.to(scores.device), self.log_likelihood.to(scores.device)
         kept, tokens = truncate_logits(scores.float(), *self.options)
-        positions = torch.full_like(self.seeds, position)
-        return kept + gumbel_noise(self.seeds, positions, tokens, scores.shape[-1]), tokens
+        return kept + self._noise(position, tokens, scores.shape[-1]), tokens
+
+    def _noise(self, position: int, tokens: torch.Tensor | None, width: int) -> torch.Tensor:
+        """Noise (batch, candidates) at a position."""
+        if width > _SMALL_VOCABULARY:
+            return gumbel_noise(self.seeds, torch.full_like(self.seeds, position), tokens, width)
+        noise = self._noise_of_block(position // _BLOCK, width)[:, position % _BLOCK]
+        return noise if tokens is None else noise.gather(-1, tokens)
+
+    def _noise_of_block(self, block: int, width: int) -> torch.Tensor:
+        """Noise (batch, positions, width) of all tokens at the positions from `block * _BLOCK` on."""
+        positions = torch.arange(block * _BLOCK, (block + 1) * _BLOCK, device=self.seeds.device)
+        rows, positions = self.seeds.repeat_interleave(_BLOCK), positions.repeat(len(self.seeds))
+        return gumbel_noise(rows, positions, None, width).unflatten(0, (-1, _BLOCK))
 
 
 def _most_likely(noisy: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
