@@ -32,7 +32,7 @@ def main(
     spins: Annotated[
         list[str] | None, typer.Option(help="GOMP_SPINCOUNT to try beside the libraries' own; may be repeated.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each way paints once in each.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each way paints once in each.")] = 3,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a bar is missed.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
 ) -> None:
