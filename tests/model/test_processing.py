@@ -219,7 +219,7 @@ def test_folders_that_are_neither(easynlp_folder, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"config\.json of .* is damaged"):
         PaiPainterProcessor.from_pretrained(empty)
     (empty / "config.json").unlink()
-    with pytest.raises(OSError, match="holds no processor of a painter"):
+    with pytest.raises(OSError, match="contains no processor of a painter"):
         PaiPainterProcessor.from_pretrained(empty)
     (easynlp_folder / "vocab.txt").unlink()
     with pytest.raises(OSError, match="no vocabulary"):
