@@ -39,7 +39,7 @@ def test_words_come_through_unchanged(tmp_path) -> None:
     (tmp_path / "settings.yaml").write_text(f"model_name_or_path: m\ntrain_file: no.tsv\noutput_dir: {tmp_path}/out\n")
     result = run("train", tmp_path / "settings.yaml", "--verbose", "x")
     assert result.exit_code == 2
-    assert "no setting `verbose`" in result.stderr
+    assert "Unknown setting `verbose`" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
