@@ -8,8 +8,9 @@ import importlib.util
 import os
 import sys
 
-# Threads of OpenMP (torch's on the CPU) spin while they wait for each other. Beside other work that takes the time from
-# those that they wait for. So they spin briefly, unless the user has said how they wait. See benchmarks/busy.py.
+# Threads of OpenMP (torch's on the CPU) spin while they wait for each other, which on a busy machine takes time from
+# those that they wait for. So they spin less than by default, but no less than an idle machine needs to lose nothing
+# (benchmarks/busy.py), unless the user has said how they wait.
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
 SPINS = "10000"
 

@@ -68,14 +68,11 @@ class CaptionFile:
             yield CaptionRow(line, None if idx is None else str(idx), str(text), reason)
 
     def _read_parquet(self) -> Iterator[tuple[int, dict[str, Any], str | None]]:
-        from pyarrow.parquet import ParquetFile
+        from ..data.readers import read_parquet  # which needs libraries of the extra `train`
 
         try:
-            with ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False) as table:
-                wanted = {self.id_column, self.caption_column} & {*table.schema_arrow.names}
-                batches = table.iter_batches(64, columns=sorted(wanted), use_threads=False)
-                rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-                yield from ((number, cells, None) for number, cells in enumerate(rows, 1))
+            rows = read_parquet(self.path, sorted({self.id_column, self.caption_column}))
+            yield from ((number, cells, None) for number, cells in enumerate(rows, 1))
         except (OSError, ValueError) as error:  # Arrow's are ValueErrors
             raise ValueError(f"{self.name} can't be read as Parquet: {str(error).splitlines()[0]}.") from error
 

@@ -14,11 +14,10 @@ from transformers.core_model_loading import WeightRenaming, apply_renamings
 
 from ..model.configuration_pai_painter import PaiPainterVQConfig
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
-from ..model.lora_pai_painter import load_processor
 from ..model.model_files_pai_painter import read_painter_folder
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
-from ..model.processing_pai_painter import PaiPainterProcessor
+from ..model.processing_pai_painter import PaiPainterProcessor, load_processor
 from ..model_hash import architecture_of
 from .checkpoint_reading import CheckpointError, ConversionReport, fill_model, grouped, load_weights
 

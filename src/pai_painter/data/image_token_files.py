@@ -14,9 +14,9 @@ from PIL import Image
 from ..imaging.png_files import file_stem, unique_names
 from ..model.configuration_pai_painter import PaiPainterVQConfig
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
-from ..model.lora_pai_painter import load_processor
 from ..model.model_files_pai_painter import read_painter_folder
 from ..model.modeling_vqgan import PaiPainterVQModel
+from ..model.processing_pai_painter import load_processor
 from ..whole_files import write_whole
 from .open_picture import open_picture
 

@@ -24,11 +24,6 @@ class StreamedRow(NamedTuple):
     position: int  # how many rows of the epoch lie behind it, itself and the other processes' included
 
 
-def list_of_process(rejects: Path, rank: int) -> Path:
-    """Where the process `rank` lists unusable rows, if the first one does so in `rejects`."""
-    return rejects.with_name(f"{rejects.stem}-rank{rank}{rejects.suffix}") if rank else rejects
-
-
 class PictureStream(IterableDataset[StreamedRow]):
     """
     The rows of a source without end, shuffled anew in every epoch. Nothing is kept on the disk.
@@ -41,7 +36,8 @@ class PictureStream(IterableDataset[StreamedRow]):
     Args:
         shuffle_buffer: rows, not yet unpacked, that are held to draw from; 1 for the files' order.
         rank, processes: this process and how many there are.
-        max_bad_rows, rejects: see [`~data.row_cache.load_rows`], but each process counts and lists those it meets.
+        max_bad_rows, rejects: see [`~data.row_cache.load_rows`], but each process counts those it meets, and all but
+            the first list them in a file of their own, `…-rank1.jsonl`.
     """
 
     def __init__(
@@ -59,7 +55,9 @@ class PictureStream(IterableDataset[StreamedRow]):
             raise ValueError(f"shuffle_buffer is {shuffle_buffer}, but at least one row must be held.")
         self.source, self.seed, self.shuffle_buffer = source, seed, shuffle_buffer
         self.rank, self.processes, self.max_bad_rows = rank, processes, max_bad_rows
-        self.rejects = None if rejects is None else list_of_process(rejects, rank)
+        self.rejects = rejects
+        if rejects is not None and rank:
+            self.rejects = rejects.with_name(f"{rejects.stem}-rank{rank}{rejects.suffix}")
         self._epoch = self._position = 0
 
     def start_at(self, epoch: int, position: int) -> None:

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .configuration_pai_painter import PaiPainterVQConfig
-from .model_files_pai_painter import PainterFolder, naming_damaged_weights, read_painter_folder
+from .model_files_pai_painter import naming_damaged_weights, read_painter_folder
 from .modeling_pai_painter import PaiPainterForImageGeneration
-from .processing_pai_painter import PaiPainterProcessor
+from .processing_pai_painter import PaiPainterProcessor, load_processor
 from .sampling_pai_painter import read_generation_config
 from .weight_conversion import check_finite
 
@@ -25,7 +25,6 @@ __all__ = [
     "has_lora",
     "load_lora",
     "load_painter",
-    "load_processor",
     "lora_layers",
     "painter_names",
     "require_peft",
@@ -188,16 +187,6 @@ def take_lora_out(painter: PaiPainterForImageGeneration) -> None:
     if hasattr(painter, "peft_config"):
         del painter.peft_config
     painter._hf_peft_config_loaded = False
-
-
-def load_processor(folder: PainterFolder) -> PaiPainterProcessor:
-    """The processor of a painter or of an adapter's base; an error if it isn't there, is damaged or another model's."""
-    sizes: dict[str, int] = {}
-    if folder.layout == "EasyNLP":  # whose files say nothing of them
-        sizes = {"text_length": folder.config.text_length, "size": folder.vq_config.resolution}
-    processor = PaiPainterProcessor.from_pretrained(folder.name, **sizes, **folder.hub_options)
-    processor.check_model(folder.config)
-    return processor
 
 
 def load_painter(

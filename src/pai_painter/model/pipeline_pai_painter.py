@@ -298,13 +298,13 @@ class PaiPainterPipeline(PushToHubMixin, DiffusionPipeline, LoraPipelineMixin):
         """
         if push_to_hub or not safe_serialization:
             raise ValueError("Weights are saved as safetensors, and pushed by the pipeline's own `push_to_hub`.")
+        if has_lora(self.model) and variant is not None:
+            raise ValueError("`variant` is for whole models, but this one has an adapter.")
         self.processor.save_pretrained(save_directory)
-        options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         if has_lora(self.model):
-            if variant is not None:
-                raise ValueError("`variant` is for whole models, but this one has an adapter.")
             save_lora(self.model, save_directory)
             return
+        options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         self.model.save_pretrained(save_directory, variant=variant, **options)
         # Where the classes came from files of code, transformers copies those of the model; these are the pipeline's.
         code = custom_object_save(self, save_directory) if self.model._auto_class is not None else []

@@ -14,6 +14,7 @@ from .configuration_pai_painter import PaiPainterConfig
 from .image_processing_pai_painter import PaiPainterImageProcessor, Picture
 from .model_files_pai_painter import (
     HUB_OPTIONS,
+    PainterFolder,
     find_model_file,
     read_json_object,
     refuse_git_lfs_pointer,
@@ -225,6 +226,16 @@ class PaiPainterProcessor(ProcessorMixin):
         return ids[: self.text_length] + [self.tokenizer.pad_token_id] * -lost
 
 
+def load_processor(folder: PainterFolder) -> PaiPainterProcessor:
+    """The processor of a painter or of an adapter's base; an error if it isn't there, is damaged or another model's."""
+    sizes: dict[str, int] = {}
+    if folder.layout == "EasyNLP":  # whose files say nothing of them
+        sizes = {"text_length": folder.config.text_length, "size": folder.vq_config.resolution}
+    processor = PaiPainterProcessor.from_pretrained(folder.name, **sizes, **folder.hub_options)
+    processor.check_model(folder.config)
+    return processor
+
+
 def _image_settings(name: str, hub_options: dict[str, Any]) -> dict[str, Any]:
     """The image processor's settings in a native folder; EasyNLP's has none."""
     for file in ("processor_config.json", "config.json"):
@@ -260,4 +271,4 @@ def _load_tokenizer(name: str, sizes: dict[str, Any], hub_options: dict[str, Any
         raise ValueError(f"The tokenizer of {name} {what}: {reason}.") from error
 
 
-__all__ = ["PaiPainterProcessor"]
+__all__ = ["PaiPainterProcessor", "load_processor"]

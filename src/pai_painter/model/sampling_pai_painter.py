@@ -242,7 +242,8 @@ def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Ten
     every = torch.arange(0, width, 4, device=seeds.device)
     blocks = every.expand(len(seeds), -1) if tokens is None else tokens  # each block of four tokens has one counter
     given: list[Any] = [(seeds & _WORD)[:, None], (seeds >> 32)[:, None], blocks >> 2, positions[:, None]]
-    if seeds.device.type == "cpu" and type(blocks) is torch.Tensor:  # NumPy's operations start in a third of the time
+    # NumPy's operations start in a third of the time; tensors of other classes, such as fake ones, can't become arrays.
+    if seeds.device.type == "cpu" and type(blocks) is torch.Tensor:
         given = [each.numpy() for each in given]
     k0, k1, block, position = given
     words = torch.stack([torch.as_tensor(word) for word in philox((k0, k1), (block, position, 0, 0))])

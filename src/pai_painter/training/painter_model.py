@@ -9,11 +9,10 @@ import torch
 
 from ..model.configuration_pai_painter import PaiPainterConfig
 from ..model.image_processing_pai_painter import PaiPainterImageProcessor
-from ..model.lora_pai_painter import load_processor
 from ..model.model_files_pai_painter import find_model_file, read_painter_folder
 from ..model.modeling_pai_painter import PaiPainterForImageGeneration
 from ..model.modeling_vqgan import PaiPainterVQModel
-from ..model.processing_pai_painter import PaiPainterProcessor
+from ..model.processing_pai_painter import PaiPainterProcessor, load_processor
 from ..model.tokenization_pai_painter import PaiPainterTokenizer
 from ..model_hash import architecture_of
 from .arguments import PainterModelArguments
